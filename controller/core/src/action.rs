@@ -1,0 +1,114 @@
+//! What a tick wants done, and why. An action carries an epoch and an idempotency key, so applying it
+//! twice changes nothing and a controller that was thought dead cannot act.
+
+use crate::Nanos;
+use crate::snapshot::{InstanceId, ModelName, Placement, Revision};
+use serde::{Deserialize, Serialize};
+
+/// The outcome of a tick.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Effects {
+    pub actions: Vec<Action>,
+    /// When the next tick is due at the latest; an event may bring it forward.
+    pub next_tick_ns: Nanos,
+    /// One per model whose plan changed or that is worth a word; never empty when `actions` is not.
+    pub decisions: Vec<Decision>,
+}
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Action {
+    pub epoch: u64,
+    /// The same key never acts twice.
+    pub key: String,
+    pub kind: ActionKind,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum ActionKind {
+    /// Start an engine under this identity.
+    Start { instance: InstanceId, model: ModelName, revision: Revision, placement: Placement },
+    /// Take it out of routing, let it finish, stop it; at the deadline stop it anyway.
+    Drain { instance: InstanceId, deadline_ms: u64 },
+}
+
+/// A decision with its inputs and its reason: the log line, the metric and the API answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Decision {
+    pub at_ns: Nanos,
+    pub epoch: u64,
+    pub model: ModelName,
+    pub seen: Seen,
+    pub forecast: ForecastView,
+    pub capacity: CapacityView,
+    /// Instances that are ready or starting, and how many the plan wants.
+    pub have: u32,
+    pub want: u32,
+    pub reason: Reason,
+    /// The reason in words with its numbers, for people.
+    pub why: String,
+    pub actions: Vec<Action>,
+}
+
+/// Why the plan is what it is. Variants are metric labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// Requests are held and nothing serves the model.
+    HeldAtZero,
+    /// The forecast at the cold-start horizon exceeds what the instances can serve.
+    ForecastAboveCapacity,
+    /// Requests queue inside the engines or at the gateway beyond what the target allows.
+    QueueAboveTarget,
+    /// An instance died and its share is still needed.
+    ReplaceLost,
+    /// Expected cost of keeping it exceeds that of a later cold start.
+    Idle,
+    /// Fewer instances carry the forecast.
+    ForecastBelowCapacity,
+    /// The model was removed or its revision replaced.
+    Unregistered,
+    /// Wanted, but cores or memory are used by models that need them more.
+    NoRoom,
+    /// Given up for a model that needs the room more.
+    Evicted,
+    /// Nothing changes.
+    Steady,
+}
+
+/// What the tick saw.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Seen {
+    pub arrivals_total: u64,
+    /// Over the time since the last tick, 1/s.
+    pub arrival_rate_per_s: f64,
+    pub unidentified: f64,
+    pub held: u32,
+    pub in_flight: u32,
+    pub ready: u32,
+    pub starting: u32,
+    pub draining: u32,
+    pub idle_s: f64,
+}
+
+/// A view of the scenarios at the horizon that matters.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ForecastView {
+    pub horizon_s: f64,
+    pub requests_per_s_p50: f64,
+    pub requests_per_s_p90: f64,
+    pub scenarios: u32,
+}
+
+/// What one instance can do and what a start costs, as measured (or assumed, while unmeasured).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CapacityView {
+    pub requests_per_s_per_instance: f64,
+    pub concurrency_per_instance: f64,
+    pub cold_start_ms_p50: f64,
+    pub cold_start_ms_p90: f64,
+    /// Samples behind the figures; 0 means assumed.
+    pub samples: u32,
+}

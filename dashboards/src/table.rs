@@ -1,0 +1,138 @@
+//! Every metric Foreshock exports. Names follow Prometheus: base units, `_total` for counters, labels of
+//! low cardinality.
+
+/// Kind of a metric, as Prometheus has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Counter,
+    Gauge,
+    /// With these upper bounds.
+    Histogram(&'static [f64]),
+}
+
+/// One row of the table.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Metric {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub labels: &'static [&'static str],
+    pub help: &'static str,
+}
+
+/// Upper bounds for latencies from 1 ms to 60 s, seconds.
+pub const LATENCY_BUCKETS_S: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0,
+    30.0, 60.0,
+];
+
+const fn counter(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Metric {
+    Metric { name, kind: Kind::Counter, labels, help }
+}
+const fn gauge(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Metric {
+    Metric { name, kind: Kind::Gauge, labels, help }
+}
+const fn latency(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Metric {
+    Metric { name, kind: Kind::Histogram(LATENCY_BUCKETS_S), labels, help }
+}
+
+// Gateway: what clients asked for and got.
+pub const REQUESTS_TOTAL: Metric =
+    counter("foreshock_requests_total", &["model", "route", "code"], "API requests answered, by HTTP status.");
+pub const ARRIVALS_TOTAL: Metric = counter(
+    "foreshock_arrivals_total",
+    &["model"],
+    "Generation requests that named a model: demand as the gateway counts it.",
+);
+pub const HELD_REQUESTS: Metric = gauge("foreshock_held_requests", &["model"], "Requests that wait for an instance.");
+pub const IN_FLIGHT_REQUESTS: Metric = gauge("foreshock_in_flight_requests", &["model"], "Requests at an instance.");
+pub const REJECTED_TOTAL: Metric =
+    counter("foreshock_rejected_total", &["model", "reason"], "Requests refused before an instance saw them.");
+pub const RESUMED_STREAMS_TOTAL: Metric = counter(
+    "foreshock_resumed_streams_total",
+    &["model"],
+    "Streams that went on at another instance after theirs died.",
+);
+pub const FAILED_STREAMS_TOTAL: Metric =
+    counter("foreshock_failed_streams_total", &["model", "reason"], "Streams that ended with an error event.");
+pub const PROMPT_TOKENS_TOTAL: Metric =
+    counter("foreshock_prompt_tokens_total", &["model", "tenant"], "Prompt tokens served: metered once per request.");
+pub const OUTPUT_TOKENS_TOTAL: Metric =
+    counter("foreshock_output_tokens_total", &["model", "tenant"], "Output tokens delivered: metered once per token.");
+pub const HOLD_SECONDS: Metric =
+    latency("foreshock_hold_seconds", &["model"], "Time a request waited for an instance.");
+pub const GATEWAY_OVERHEAD_SECONDS: Metric = latency(
+    "foreshock_gateway_overhead_seconds",
+    &["model"],
+    "Gateway's own time before a request leaves for its instance, holding not counted.",
+);
+
+// Service quality, by who measured it.
+pub const TTFT_SECONDS: Metric = latency(
+    "foreshock_ttft_seconds",
+    &["model", "vantage"],
+    "Time to first token, as measured by kernel, gateway or engine.",
+);
+pub const ITL_SECONDS: Metric = latency(
+    "foreshock_itl_seconds",
+    &["model", "vantage"],
+    "Mean inter-token latency of a request, as measured by kernel, gateway or engine.",
+);
+
+// Engines.
+pub const INSTANCES: Metric =
+    gauge("foreshock_instances", &["model", "state"], "Engine instances by state: starting, ready, draining.");
+pub const COLD_START_SECONDS: Metric =
+    latency("foreshock_cold_start_seconds", &["model"], "From the decision to start an instance to its readiness.");
+pub const COLD_STARTS_TOTAL: Metric = counter("foreshock_cold_starts_total", &["model"], "Instances started.");
+pub const INSTANCE_EXITS_TOTAL: Metric = counter(
+    "foreshock_instance_exits_total",
+    &["model", "reason"],
+    "Engine processes that ended: drained, crashed, killed, oom.",
+);
+pub const KV_BLOCKS_USED: Metric =
+    gauge("foreshock_kv_blocks_used", &["model"], "KV blocks in use, over all instances.");
+pub const KV_BLOCKS_TOTAL: Metric =
+    gauge("foreshock_kv_blocks", &["model"], "KV blocks there are, over all instances.");
+pub const ENGINE_TOKENS_TOTAL: Metric =
+    counter("foreshock_engine_tokens_total", &["model", "phase"], "Tokens computed by engines in prefill and decode.");
+pub const ENGINE_BUSY_SECONDS_TOTAL: Metric =
+    counter("foreshock_engine_busy_seconds_total", &["model"], "Time engines spent in forward steps.");
+pub const ENGINE_RUNNING_SEQUENCES: Metric =
+    gauge("foreshock_engine_running_sequences", &["model"], "Sequences in running batches.");
+pub const ENGINE_WAITING_SEQUENCES: Metric =
+    gauge("foreshock_engine_waiting_sequences", &["model"], "Sequences waiting inside engines.");
+
+// Kernel.
+pub const KERNEL_SYNS_TOTAL: Metric = counter(
+    "foreshock_kernel_syns_total",
+    &["port_role"],
+    "TCP connection attempts (SYN) at watched ports, first attempts.",
+);
+pub const KERNEL_CONNECTIONS_TOTAL: Metric =
+    counter("foreshock_kernel_connections_total", &["port_role"], "TCP connections established at watched ports.");
+pub const KERNEL_REQUESTS_TOTAL: Metric =
+    counter("foreshock_kernel_requests_total", &["port_role"], "HTTP requests that the kernel saw begin.");
+pub const KERNEL_ACCEPT_QUEUE: Metric =
+    gauge("foreshock_kernel_accept_queue", &["port_role"], "Connections that wait to be accepted.");
+pub const KERNEL_EVENTS_LOST_TOTAL: Metric =
+    counter("foreshock_kernel_events_lost_total", &[], "Probe events dropped because the ring buffer was full.");
+pub const PROBES_ATTACHED: Metric =
+    gauge("foreshock_probes_attached", &["probe"], "1 when a kernel probe is attached, 0 when it is not.");
+
+// Controller.
+pub const TICKS_TOTAL: Metric = counter("foreshock_ticks_total", &[], "Controller ticks.");
+pub const TICK_SECONDS: Metric = latency("foreshock_tick_seconds", &[], "Time one tick took.");
+pub const DECISIONS_TOTAL: Metric = counter("foreshock_decisions_total", &["model", "reason"], "Decisions by reason.");
+pub const ACTIONS_TOTAL: Metric = counter("foreshock_actions_total", &["model", "kind", "outcome"], "Actions applied.");
+pub const FORECAST_REQUESTS_PER_SECOND: Metric = gauge(
+    "foreshock_forecast_requests_per_second",
+    &["model", "quantile"],
+    "Forecast arrival rate at the cold-start horizon.",
+);
+pub const ACTUAL_REQUESTS_PER_SECOND: Metric =
+    gauge("foreshock_actual_requests_per_second", &["model"], "Arrival rate observed over the last ticks.");
+pub const WANTED_INSTANCES: Metric = gauge("foreshock_wanted_instances", &["model"], "Instances the plan wants.");
+pub const MEMORY_BUDGET_BYTES: Metric =
+    gauge("foreshock_memory_budget_bytes", &[], "Memory that instances may use in all.");
+pub const MEMORY_PLACED_BYTES: Metric = gauge("foreshock_memory_placed_bytes", &[], "Memory given to instances.");
+pub const BUILD_INFO: Metric = gauge("foreshock_build_info", &["version"], "1, with the version.");

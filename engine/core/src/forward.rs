@@ -1,0 +1,62 @@
+//! The seam to a device: run one batch step.
+
+use thiserror::Error;
+
+/// A token of the vocabulary.
+pub type TokenId = u32;
+/// Index of a KV block in the device's pool.
+pub type BlockId = u32;
+
+/// What a device offers, fixed while it lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ForwardShape {
+    pub vocab: usize,
+    /// Tokens per KV block.
+    pub kv_block_tokens: usize,
+    /// KV blocks in the pool.
+    pub kv_blocks: usize,
+    /// Longest sequence, tokens.
+    pub context_tokens: usize,
+}
+
+/// Tokens to compute in one step, for any number of sequences at any mix of prefill and decode.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Batch {
+    /// New tokens of all sequences, each sequence's run contiguous, in `sequences` order.
+    pub tokens: Vec<TokenId>,
+    pub sequences: Vec<BatchSequence>,
+}
+
+/// One sequence's part of a [`Batch`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct BatchSequence {
+    /// Number of new tokens of this sequence in `Batch::tokens`, at least 1.
+    pub new_tokens: usize,
+    /// Position of the first new token; KV for all earlier positions is already in the blocks.
+    pub start: usize,
+    /// KV block of position `p` is `blocks[p / kv_block_tokens]`; long enough for the new tokens.
+    pub blocks: Vec<BlockId>,
+    /// Whether logits of the last new token are wanted (false for all but the last prefill chunk).
+    pub logits: bool,
+}
+
+/// A step failed. The sequences in it are lost, the device may go on.
+#[derive(Clone, Debug, Error, PartialEq)]
+pub enum ForwardError {
+    #[error("non-finite logits in sequence {sequence} of the batch")]
+    NonFinite { sequence: usize },
+    #[error("device failed: {message}")]
+    Device { message: String },
+}
+
+/// Runs batch steps on one device.
+///
+/// Contract: a sequence's logits are bitwise the same whatever else is in the batch, however its
+/// prefill was cut into steps, and whatever the number of threads.
+pub trait Forward: Send {
+    fn shape(&self) -> ForwardShape;
+
+    /// Writes one row of `vocab` logits for each sequence with `logits`, in batch order, into `out`
+    /// (resized as needed).
+    fn forward(&mut self, batch: &Batch, out: &mut Vec<f32>) -> Result<(), ForwardError>;
+}

@@ -1,0 +1,146 @@
+//! The engine's control protocol: JSON lines over a Unix socket, one [`Command`] answered by one
+//! [`Reply`]. Versioned, because engines outlive the controller that started them and a newer one adopts them.
+//!
+//! Fencing: every command but `Hello` carries the controller's epoch; an engine refuses an epoch
+//! lower than the highest it has seen, so a controller that was thought dead cannot drain an adopted engine.
+//! Before it loads, the engine also prints [`Notice`]s as JSON lines on stdout, so that its parent
+//! learns port and readiness without polling.
+
+use serde::{Deserialize, Serialize};
+
+/// Version of this protocol; an engine with another major version is drained and replaced, not driven.
+pub const PROTOCOL: u32 = 1;
+/// An engine with no `Renew` for this long finishes its streams and exits.
+pub const DEFAULT_LEASE_MS: u64 = 60_000;
+
+/// Controller to engine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "command", deny_unknown_fields)]
+pub enum Command {
+    /// Who are you? Answered with [`Reply::Hello`].
+    Hello { protocol: u32 },
+    /// Renew the lease and report. Answered with [`Reply::Telemetry`].
+    Renew { epoch: u64, lease_ms: u64 },
+    /// Take no new request, finish those in hand, exit; at the deadline exit anyway.
+    Drain { epoch: u64, deadline_ms: u64 },
+}
+
+/// Engine to controller.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "reply")]
+pub enum Reply {
+    Hello(Hello),
+    Telemetry(Telemetry),
+    /// The command was taken.
+    Done,
+    /// It was not.
+    Refused {
+        message: String,
+    },
+}
+
+/// Identity of a running engine: all that a controller needs to adopt it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    pub protocol: u32,
+    pub instance: String,
+    pub model: String,
+    pub revision: String,
+    pub pid: u32,
+    /// Loopback TCP port that serves the hop and the OpenAI API.
+    pub port: u16,
+    pub cores: Vec<u32>,
+    /// CLOCK_MONOTONIC when the process began, ns.
+    pub started_at_ns: u64,
+    /// CLOCK_MONOTONIC when it could first compute, ns; none while it loads.
+    pub ready_at_ns: Option<u64>,
+    /// Highest controller epoch seen.
+    pub epoch: u64,
+}
+
+/// Where an engine is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EngineState {
+    Loading,
+    Ready,
+    Draining,
+}
+
+/// Totals since the engine began, and the requests that ended since the last report.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Telemetry {
+    /// CLOCK_MONOTONIC when taken, ns.
+    pub at_ns: u64,
+    pub state: EngineState,
+    pub ready_at_ns: Option<u64>,
+    /// Sequences in the running batch, and those waiting for KV blocks or a slot.
+    pub running: u32,
+    pub waiting: u32,
+    pub kv_blocks_total: u32,
+    pub kv_blocks_used: u32,
+    pub prefill_tokens_total: u64,
+    pub decode_tokens_total: u64,
+    pub requests_total: u64,
+    pub cancelled_total: u64,
+    pub steps_total: u64,
+    /// Time spent inside forward steps, ns.
+    pub busy_ns_total: u64,
+    pub resident_bytes: u64,
+    pub phases: StartPhases,
+    /// Requests ended since the last report, oldest first; bounded, the rest counted.
+    pub finished: Vec<FinishedRequest>,
+    pub finished_dropped_total: u64,
+}
+
+/// What a start cost, phase by phase, ms from the process's beginning.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StartPhases {
+    pub listening_ms: f64,
+    pub mapped_ms: f64,
+    pub ready_ms: f64,
+    /// End of the first forward step; none before it.
+    pub first_step_ms: Option<f64>,
+    pub first_token_ms: Option<f64>,
+}
+
+/// One request as its engine saw it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FinishedRequest {
+    pub request_id: String,
+    pub prompt_tokens: u32,
+    pub cached_tokens: u32,
+    pub output_tokens: u32,
+    /// From arrival to joining the batch.
+    pub queue_ms: f64,
+    /// From arrival to the first token's sending.
+    pub ttft_ms: f64,
+    /// Mean time between tokens; none with fewer than two.
+    pub itl_ms_mean: Option<f64>,
+    /// CLOCK_MONOTONIC of arrival, first token's write and last token's write, ns.
+    pub arrived_at_ns: u64,
+    pub first_token_at_ns: u64,
+    pub last_token_at_ns: u64,
+    pub outcome: Outcome,
+}
+
+/// How a request ended at its engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    Finished,
+    Cancelled,
+    Failed,
+}
+
+/// A line on the engine's stdout.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "notice")]
+pub enum Notice {
+    /// The port is bound: requests may be sent and wait inside until the model is loaded.
+    Listening { port: u16, pid: u32, at_ns: u64 },
+    /// The model can compute.
+    Ready { at_ns: u64 },
+    /// The start failed; the process exits after this line.
+    Failed { message: String },
+}
