@@ -2,7 +2,7 @@
 //! low cardinality.
 
 /// Kind of a metric, as Prometheus has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
     Counter,
     Gauge,
