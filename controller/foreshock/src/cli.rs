@@ -1,0 +1,175 @@
+//! The command line. Every option may also come from the environment (`FORESHOCK_...`), which is read
+//! here and nowhere else.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// An autoscaling controller driven by eBPF, with its own LLM serving engine.
+#[derive(Parser)]
+#[command(name = "foreshock", version, about)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Run gateway, controller and node agent; engines start and stop by demand.
+    Serve(ServeArgs),
+    /// Run one engine instance: an OpenAI-compatible server by itself.
+    Engine(EngineArgs),
+    /// The model registry.
+    Models(ModelsArgs),
+    /// Why a model has the instances it has.
+    Explain(ExplainArgs),
+}
+
+/// Where state is kept.
+#[derive(Args, Clone, Debug)]
+pub struct StateArgs {
+    /// State folder [default: $XDG_STATE_HOME/foreshock or ~/.local/state/foreshock].
+    #[arg(long, env = "FORESHOCK_STATE")]
+    pub state: Option<PathBuf>,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    pub state: StateArgs,
+    /// Data port: the OpenAI API.
+    #[arg(long, env = "FORESHOCK_LISTEN", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+    /// Admin port: decisions, instances, registry.
+    #[arg(long, env = "FORESHOCK_ADMIN", default_value = "127.0.0.1:8081")]
+    pub admin: SocketAddr,
+    /// Attach no kernel probes; demand comes from the gateway's counters alone.
+    #[arg(long, env = "FORESHOCK_NO_PROBES")]
+    pub no_probes: bool,
+    /// Decide and record, act on nothing.
+    #[arg(long, env = "FORESHOCK_ADVISE")]
+    pub advise: bool,
+    /// Cores that engines may use [default: all that this process may].
+    #[arg(long, env = "FORESHOCK_CORES", value_delimiter = ',')]
+    pub cores: Vec<u32>,
+    /// Cores of one instance [default: a quarter of them, at least 1].
+    #[arg(long, env = "FORESHOCK_CORES_PER_INSTANCE")]
+    pub cores_per_instance: Option<u32>,
+    /// Memory that engines may use in all, bytes [default: 80% of what is available].
+    #[arg(long, env = "FORESHOCK_MEMORY_BYTES")]
+    pub memory_bytes: Option<u64>,
+    /// KV cache of one instance, bytes.
+    #[arg(long, env = "FORESHOCK_KV_BYTES", default_value_t = 256 << 20)]
+    pub kv_bytes: u64,
+    /// Idle time after which an instance costs more than a later cold start, seconds.
+    #[arg(long, env = "FORESHOCK_IDLE_SECONDS", default_value_t = 30.0)]
+    pub idle_seconds: f64,
+    /// Longest time a request is held while its model starts, milliseconds.
+    #[arg(long, env = "FORESHOCK_HOLD_TIMEOUT_MS", default_value_t = 60_000)]
+    pub hold_timeout_ms: u64,
+    /// Requests held per model before more are refused with 429.
+    #[arg(long, env = "FORESHOCK_HOLD_LIMIT", default_value_t = 256)]
+    pub hold_limit: usize,
+    /// Time that running requests get to finish at shutdown, milliseconds.
+    #[arg(long, env = "FORESHOCK_DRAIN_TIMEOUT_MS", default_value_t = 10_000)]
+    pub drain_timeout_ms: u64,
+    /// Engines without a controller for this long finish their streams and exit, milliseconds.
+    #[arg(long, env = "FORESHOCK_LEASE_MS", default_value_t = 60_000)]
+    pub lease_ms: u64,
+    /// Number format of the engines' arithmetic.
+    #[arg(long, env = "FORESHOCK_COMPUTE", value_enum, default_value_t = Compute::Fast)]
+    pub compute: Compute,
+    /// Log as JSON lines.
+    #[arg(long, env = "FORESHOCK_LOG_JSON")]
+    pub log_json: bool,
+}
+
+/// Arithmetic of the CPU kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Compute {
+    /// Weights dequantised, all in f32: the reference.
+    F32,
+    /// Integer dot products on quantised activations.
+    Fast,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct EngineArgs {
+    /// Checkpoint (GGUF).
+    #[arg(long)]
+    pub model: PathBuf,
+    /// TCP port; 0 takes a free one.
+    #[arg(long, default_value_t = 8090)]
+    pub port: u16,
+    #[arg(long, default_value = "127.0.0.1")]
+    pub host: std::net::IpAddr,
+    /// Name under which the model is served [default: the file's name without its ending].
+    #[arg(long)]
+    pub name: Option<String>,
+    #[arg(long, value_enum, default_value_t = Compute::Fast)]
+    pub compute: Compute,
+    /// Cores to run on, one thread each [default: all that this process may].
+    #[arg(long, value_delimiter = ',')]
+    pub cores: Vec<u32>,
+    /// KV cache, bytes [default: by available memory].
+    #[arg(long)]
+    pub kv_bytes: Option<u64>,
+    /// Requests that may wait inside before more are refused.
+    #[arg(long, default_value_t = 256)]
+    pub max_queue: usize,
+    /// Identity given by the controller.
+    #[arg(long, requires = "control", hide = true)]
+    pub instance: Option<String>,
+    #[arg(long, hide = true)]
+    pub revision: Option<String>,
+    /// Control socket: given by the controller, whose lease it then needs.
+    #[arg(long, requires = "instance", hide = true)]
+    pub control: Option<PathBuf>,
+    #[arg(long, default_value_t = 60_000, hide = true)]
+    pub lease_ms: u64,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct ModelsArgs {
+    #[command(subcommand)]
+    pub command: ModelsCommand,
+}
+
+#[derive(Subcommand, Clone, Debug)]
+pub enum ModelsCommand {
+    /// Register a checkpoint under a name.
+    Add {
+        name: String,
+        path: PathBuf,
+        #[command(flatten)]
+        state: StateArgs,
+    },
+    /// List registered models.
+    Ls {
+        #[command(flatten)]
+        state: StateArgs,
+    },
+    /// Forget a model; its instances are drained, its file stays.
+    Rm {
+        name: String,
+        #[command(flatten)]
+        state: StateArgs,
+    },
+    /// What a registered model, or a file, is made of.
+    Inspect {
+        name_or_path: String,
+        #[command(flatten)]
+        state: StateArgs,
+    },
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct ExplainArgs {
+    /// Registered model.
+    pub model: String,
+    /// Newest decisions to show.
+    #[arg(long, default_value_t = 20)]
+    pub limit: usize,
+    #[command(flatten)]
+    pub state: StateArgs,
+}
