@@ -1,0 +1,142 @@
+//! One sequence: its tokens, how far they are computed, its blocks, and when it ends.
+
+use crate::forward::{BlockId, TokenId};
+use serde::{Deserialize, Serialize};
+
+/// Name of a sequence, chosen by the caller and unique while the sequence lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SequenceId(pub u64);
+
+/// When a sequence ends, in output tokens. Those emitted by an earlier instance count.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Output tokens in all.
+    pub max_tokens: usize,
+    /// Output tokens before which neither end-of-sequence nor a stop token ends it.
+    pub min_tokens: usize,
+    /// Go on after the model's end-of-sequence tokens.
+    pub ignore_eos: bool,
+    /// More tokens that end it.
+    pub stop_token_ids: Vec<TokenId>,
+}
+
+/// Why a sequence ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EndReason {
+    /// An end-of-sequence or stop token.
+    Stop,
+    /// `max_tokens`, the context, or the whole KV pool is used up.
+    Length,
+}
+
+/// A sequence to serve.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Submission {
+    pub id: SequenceId,
+    /// At least one token.
+    pub prompt: Vec<TokenId>,
+    /// Output that was already delivered elsewhere: it is computed again, never sampled again.
+    pub emitted: Vec<TokenId>,
+    pub limits: Limits,
+}
+
+/// What all sequences of a model share in judging an end.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct EndRule {
+    /// Tokens that end a sequence unless its `ignore_eos` is set.
+    pub eos_token_ids: Vec<TokenId>,
+    /// Longest sequence, prompt and output together.
+    pub max_sequence_tokens: usize,
+}
+
+impl EndRule {
+    /// Whether the output so far, of which `last` is the newest token, ends the sequence.
+    /// `output_tokens` and `sequence_tokens` count `last`.
+    pub fn end(
+        &self,
+        limits: &Limits,
+        last: TokenId,
+        output_tokens: usize,
+        sequence_tokens: usize,
+    ) -> Option<EndReason> {
+        if output_tokens >= limits.min_tokens && self.is_stop(limits, last) {
+            return Some(EndReason::Stop);
+        }
+        let full = output_tokens >= limits.max_tokens || sequence_tokens >= self.max_sequence_tokens;
+        full.then_some(EndReason::Length)
+    }
+
+    /// Whether this token ends a sequence with these limits, once `min_tokens` are there.
+    pub fn is_stop(&self, limits: &Limits, token: TokenId) -> bool {
+        (!limits.ignore_eos && self.eos_token_ids.contains(&token)) || limits.stop_token_ids.contains(&token)
+    }
+
+    /// The end that a resumed sequence had already reached with its emitted tokens, if any.
+    pub(crate) fn end_of_emitted(&self, submission: &Submission) -> Option<EndReason> {
+        let Submission { prompt, emitted, limits, .. } = submission;
+        if limits.max_tokens == 0 {
+            return Some(EndReason::Length);
+        }
+        emitted.iter().enumerate().find_map(|(i, token)| self.end(limits, *token, i + 1, prompt.len() + i + 1))
+    }
+}
+
+/// A sequence inside the scheduler.
+#[derive(Clone, Debug)]
+pub(crate) struct Sequence {
+    /// Prompt, then output.
+    pub tokens: Vec<TokenId>,
+    pub prompt_tokens: usize,
+    /// Positions whose KV is in the blocks.
+    pub computed: usize,
+    /// Whether the whole prefix has been computed, so that one token a step is left to do.
+    pub decoding: bool,
+    /// Whether it has ever held blocks: false until it is first admitted.
+    pub joined: bool,
+    pub blocks: Vec<BlockId>,
+    pub limits: Limits,
+}
+
+impl Sequence {
+    pub fn new(submission: Submission) -> Self {
+        let Submission { prompt, emitted, limits, .. } = submission;
+        let prompt_tokens = prompt.len();
+        let mut tokens = prompt;
+        tokens.extend(emitted);
+        Self { tokens, prompt_tokens, computed: 0, decoding: false, joined: false, blocks: Vec::new(), limits }
+    }
+
+    pub fn output_tokens(&self) -> usize {
+        self.tokens.len() - self.prompt_tokens
+    }
+
+    /// Tokens whose KV is still to be computed before the next one can be sampled.
+    pub fn remaining(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(limits: Limits, last: TokenId, output_tokens: usize, expected: Option<EndReason>) {
+        let rule = EndRule { eos_token_ids: vec![2], max_sequence_tokens: 20 };
+        assert_eq!(rule.end(&limits, last, output_tokens, output_tokens + 10), expected, "{limits:?} {last}");
+    }
+
+    #[test]
+    fn ends() {
+        let limits = Limits { max_tokens: 8, min_tokens: 0, ignore_eos: false, stop_token_ids: vec![5] };
+        check(limits.clone(), 1, 1, None);
+        check(limits.clone(), 2, 1, Some(EndReason::Stop));
+        check(limits.clone(), 5, 1, Some(EndReason::Stop));
+        check(limits.clone(), 1, 8, Some(EndReason::Length));
+        check(limits.clone(), 2, 8, Some(EndReason::Stop));
+        check(Limits { ignore_eos: true, ..limits.clone() }, 2, 1, None);
+        check(Limits { ignore_eos: true, ..limits.clone() }, 5, 1, Some(EndReason::Stop));
+        check(Limits { min_tokens: 3, ..limits.clone() }, 2, 2, None);
+        check(Limits { min_tokens: 3, ..limits.clone() }, 2, 3, Some(EndReason::Stop));
+        check(Limits { max_tokens: 99, ..limits }, 1, 10, Some(EndReason::Length));
+    }
+}
