@@ -5,6 +5,7 @@
 
 pub mod control;
 pub mod hop;
+pub mod openai;
 pub mod sampling;
 
 /// A token of a model's vocabulary.

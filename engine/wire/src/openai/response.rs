@@ -1,0 +1,142 @@
+//! Answers, as they go out. `None` is written as `null` where OpenAI's API does so, because typed clients
+//! look for the field.
+
+use crate::hop::FinishReason;
+use serde::{Deserialize, Serialize};
+
+/// Tokens of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    pub prompt_tokens: u32,
+    pub completion_tokens: u32,
+    pub total_tokens: u32,
+    pub prompt_tokens_details: PromptTokensDetails,
+}
+
+impl Usage {
+    /// Usage of some counts.
+    pub fn new(prompt_tokens: u32, completion_tokens: u32, cached_tokens: u32) -> Self {
+        let total_tokens = prompt_tokens.saturating_add(completion_tokens);
+        Self {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens,
+            prompt_tokens_details: PromptTokensDetails { cached_tokens },
+        }
+    }
+}
+
+/// Part of [`Usage`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PromptTokensDetails {
+    /// Prompt tokens that came from the prefix cache.
+    pub cached_tokens: u32,
+}
+
+/// A whole chat answer.
+#[derive(Clone, Debug, Serialize)]
+pub struct ChatCompletion<'a> {
+    pub id: &'a str,
+    /// `chat.completion`
+    pub object: &'static str,
+    pub created: u64,
+    pub model: &'a str,
+    pub choices: Vec<ChatChoice>,
+    pub usage: Usage,
+}
+
+/// One choice of a [`ChatCompletion`].
+#[derive(Clone, Debug, Serialize)]
+pub struct ChatChoice {
+    pub index: u32,
+    pub message: ChatReply,
+    pub logprobs: Option<()>,
+    pub finish_reason: FinishReason,
+}
+
+/// What the assistant says.
+#[derive(Clone, Debug, Serialize)]
+pub struct ChatReply {
+    /// `assistant`
+    pub role: &'static str,
+    pub content: String,
+    pub refusal: Option<String>,
+}
+
+/// One event of a chat stream.
+#[derive(Clone, Debug, Serialize)]
+pub struct ChatChunk<'a> {
+    pub id: &'a str,
+    /// `chat.completion.chunk`
+    pub object: &'static str,
+    pub created: u64,
+    pub model: &'a str,
+    pub choices: &'a [ChatChunkChoice<'a>],
+    /// Outer none: not asked for. Inner none: asked for, and not this chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Option<Usage>>,
+}
+
+/// One choice of a [`ChatChunk`].
+#[derive(Clone, Debug, Serialize)]
+pub struct ChatChunkChoice<'a> {
+    pub index: u32,
+    pub delta: ChatDelta<'a>,
+    pub logprobs: Option<()>,
+    pub finish_reason: Option<FinishReason>,
+}
+
+/// What a chunk adds.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ChatDelta<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content: Option<&'a str>,
+}
+
+/// A completion, whole or one event of its stream: OpenAI uses one shape for both.
+#[derive(Clone, Debug, Serialize)]
+pub struct TextCompletion<'a> {
+    pub id: &'a str,
+    /// `text_completion`
+    pub object: &'static str,
+    pub created: u64,
+    pub model: &'a str,
+    pub choices: &'a [CompletionChoice<'a>],
+    /// Outer none: not asked for. Inner none: asked for, and not this chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Option<Usage>>,
+}
+
+/// One choice of a [`TextCompletion`].
+#[derive(Clone, Debug, Serialize)]
+pub struct CompletionChoice<'a> {
+    pub text: &'a str,
+    pub index: u32,
+    pub logprobs: Option<()>,
+    pub finish_reason: Option<FinishReason>,
+}
+
+/// `GET /v1/models`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ModelList {
+    /// `list`
+    pub object: String,
+    pub data: Vec<ModelObject>,
+}
+
+/// `GET /v1/models/{id}`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ModelObject {
+    pub id: String,
+    /// `model`
+    pub object: String,
+    pub created: u64,
+    /// `foreshock`
+    pub owned_by: String,
+    /// Digest of weights and parameters: what the name stands for now.
+    pub revision: String,
+    /// Longest sequence, tokens; named as vLLM names it.
+    pub max_model_len: u32,
+}
