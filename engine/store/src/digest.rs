@@ -1,0 +1,17 @@
+//! The digest that names a revision: the same bytes are the same model wherever they lie.
+
+use crate::{GgufError, mapping::Mapping};
+use sha2::{Digest, Sha256};
+use std::{fmt::Write, path::Path};
+
+/// SHA-256 of the file as 64 lower-case hex digits.
+pub fn digest(path: impl AsRef<Path>) -> Result<String, GgufError> {
+    let mapping = Mapping::open(path.as_ref())?;
+    mapping.will_need();
+    let mut hex = String::with_capacity(64);
+    for byte in Sha256::digest(mapping.bytes()) {
+        // Writing to a String cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+    }
+    Ok(hex)
+}

@@ -1,0 +1,69 @@
+//! Whether a checkpoint can be run: every tensor that the architecture needs is there, with the right
+//! shape and a type that the kernels know. Registering a model calls this, so that a bad file is
+//! refused by the person who adds it and not by the first request.
+
+use crate::{GgmlType, Gguf, GgufError, LlamaConfig};
+
+/// Weight types that the runtime computes with.
+pub const RUNNABLE_TYPES: [GgmlType; 5] =
+    [GgmlType::F32, GgmlType::F16, GgmlType::Q4_0, GgmlType::Q4_1, GgmlType::Q8_0];
+
+impl Gguf {
+    /// Checks that the model can be loaded and returns its hyperparameters.
+    pub fn validate(&self) -> Result<LlamaConfig, GgufError> {
+        let config = LlamaConfig::read(self)?;
+        let (width, ffn, q, kv) = (config.width, config.ffn_width, config.q_width(), config.kv_width());
+        self.expect("token_embd.weight", &[width, config.vocab])?;
+        self.expect_f32("output_norm.weight", width)?;
+        if !config.tied {
+            self.expect("output.weight", &[width, config.vocab])?;
+        }
+        for layer in 0..config.layers {
+            let name = |part: &str| format!("blk.{layer}.{part}.weight");
+            self.expect_f32(&name("attn_norm"), width)?;
+            self.expect(&name("attn_q"), &[width, q])?;
+            self.expect(&name("attn_k"), &[width, kv])?;
+            self.expect(&name("attn_v"), &[width, kv])?;
+            self.expect(&name("attn_output"), &[q, width])?;
+            self.expect_f32(&name("ffn_norm"), width)?;
+            self.expect(&name("ffn_gate"), &[width, ffn])?;
+            self.expect(&name("ffn_up"), &[width, ffn])?;
+            self.expect(&name("ffn_down"), &[ffn, width])?;
+        }
+        self.refuse_unknown()?;
+        Ok(config)
+    }
+
+    /// Tensors that would change the result but that nothing would read (biases, frequency tables) must
+    /// be refused, or the model would run and answer wrongly.
+    fn refuse_unknown(&self) -> Result<(), GgufError> {
+        for tensor in self.tensors() {
+            if tensor.name == "rope_freqs.weight" || tensor.name.ends_with(".bias") {
+                let message = "not supported by this runtime (biases and rotary frequency tables are not)".to_owned();
+                return Err(GgufError::Tensor { name: tensor.name.to_owned(), message });
+            }
+        }
+        Ok(())
+    }
+
+    fn expect(&self, name: &str, dims: &[usize]) -> Result<(), GgufError> {
+        let tensor = self.tensor(name)?;
+        let wrong = |message| Err(GgufError::Tensor { name: name.to_owned(), message });
+        if !tensor.dims.iter().copied().eq(dims.iter().map(|dim| *dim as u64)) {
+            return wrong(format!("shape {:?}, expected {dims:?}", tensor.dims));
+        }
+        if !RUNNABLE_TYPES.contains(&tensor.kind) {
+            return wrong(format!("type {} is not supported; supported: {RUNNABLE_TYPES:?}", tensor.kind));
+        }
+        Ok(())
+    }
+
+    fn expect_f32(&self, name: &str, len: usize) -> Result<(), GgufError> {
+        self.expect(name, &[len])?;
+        let kind = self.tensor(name)?.kind;
+        if kind != GgmlType::F32 {
+            return Err(GgufError::Tensor { name: name.to_owned(), message: format!("type {kind}, expected F32") });
+        }
+        Ok(())
+    }
+}
