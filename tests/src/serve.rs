@@ -207,7 +207,8 @@ fn wait_exit(child: &mut Child, patience: Duration) -> Result<Option<ExitStatus>
     Ok(None)
 }
 
-fn sum_series(exposition: &str, name: &str, parts: &[&str]) -> f64 {
+/// Sum over the series of a metric in an exposition whose labels hold every `part`.
+pub fn sum_series(exposition: &str, name: &str, parts: &[&str]) -> f64 {
     exposition
         .lines()
         .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])))
