@@ -1,0 +1,223 @@
+//! The gateway as a whole: a `Backend` for the HTTP layer on one side, the route table and the demand
+//! counters for the controller on the other.
+
+use crate::demand::ModelDemand;
+use crate::meters::count_rejected;
+use crate::model::{ModelState, TextCell};
+use crate::options::GatewayOptions;
+use crate::outlet::Outlet;
+use crate::records::{RecordRing, RequestRecord};
+use crate::request::Active;
+use crate::routes::RouteTable;
+use crate::text::TextModels;
+use engine_http::backend::TokenStream;
+use engine_http::{ApiError, Backend, ModelCard, RequestContext};
+use engine_text::TextModel;
+use engine_wire::hop::GenerateRequest;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use tokio::sync::{Notify, watch};
+
+/// The front door. Clones are the same gateway.
+#[derive(Clone)]
+pub struct Gateway {
+    shared: Arc<Shared>,
+}
+
+/// What all requests share.
+pub struct Shared {
+    pub options: GatewayOptions,
+    models: RwLock<BTreeMap<String, Arc<ModelState>>>,
+    texts: TextModels,
+    pub records: RecordRing,
+    /// Wakes the controller when a request is held.
+    pub demand_changed: Notify,
+    published: AtomicBool,
+    draining: AtomicBool,
+    http_requests_total: AtomicU64,
+    /// Requests whose tasks run.
+    active: watch::Sender<usize>,
+}
+
+impl Gateway {
+    /// Starts a gateway that follows `routes` until their sender is dropped. Must be called within a tokio
+    /// runtime, and after the metrics recorder is installed.
+    pub fn new(options: GatewayOptions, mut routes: watch::Receiver<Arc<RouteTable>>) -> Self {
+        let shared = Arc::new(Shared {
+            texts: TextModels::new(options.load_text.clone()),
+            records: RecordRing::new(options.record_limit),
+            options,
+            models: RwLock::default(),
+            demand_changed: Notify::new(),
+            published: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            http_requests_total: AtomicU64::new(0),
+            active: watch::Sender::new(0),
+        });
+        let first = routes.borrow_and_update().clone();
+        if *first != RouteTable::default() {
+            shared.follow(&first);
+        }
+        let follower = Arc::downgrade(&shared);
+        tokio::spawn(async move {
+            while routes.changed().await.is_ok() {
+                let table = routes.borrow_and_update().clone();
+                let Some(shared) = follower.upgrade() else { return };
+                shared.follow(&table);
+            }
+        });
+        Self { shared }
+    }
+
+    /// Demand on every model that is registered or still has requests.
+    pub fn demand(&self) -> BTreeMap<String, ModelDemand> {
+        let models = self.shared.models.read().unwrap_or_else(PoisonError::into_inner);
+        let demand = models.iter().map(|(name, model)| (name.clone(), model.demand(), model.route().is_some()));
+        demand
+            .filter(|(_, demand, registered)| *registered || demand.held > 0 || demand.in_flight > 0)
+            .map(|(name, demand, _)| (name, demand))
+            .collect()
+    }
+
+    /// Resolves when a request was held since the last call resolved; for one waiter, the controller's loop.
+    pub async fn demand_changed(&self) {
+        self.shared.demand_changed.notified().await;
+    }
+
+    /// Counts one HTTP request at the gateway's port, whatever becomes of it. The HTTP layer calls it for each
+    /// request that it answers, so that the total can be compared with the kernel's.
+    pub fn count_http_request(&self) {
+        self.shared.http_requests_total.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// HTTP requests answered so far.
+    pub fn http_requests_total(&self) -> u64 {
+        self.shared.http_requests_total.load(Ordering::Relaxed)
+    }
+
+    /// The latest `limit` finished generations, newest first.
+    pub fn access_records(&self, limit: usize) -> Vec<RequestRecord> {
+        self.shared.records.latest(limit)
+    }
+
+    /// Refuses new requests from now on. Running and held ones go on.
+    pub fn drain(&self) {
+        self.shared.draining.store(true, Ordering::Release);
+    }
+
+    /// Requests that are held or running.
+    pub fn active_requests(&self) -> usize {
+        *self.shared.active.borrow()
+    }
+
+    /// Resolves when no request is held or running. The caller bounds the wait.
+    pub async fn idle(&self) {
+        let mut active = self.shared.active.subscribe();
+        // The sender lives as long as `self`, so that waiting cannot fail.
+        let _ = active.wait_for(|active| *active == 0).await;
+    }
+}
+
+impl Shared {
+    fn model(&self, name: &str) -> Result<Arc<ModelState>, ApiError> {
+        let models = self.models.read().unwrap_or_else(PoisonError::into_inner);
+        models.get(name).cloned().ok_or_else(|| ApiError::ModelNotFound { model: name.to_owned() })
+    }
+
+    /// Takes over a route table.
+    fn follow(self: &Arc<Self>, table: &RouteTable) {
+        let mut models = self.models.write().unwrap_or_else(PoisonError::into_inner);
+        for name in table.models.keys() {
+            models.entry(name.clone()).or_insert_with(|| Arc::new(ModelState::new(name)));
+        }
+        let mut cells: BTreeMap<String, TextCell> = BTreeMap::new();
+        for (route, cell) in models.values().filter_map(|model| model.route()) {
+            cells.insert(route.revision.clone(), cell);
+        }
+        for (name, model) in models.iter() {
+            let route = table.models.get(name);
+            let cell = route.map(|route| cells.entry(route.revision.clone()).or_default().clone()).unwrap_or_default();
+            let endpoints = table.endpoints.get(name).map(Vec::as_slice).unwrap_or_default();
+            model.update(route, cell.clone(), endpoints);
+            if let Some(route) = route.filter(|_| cell.get().is_none()).cloned() {
+                let texts = self.texts.clone();
+                tokio::spawn(async move { texts.get(&route, &cell).await.map(drop) });
+            }
+        }
+        drop(models);
+        self.published.store(true, Ordering::Release);
+    }
+}
+
+impl Backend for Gateway {
+    fn models(&self) -> Vec<ModelCard> {
+        let models = self.shared.models.read().unwrap_or_else(PoisonError::into_inner);
+        let routes = models.values().filter_map(|model| model.route());
+        routes
+            .map(|(route, _)| ModelCard {
+                name: route.name.clone(),
+                revision: route.revision.clone(),
+                created_unix_s: route.created_unix_s,
+                context_tokens: route.context_tokens,
+            })
+            .collect()
+    }
+
+    async fn text(&self, model: &str) -> Result<Arc<TextModel>, ApiError> {
+        let not_found = || ApiError::ModelNotFound { model: model.to_owned() };
+        let (route, cell) = self.shared.model(model)?.route().ok_or_else(not_found)?;
+        self.shared.texts.get(&route, &cell).await
+    }
+
+    async fn generate(&self, context: RequestContext, request: GenerateRequest) -> Result<TokenStream, ApiError> {
+        let model = self.shared.model(&request.model)?;
+        let not_found = || ApiError::ModelNotFound { model: request.model.clone() };
+        let (route, _) = model.route().ok_or_else(not_found)?;
+        model.arrivals_total.fetch_add(1, Ordering::Relaxed);
+        model.meters().arrivals.increment(1);
+        if self.shared.draining.load(Ordering::Acquire) {
+            count_rejected(&model.name, "shutting_down");
+            return Err(ApiError::ShuttingDown);
+        }
+        let (outlet, receiver) = Outlet::new();
+        let active = ActiveCount::new(self.shared.clone());
+        let shared = self.shared.clone();
+        let running = Active::new(shared, model, route.revision.clone(), context, request, outlet);
+        tokio::spawn(async move {
+            running.run().await;
+            drop(active);
+        });
+        match receiver.started.await {
+            Ok(Ok(())) => Ok(TokenStream { events: receiver.events }),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(ApiError::Internal { message: "The request's task ended without an answer".to_owned() }),
+        }
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        if self.shared.draining.load(Ordering::Acquire) {
+            return Err("the gateway is shutting down".to_owned());
+        }
+        if !self.shared.published.load(Ordering::Acquire) {
+            return Err("the controller has not published its models yet".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// Counts a request's task while it runs.
+struct ActiveCount(Arc<Shared>);
+
+impl ActiveCount {
+    fn new(shared: Arc<Shared>) -> Self {
+        shared.active.send_modify(|active| *active += 1);
+        Self(shared)
+    }
+}
+
+impl Drop for ActiveCount {
+    fn drop(&mut self) {
+        self.0.active.send_modify(|active| *active -= 1);
+    }
+}

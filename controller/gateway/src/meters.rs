@@ -1,0 +1,55 @@
+//! Handles of the metrics that belong to one model. They are looked up once, at the model's first request,
+//! because a lookup by name and labels costs more than the rest of the gateway's bookkeeping.
+
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+
+/// Metric handles of one model.
+pub struct Meters {
+    pub arrivals: Counter,
+    pub held: Gauge,
+    pub in_flight: Gauge,
+    pub resumed: Counter,
+    pub hold_seconds: Histogram,
+    pub overhead_seconds: Histogram,
+    pub ttft_seconds: Histogram,
+    pub itl_seconds: Histogram,
+}
+
+impl Meters {
+    pub fn new(model: &str) -> Self {
+        let model = model.to_owned();
+        let gateway = [("model", model.clone()), ("vantage", "gateway".to_owned())];
+        Self {
+            arrivals: counter!(telemetry::ARRIVALS_TOTAL.name, "model" => model.clone()),
+            held: gauge!(telemetry::HELD_REQUESTS.name, "model" => model.clone()),
+            in_flight: gauge!(telemetry::IN_FLIGHT_REQUESTS.name, "model" => model.clone()),
+            resumed: counter!(telemetry::RESUMED_STREAMS_TOTAL.name, "model" => model.clone()),
+            hold_seconds: histogram!(telemetry::HOLD_SECONDS.name, "model" => model.clone()),
+            overhead_seconds: histogram!(telemetry::GATEWAY_OVERHEAD_SECONDS.name, "model" => model),
+            ttft_seconds: histogram!(telemetry::TTFT_SECONDS.name, &gateway),
+            itl_seconds: histogram!(telemetry::ITL_SECONDS.name, &gateway),
+        }
+    }
+}
+
+impl std::fmt::Debug for Meters {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Meters")
+    }
+}
+
+/// Counts a request that no instance saw.
+pub fn count_rejected(model: &str, reason: &'static str) {
+    counter!(telemetry::REJECTED_TOTAL.name, "model" => model.to_owned(), "reason" => reason).increment(1);
+}
+
+/// Counts a stream that ended with an error.
+pub fn count_failed(model: &str, reason: &'static str) {
+    counter!(telemetry::FAILED_STREAMS_TOTAL.name, "model" => model.to_owned(), "reason" => reason).increment(1);
+}
+
+/// The tenant's token counters: prompt, output.
+pub fn token_counters(model: &str, tenant: &str) -> (Counter, Counter) {
+    let labels = [("model", model.to_owned()), ("tenant", tenant.to_owned())];
+    (counter!(telemetry::PROMPT_TOKENS_TOTAL.name, &labels), counter!(telemetry::OUTPUT_TOKENS_TOTAL.name, &labels))
+}
