@@ -74,6 +74,8 @@ pub enum Reason {
     NoRoom,
     /// Given up for a model that needs the room more.
     Evicted,
+    /// An instance did not become ready; the next try waits, longer each time.
+    StartFailed,
     /// Nothing changes.
     Steady,
 }

@@ -1,9 +1,36 @@
 //! The pure controller: what was observed goes in, actions and their reasons come out.
 //!
-//! No clock, randomness, await, environment or I/O: the simulator runs this very code.
+//! No clock, randomness, await, environment or I/O: the simulator runs this very code. Collections are
+//! ordered maps throughout, so the same state and snapshot give the same effects on every machine.
 
 pub mod action;
+pub mod capacity;
+mod diff;
+mod explain;
+mod fleet;
+pub mod forecast;
+mod learn;
+mod need;
+mod plan;
+pub mod policy;
+mod room;
 pub mod snapshot;
+pub mod state;
+pub mod tick;
+
+pub use policy::Policy;
+pub use state::State;
+pub use tick::tick;
 
 /// CLOCK_MONOTONIC, nanoseconds, as the caller read it (or the simulator made it up).
 pub type Nanos = u64;
+
+/// Nanoseconds of one second.
+pub(crate) const NS_PER_S: u64 = 1_000_000_000;
+/// Nanoseconds of one millisecond.
+pub(crate) const NS_PER_MS: u64 = 1_000_000;
+
+/// Seconds from `from` to `to`; 0 where time went backwards.
+pub(crate) fn seconds_between(from: Nanos, to: Nanos) -> f64 {
+    to.saturating_sub(from) as f64 / NS_PER_S as f64
+}

@@ -1,0 +1,130 @@
+//! Decisions in words. A sentence holds the numbers that led to it, so that it can be checked.
+
+use crate::action::Reason;
+use crate::need::Need;
+use crate::plan::{Plan, PlannedDrain};
+use crate::state::ModelState;
+use crate::{Nanos, seconds_between};
+
+/// The sentence for one model's decision.
+pub(crate) fn sentence(
+    name: &str,
+    need: &Need,
+    model: &ModelState,
+    plan: &Plan,
+    reason: Reason,
+    now_ns: Nanos,
+) -> String {
+    let seen = &need.seen;
+    let capacity = &need.capacity;
+    let drains: Vec<&PlannedDrain> = plan.drains.iter().filter(|drain| drain.model == name).collect();
+    match reason {
+        Reason::HeldAtZero => format!(
+            "{} held and nothing serves {name}: starting {}; a cold start takes {:.1} s (p90 {:.1} s, {}).",
+            requests(u64::from(seen.held.max(seen.in_flight))),
+            instances(starts(plan, name)),
+            capacity.cold_start_ms_p50 / 1e3,
+            capacity.cold_start_ms_p90 / 1e3,
+            measured(capacity.samples),
+        ),
+        Reason::ReplaceLost => format!(
+            "{} died with {} present: starting {}.",
+            instances(model.lost.max(1)),
+            requests(need.load),
+            instances(starts(plan, name)),
+        ),
+        Reason::QueueAboveTarget => format!(
+            "{} present ({} held, {} in flight), more than {} can take up within a cold start of {:.1} s at {:.1} requests/s and {:.0} at once each ({}): starting {}.",
+            requests(need.load),
+            seen.held,
+            seen.in_flight,
+            instances(seen.ready + seen.starting),
+            capacity.cold_start_ms_p50 / 1e3,
+            capacity.requests_per_s_per_instance,
+            capacity.concurrency_per_instance,
+            measured(capacity.samples),
+            instances(starts(plan, name)),
+        ),
+        Reason::ForecastAboveCapacity => format!(
+            "{:.1} requests/s expected (p90) in {:.1} s, and {} at {:.1} requests/s each ({}) carry less: starting {}.",
+            need.forecast_view.requests_per_s_p90,
+            need.forecast_view.horizon_s,
+            instances(seen.ready + seen.starting),
+            capacity.requests_per_s_per_instance,
+            measured(capacity.samples),
+            instances(starts(plan, name)),
+        ),
+        Reason::Idle => format!("Idle for {:.1} s: {}; {}.", seen.idle_s, because(&drains), stopping(&drains),),
+        Reason::ForecastBelowCapacity => format!(
+            "{:.1} requests/s expected (p90) need {} of {}: {}; {}.",
+            need.forecast_view.requests_per_s_p90,
+            instances(need.need.max(1)),
+            seen.ready + seen.starting,
+            because(&drains),
+            stopping(&drains),
+        ),
+        Reason::Evicted | Reason::Unregistered => format!("{}: {}.", capital(&because(&drains)), stopping(&drains)),
+        Reason::NoRoom => format!(
+            "{} held, {} wanted and no room: {}.",
+            requests(u64::from(seen.held)),
+            instances(need.need),
+            plan.no_room.get(name).map_or("no cores or memory are free", String::as_str),
+        ),
+        Reason::StartFailed => failed(model, &drains, now_ns),
+        Reason::Steady => format!("{} for {} present.", instances(seen.ready + seen.starting), requests(need.load)),
+    }
+}
+
+/// The sentence for instances of a model that is not registered.
+pub(crate) fn unregistered(name: &str, plan: &Plan) -> String {
+    let drains: Vec<&PlannedDrain> = plan.drains.iter().filter(|drain| drain.model == name).collect();
+    if drains.is_empty() {
+        return format!("{name} is not registered and its instance has not begun to drain: asking again.");
+    }
+    format!("{}: {}.", capital(&because(&drains)), stopping(&drains))
+}
+
+fn failed(model: &ModelState, drains: &[&PlannedDrain], now_ns: Nanos) -> String {
+    if !drains.is_empty() {
+        return format!("{}: {}.", capital(&because(drains)), stopping(drains));
+    }
+    format!(
+        "The last {} did not become ready: the next try is in {:.1} s. The instance's log says why.",
+        if model.failures == 1 { "start".to_owned() } else { format!("{} starts", model.failures) },
+        seconds_between(now_ns, model.retry_at_ns),
+    )
+}
+
+fn because(drains: &[&PlannedDrain]) -> String {
+    drains.first().map_or_else(|| "it has not begun to drain".to_owned(), |drain| drain.because.clone())
+}
+
+fn stopping(drains: &[&PlannedDrain]) -> String {
+    let names: Vec<&str> = drains.iter().map(|drain| drain.instance.as_str()).collect();
+    if names.is_empty() { "asking again".to_owned() } else { format!("draining {}", names.join(", ")) }
+}
+
+fn starts(plan: &Plan, name: &str) -> u32 {
+    plan.starts.iter().filter(|start| start.model == name).count() as u32
+}
+
+fn requests(count: u64) -> String {
+    if count == 1 { "1 request".to_owned() } else { format!("{count} requests") }
+}
+
+fn instances(count: u32) -> String {
+    if count == 1 { "1 instance".to_owned() } else { format!("{count} instances") }
+}
+
+fn measured(samples: u32) -> String {
+    match samples {
+        0 => "assumed".to_owned(),
+        1 => "1 sample".to_owned(),
+        n => format!("{n} samples"),
+    }
+}
+
+fn capital(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
+}

@@ -1,0 +1,221 @@
+//! The forecast: arrivals of one model as weighted scenarios.
+//!
+//! Two exponentially weighted rates (fast and slow) are fed from deltas of running totals, so a lost or
+//! doubled snapshot changes nothing. Their difference gives the trend, as in Brown's double exponential
+//! smoothing; the index of dispersion of the counts (variance over mean, 1 for Poisson) gives the spread.
+//! Scenarios are paths over time; quantiles are views of them, so a better forecaster can come in behind
+//! the same type.
+
+use crate::snapshot::Demand;
+use crate::{Nanos, seconds_between};
+use serde::{Deserialize, Serialize};
+
+/// Time constant of the fast rate, s: a few ticks, so that a burst shows at once.
+const FAST_S: f64 = 3.0;
+/// Time constant of the slow rate, s: what traffic has been like lately.
+const SLOW_S: f64 = 30.0;
+/// Steps of a scenario; the step length follows the horizon.
+const STEPS: usize = 8;
+/// Standard-normal midpoints of five equally likely bands: the scenarios' places in the spread.
+const BANDS: [f64; 5] = [-1.281_551_6, -0.524_400_5, 0.0, 0.524_400_5, 1.281_551_6];
+/// No rate is believed above this, 1/s; it keeps arithmetic finite whatever a counter says.
+const MAX_RATE_PER_S: f64 = 1e6;
+/// Bounds of the index of dispersion.
+const DISPERSION: (f64, f64) = (1.0, 20.0);
+
+/// Weighted paths of demand for one model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Forecast {
+    pub scenarios: Vec<Scenario>,
+    /// Length of one step, s.
+    pub step_s: f64,
+    /// Rate of the next arrival given the silence so far, 1/s: what keep-alive goes by.
+    pub hazard_per_s: f64,
+}
+
+/// One path. Entry `i` of each list covers the time from `i` to `i + 1` steps from now.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Scenario {
+    /// Probability; the weights of a forecast sum to 1.
+    pub weight: f64,
+    pub requests: Vec<f64>,
+    pub prefill_tokens: Vec<f64>,
+    pub decode_tokens: Vec<f64>,
+}
+
+impl Forecast {
+    /// The `q` quantile over scenarios of the request rate in the last step, 1/s.
+    pub fn rate_quantile(&self, q: f64) -> f64 {
+        let mut rates: Vec<(f64, f64)> = self
+            .scenarios
+            .iter()
+            .map(|scenario| (scenario.requests.last().copied().unwrap_or(0.0) / self.step_s.max(1e-9), scenario.weight))
+            .collect();
+        rates.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let mut below = 0.0;
+        for (rate, weight) in &rates {
+            below += weight;
+            if below + 1e-9 >= q {
+                return *rate;
+            }
+        }
+        rates.last().map_or(0.0, |(rate, _)| *rate)
+    }
+
+    /// The time that the scenarios cover, s.
+    pub fn horizon_s(&self) -> f64 {
+        self.step_s * self.scenarios.first().map_or(0, |scenario| scenario.requests.len()) as f64
+    }
+
+    /// Probability that a request arrives within the horizon, given the silence so far.
+    pub fn arrival_probability(&self) -> f64 {
+        1.0 - (-self.hazard_per_s * self.horizon_s()).exp()
+    }
+}
+
+/// What is remembered of one model's arrivals.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ArrivalEstimator {
+    mark: Option<Mark>,
+    fast_per_s: f64,
+    slow_per_s: f64,
+    dispersion: f64,
+    window_count: f64,
+    window_s: f64,
+    prompt_tokens_per_request: f64,
+    output_tokens_per_request: f64,
+    /// Rate over the time since the observation before, 1/s.
+    pub(crate) last_rate_per_s: f64,
+    /// Requests that were unidentified at this observation and already at the one before.
+    pub(crate) lasting_unidentified: f64,
+    /// When an arrival was last counted.
+    pub(crate) last_arrival_ns: Option<Nanos>,
+}
+
+/// The totals at the last observation.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Mark {
+    at_ns: Nanos,
+    arrivals: u64,
+    unidentified: f64,
+    prompt_tokens: u64,
+    output_tokens: u64,
+}
+
+impl ArrivalEstimator {
+    /// Takes in the totals as observed. An observation no newer than the last one is ignored.
+    pub fn observe(&mut self, now_ns: Nanos, demand: &Demand) {
+        let at_ns = if demand.observed_at_ns == 0 { now_ns } else { demand.observed_at_ns.min(now_ns) };
+        let unidentified = finite(demand.unidentified);
+        let mark = Mark {
+            at_ns,
+            arrivals: demand.arrivals_total,
+            unidentified,
+            prompt_tokens: demand.prompt_tokens_total,
+            output_tokens: demand.output_tokens_total,
+        };
+        let Some(last) = self.mark.clone() else {
+            self.dispersion = DISPERSION.0;
+            self.mark = Some(mark);
+            return;
+        };
+        if at_ns <= last.at_ns {
+            return;
+        }
+        let restarted = mark.arrivals < last.arrivals;
+        let base = if restarted { Mark::default() } else { last.clone() };
+        let named = (mark.arrivals - base.arrivals) as f64;
+        // Signed on purpose: a request that was first shared among models and then named to another one is taken back.
+        let arrived = named + mark.unidentified - base.unidentified;
+        self.lasting_unidentified = last.unidentified.min(unidentified);
+        if arrived > 0.0 {
+            self.last_arrival_ns = Some(at_ns);
+        }
+        self.learn_rate(arrived, seconds_between(last.at_ns, at_ns));
+        self.learn_tokens(named, &base, &mark);
+        self.mark = Some(mark);
+    }
+
+    /// Forgets the totals and times, not the rates: for a new epoch, where counters and clock start anew.
+    pub(crate) fn rebase(&mut self) {
+        self.mark = None;
+        self.last_arrival_ns = None;
+        self.lasting_unidentified = 0.0;
+        self.last_rate_per_s = 0.0;
+    }
+
+    fn learn_rate(&mut self, arrived: f64, dt_s: f64) {
+        let rate = arrived / dt_s;
+        self.last_rate_per_s = rate.clamp(0.0, MAX_RATE_PER_S);
+        self.fast_per_s = blend(self.fast_per_s, rate, dt_s / FAST_S);
+        self.slow_per_s = blend(self.slow_per_s, rate, dt_s / SLOW_S);
+        self.window_count += arrived;
+        self.window_s += dt_s;
+        if self.window_s < 1.0 {
+            return;
+        }
+        let expected = (self.slow_per_s * self.window_s).max(0.25);
+        let index = (self.window_count - expected).powi(2) / expected;
+        self.dispersion = (0.9 * self.dispersion + 0.1 * index.min(100.0)).clamp(DISPERSION.0, DISPERSION.1);
+        self.window_count = 0.0;
+        self.window_s = 0.0;
+    }
+
+    fn learn_tokens(&mut self, named: f64, base: &Mark, mark: &Mark) {
+        if named < 1.0 {
+            return;
+        }
+        let share = 1.0 - (-named / 16.0).exp();
+        let prompt = mark.prompt_tokens.saturating_sub(base.prompt_tokens) as f64 / named;
+        let output = mark.output_tokens.saturating_sub(base.output_tokens) as f64 / named;
+        self.prompt_tokens_per_request += share * (prompt.min(1e9) - self.prompt_tokens_per_request);
+        self.output_tokens_per_request += share * (output.min(1e9) - self.output_tokens_per_request);
+    }
+
+    /// The forecast over `horizon_s`, given that the model has been silent for `silent_s`.
+    pub fn forecast(&self, horizon_s: f64, silent_s: f64) -> Forecast {
+        let horizon_s = horizon_s.clamp(0.1, 600.0);
+        let step_s = horizon_s / STEPS as f64;
+        let slope = (self.fast_per_s - self.slow_per_s) / (SLOW_S - FAST_S);
+        let scenarios = BANDS
+            .iter()
+            .map(|band| {
+                let requests: Vec<f64> = (0..STEPS)
+                    .map(|step| {
+                        let ahead_s = (step as f64 + 1.0) * step_s + FAST_S;
+                        let mean = (self.fast_per_s + slope * ahead_s).max(0.0);
+                        let spread = (self.dispersion.max(DISPERSION.0) * mean / (2.0 * FAST_S)).sqrt();
+                        (mean + band * spread).clamp(0.0, MAX_RATE_PER_S) * step_s
+                    })
+                    .collect();
+                Scenario {
+                    weight: 1.0 / BANDS.len() as f64,
+                    prefill_tokens: requests.iter().map(|n| n * self.prompt_tokens_per_request).collect(),
+                    decode_tokens: requests.iter().map(|n| n * self.output_tokens_per_request).collect(),
+                    requests,
+                }
+            })
+            .collect();
+        Forecast { scenarios, step_s, hazard_per_s: self.hazard_per_s(silent_s) }
+    }
+
+    /// Rate of the next arrival after a silence of t seconds. Half an imagined arrival since the last one is
+    /// added to the evidence (a gamma prior), so that a first request is not taken for the last one; and the
+    /// silence itself speaks against any rate above 1/t. With the second rule no instance is held idle for
+    /// longer than losing it would cost, the bound of the ski-rental problem, whatever the traffic was before.
+    fn hazard_per_s(&self, silent_s: f64) -> f64 {
+        let silent_s = silent_s.max(1e-3);
+        (self.slow_per_s * silent_s + 0.5).min(1.0) / silent_s
+    }
+}
+
+/// One step of an exponentially weighted mean over irregular intervals.
+fn blend(old: f64, sample: f64, dt_over_tau: f64) -> f64 {
+    let keep = (-dt_over_tau).exp();
+    (keep * old + (1.0 - keep) * sample).clamp(0.0, MAX_RATE_PER_S)
+}
+
+/// A reported fraction of requests, made safe.
+fn finite(reported: f64) -> f64 {
+    if reported.is_finite() { reported.clamp(0.0, MAX_RATE_PER_S) } else { 0.0 }
+}

@@ -1,0 +1,96 @@
+//! What things cost. The planner compares costs and has no timers of its own: an idle instance is given
+//! up when holding it has cost as much as losing it would, and demand that moves to and fro moves nothing
+//! unless the gain exceeds the price of the switch.
+//!
+//! The unit of cost is arbitrary; only ratios matter. By default it is one core held for one second.
+
+use serde::{Deserialize, Serialize};
+
+/// Prices and limits of the planner. `Default` suits a small node with models that start within seconds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Policy {
+    /// Cost of holding one core idle for a second.
+    pub idle_cost_per_s: f64,
+    /// Cost of holding one GiB idle for a second.
+    pub memory_cost_per_gib_s: f64,
+    /// Cost of a request that finds its model at zero, beside the time that it waits.
+    pub miss_cost: f64,
+    /// Cost of a request waiting for one second.
+    pub wait_cost_per_s: f64,
+    /// Cost of the work of one start: what it takes from the neighbours.
+    pub start_cost: f64,
+    /// Most instances of one model, whatever the demand.
+    pub max_instances: u32,
+    /// Share of measured capacity that the forecast may fill, 0..1.
+    pub target_utilisation: f64,
+    /// Queueing time that is always acceptable, s. A queue that clears within a cold start is also accepted,
+    /// since another instance could not help it.
+    pub queue_target_s: f64,
+    /// Of the time that two models share one slot, the share that may be lost to switching, 0..1.
+    pub switching_share: f64,
+    /// A started instance that is not seen within this time was not started, ms.
+    pub pending_expiry_ms: u64,
+    /// An instance that has not become ready within this time is given up, ms.
+    pub start_timeout_ms: u64,
+    /// Wait after the first failed start, doubled by each further one, ms.
+    pub backoff_ms: u64,
+    /// Most that the wait grows to, ms.
+    pub backoff_cap_ms: u64,
+    /// Time a drained instance has for finishing its streams, ms.
+    pub drain_deadline_ms: u64,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            idle_cost_per_s: 1.0,
+            memory_cost_per_gib_s: 0.2,
+            miss_cost: 20.0,
+            wait_cost_per_s: 5.0,
+            start_cost: 10.0,
+            max_instances: 64,
+            target_utilisation: 0.8,
+            queue_target_s: 0.5,
+            switching_share: 0.2,
+            pending_expiry_ms: 5_000,
+            start_timeout_ms: 120_000,
+            backoff_ms: 500,
+            backoff_cap_ms: 60_000,
+            drain_deadline_ms: 30_000,
+        }
+    }
+}
+
+/// Bytes of one GiB.
+const GIB_BYTES: f64 = 1_073_741_824.0;
+
+impl Policy {
+    /// Cost of holding one instance idle for a second. Never 0, so that it may divide.
+    pub fn holding_cost_per_s(&self, cores: u32, bytes: u64) -> f64 {
+        let cost = price(self.idle_cost_per_s) * f64::from(cores)
+            + price(self.memory_cost_per_gib_s) * bytes as f64 / GIB_BYTES;
+        cost.max(1e-9)
+    }
+
+    /// Cost of not having the first instance when a request comes: the miss and the wait for a cold start.
+    pub fn miss_cost_of(&self, cold_start_s: f64) -> f64 {
+        price(self.miss_cost) + price(self.wait_cost_per_s) * cold_start_s
+    }
+
+    /// Cost of not having a further instance when it is wanted again: the start alone, since the others serve meanwhile.
+    pub fn restart_cost_of(&self, cold_start_s: f64) -> f64 {
+        price(self.start_cost) + price(self.wait_cost_per_s) * cold_start_s * 0.5
+    }
+
+    /// The wait before the next try after so many failed starts in a row, ns.
+    pub(crate) fn backoff_ns(&self, failures: u32) -> u64 {
+        let doubled = self.backoff_ms.saturating_mul(1u64 << failures.saturating_sub(1).min(32));
+        doubled.min(self.backoff_cap_ms).saturating_mul(crate::NS_PER_MS)
+    }
+}
+
+/// A configured price, made safe: negative or not-a-number count as 0.
+pub(crate) fn price(configured: f64) -> f64 {
+    if configured.is_finite() { configured.clamp(0.0, 1e12) } else { 0.0 }
+}

@@ -1,0 +1,135 @@
+//! The controller: one snapshot in, effects out. The same function runs live and in the simulator.
+
+use crate::action::{Action, Decision, Effects, Reason, Seen};
+use crate::explain;
+use crate::fleet::Fleet;
+use crate::need::{Need, needs};
+use crate::plan::{Plan, solve};
+use crate::snapshot::{ModelName, Snapshot};
+use crate::state::State;
+use crate::{NS_PER_MS, NS_PER_S, Nanos, diff, learn};
+use std::collections::BTreeMap;
+
+/// The next tick while something is held, starting or draining, ns.
+const SOON_NS: Nanos = 100 * NS_PER_MS;
+/// The next tick while nothing moves, ns.
+const LATER_NS: Nanos = NS_PER_S;
+/// The least time between ticks, ns.
+const LEAST_NS: Nanos = 10 * NS_PER_MS;
+
+/// Decides what to do about a snapshot, and remembers what it asked for. Pure: equal state and snapshot give
+/// equal effects. Calling it again with the same snapshot asks for nothing more. A snapshot older than the
+/// last one (same epoch) is not used. Actions are not assumed to have been applied: what does not show in
+/// later snapshots within `Policy::pending_expiry_ms` is taken as failed and retried with back-off.
+pub fn tick(state: &mut State, snapshot: &Snapshot) -> Effects {
+    if !state.advance(snapshot) {
+        return Effects { next_tick_ns: state.last_now_ns.saturating_add(SOON_NS), ..Effects::default() };
+    }
+    learn::absorb(state, snapshot);
+    let fleet = Fleet::of(state, snapshot);
+    let needs = needs(state, snapshot, &fleet);
+    let plan = solve(state, snapshot, &fleet, &needs);
+    let mut by_model = diff::actions(state, snapshot, &plan);
+    let mut decisions = Vec::new();
+    for (name, need) in &needs {
+        let actions = by_model.remove(name).unwrap_or_default();
+        decisions.extend(decide(state, snapshot, &plan, name, need, actions));
+    }
+    for (name, actions) in by_model {
+        decisions.push(decide_unregistered(snapshot, &plan, name, actions));
+    }
+    let actions: Vec<Action> = in_order(&decisions);
+    let next_tick_ns = next_tick_ns(state, snapshot, &fleet, &needs, !actions.is_empty());
+    Effects { actions, next_tick_ns, decisions }
+}
+
+/// Drains before starts, and each kind in the order of the models.
+fn in_order(decisions: &[Decision]) -> Vec<Action> {
+    let mut actions: Vec<Action> = decisions.iter().flat_map(|decision| decision.actions.iter().cloned()).collect();
+    actions.sort_by_key(|action| matches!(action.kind, crate::action::ActionKind::Start { .. }));
+    actions
+}
+
+/// The decision about one registered model; none when nothing changes and nothing new is to be said.
+fn decide(
+    state: &mut State,
+    snapshot: &Snapshot,
+    plan: &Plan,
+    name: &ModelName,
+    need: &Need,
+    actions: Vec<Action>,
+) -> Option<Decision> {
+    let model = state.models.get_mut(name)?;
+    let have = need.seen.ready + need.seen.starting;
+    let drained = plan.drains.iter().filter(|drain| drain.model == *name).count() as u32;
+    let reason = reason_of(plan, name, model.failure_untold, !actions.is_empty());
+    let want = match reason {
+        Reason::NoRoom | Reason::StartFailed => need.need.max(have.saturating_sub(drained)),
+        _ => (have + plan.starts.iter().filter(|start| start.model == *name).count() as u32).saturating_sub(drained),
+    };
+    let said_before = model.told == Some((want, reason));
+    let told = actions.is_empty() && (reason == Reason::Steady || said_before);
+    model.told = Some((want, reason));
+    if told && !model.failure_untold {
+        return None;
+    }
+    let why = explain::sentence(name, need, model, plan, reason, snapshot.now_ns);
+    model.failure_untold = false;
+    Some(Decision {
+        at_ns: snapshot.now_ns,
+        epoch: snapshot.epoch,
+        model: name.clone(),
+        seen: need.seen.clone(),
+        forecast: need.forecast_view.clone(),
+        capacity: need.capacity.clone(),
+        have,
+        want,
+        reason,
+        why,
+        actions,
+    })
+}
+
+/// The reason that says most: what is started for, else why something is drained, else what stands in the way.
+fn reason_of(plan: &Plan, name: &str, failure_untold: bool, acts: bool) -> Reason {
+    let started = plan.starts.iter().find(|start| start.model == name).map(|start| start.reason);
+    let drained = plan.drains.iter().find(|drain| drain.model == name).map(|drain| drain.reason);
+    let blocked = plan.no_room.contains_key(name).then_some(Reason::NoRoom);
+    let failed = failure_untold.then_some(Reason::StartFailed);
+    let again = acts.then_some(Reason::Idle);
+    started.or(drained).or(failed).or(blocked).or(again).unwrap_or(Reason::Steady)
+}
+
+fn decide_unregistered(snapshot: &Snapshot, plan: &Plan, name: ModelName, actions: Vec<Action>) -> Decision {
+    let running = snapshot.instances.values().filter(|view| view.model == name).count() as u32;
+    Decision {
+        at_ns: snapshot.now_ns,
+        epoch: snapshot.epoch,
+        seen: Seen { ready: running, ..Seen::default() },
+        forecast: Default::default(),
+        capacity: Default::default(),
+        have: running,
+        want: 0,
+        reason: Reason::Unregistered,
+        why: explain::unregistered(&name, plan),
+        model: name,
+        actions,
+    }
+}
+
+/// Soon while anything is in motion, else within a second, and no later than the end of a keep-alive.
+fn next_tick_ns(
+    state: &State,
+    snapshot: &Snapshot,
+    fleet: &Fleet,
+    needs: &BTreeMap<ModelName, Need>,
+    acted: bool,
+) -> Nanos {
+    let held = needs.values().any(|need| need.seen.held > 0);
+    let starting = fleet.groups.values().any(|group| !group.starting.is_empty());
+    let moving = acted || held || starting || !fleet.leaving.is_empty() || !state.pending.is_empty();
+    let now_ns = snapshot.now_ns;
+    let due_ns = now_ns.saturating_add(if moving { SOON_NS } else { LATER_NS });
+    let expiry_ns = needs.values().filter_map(|need| need.keep_until_ns).min().unwrap_or(Nanos::MAX);
+    due_ns.min(expiry_ns).max(now_ns.saturating_add(LEAST_NS))
+}
