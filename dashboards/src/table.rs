@@ -19,6 +19,28 @@ pub struct Metric {
     pub help: &'static str,
 }
 
+impl Metric {
+    /// Unit of the values as the name states it; none for plain counts.
+    pub fn unit(&self) -> Option<&'static str> {
+        let base = self.name.strip_suffix("_total").unwrap_or(self.name);
+        if base.ends_with("_per_second") {
+            return Some("1/s");
+        }
+        [("_seconds", "s"), ("_bytes", "bytes")]
+            .into_iter()
+            .find_map(|(suffix, unit)| base.ends_with(suffix).then_some(unit))
+    }
+
+    /// The kind as Prometheus spells it.
+    pub fn kind_name(&self) -> &'static str {
+        match self.kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram(_) => "histogram",
+        }
+    }
+}
+
 /// Upper bounds for latencies from 1 ms to 60 s, seconds.
 pub const LATENCY_BUCKETS_S: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0,
@@ -136,3 +158,46 @@ pub const MEMORY_BUDGET_BYTES: Metric =
     gauge("foreshock_memory_budget_bytes", &[], "Memory that instances may use in all.");
 pub const MEMORY_PLACED_BYTES: Metric = gauge("foreshock_memory_placed_bytes", &[], "Memory given to instances.");
 pub const BUILD_INFO: Metric = gauge("foreshock_build_info", &["version"], "1, with the version.");
+
+/// All of them, in the order of this file: what the documentation lists and the tests walk.
+pub const METRICS: &[Metric] = &[
+    REQUESTS_TOTAL,
+    ARRIVALS_TOTAL,
+    HELD_REQUESTS,
+    IN_FLIGHT_REQUESTS,
+    REJECTED_TOTAL,
+    RESUMED_STREAMS_TOTAL,
+    FAILED_STREAMS_TOTAL,
+    PROMPT_TOKENS_TOTAL,
+    OUTPUT_TOKENS_TOTAL,
+    HOLD_SECONDS,
+    GATEWAY_OVERHEAD_SECONDS,
+    TTFT_SECONDS,
+    ITL_SECONDS,
+    INSTANCES,
+    COLD_START_SECONDS,
+    COLD_STARTS_TOTAL,
+    INSTANCE_EXITS_TOTAL,
+    KV_BLOCKS_USED,
+    KV_BLOCKS_TOTAL,
+    ENGINE_TOKENS_TOTAL,
+    ENGINE_BUSY_SECONDS_TOTAL,
+    ENGINE_RUNNING_SEQUENCES,
+    ENGINE_WAITING_SEQUENCES,
+    KERNEL_SYNS_TOTAL,
+    KERNEL_CONNECTIONS_TOTAL,
+    KERNEL_REQUESTS_TOTAL,
+    KERNEL_ACCEPT_QUEUE,
+    KERNEL_EVENTS_LOST_TOTAL,
+    PROBES_ATTACHED,
+    TICKS_TOTAL,
+    TICK_SECONDS,
+    DECISIONS_TOTAL,
+    ACTIONS_TOTAL,
+    FORECAST_REQUESTS_PER_SECOND,
+    ACTUAL_REQUESTS_PER_SECOND,
+    WANTED_INSTANCES,
+    MEMORY_BUDGET_BYTES,
+    MEMORY_PLACED_BYTES,
+    BUILD_INFO,
+];

@@ -1,0 +1,345 @@
+//! The dashboard's panels. `$model` is the reader's choice of models and `$__rate_interval` Grafana's
+//! window. Counters of rare events end in `or vector(0)`, because their series does not exist before the
+//! first event and zero is the truth then.
+
+/// A titled group of panels.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    pub title: &'static str,
+    pub panels: &'static [Panel],
+}
+
+/// One time series panel.
+#[derive(Clone, Copy, Debug)]
+pub struct Panel {
+    pub title: &'static str,
+    /// What a reader learns from it.
+    pub description: &'static str,
+    pub unit: Unit,
+    pub queries: &'static [Query],
+}
+
+/// One expression and the name of its series.
+#[derive(Clone, Copy, Debug)]
+pub struct Query {
+    pub expression: &'static str,
+    pub legend: &'static str,
+}
+
+/// Unit of a panel's values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    Count,
+    PerSecond,
+    Seconds,
+    Bytes,
+    /// From 0 to 1.
+    Share,
+}
+
+impl Unit {
+    /// Grafana's name for it.
+    pub fn grafana(self) -> &'static str {
+        match self {
+            Unit::Count => "short",
+            Unit::PerSecond => "cps",
+            Unit::Seconds => "s",
+            Unit::Bytes => "bytes",
+            Unit::Share => "percentunit",
+        }
+    }
+}
+
+const fn query(expression: &'static str, legend: &'static str) -> Query {
+    Query { expression, legend }
+}
+
+/// The dashboard from top to bottom.
+pub const ROWS: &[Row] = &[
+    Row { title: "Demand and service", panels: DEMAND },
+    Row { title: "Latency, by who measured it", panels: LATENCY },
+    Row { title: "Instances", panels: INSTANCES },
+    Row { title: "Engines", panels: ENGINES },
+    Row { title: "Forecast and decisions", panels: DECISIONS },
+    Row { title: "The kernel as witness", panels: KERNEL },
+];
+
+const DEMAND: &[Panel] = &[
+    Panel {
+        title: "Demand against served",
+        description: "Requests that the kernel and the gateway saw arrive, and those answered with 200. A gap is unmet demand.",
+        unit: Unit::PerSecond,
+        queries: &[
+            query(
+                "sum(rate(foreshock_kernel_requests_total{port_role=\"gateway\"}[$__rate_interval]))",
+                "kernel: all requests",
+            ),
+            query(
+                "sum by (model) (rate(foreshock_arrivals_total{model=~\"$model\"}[$__rate_interval]))",
+                "arrived: {{model}}",
+            ),
+            query(
+                "sum by (model) (rate(foreshock_requests_total{model=~\"$model\",code=\"200\"}[$__rate_interval]))",
+                "served: {{model}}",
+            ),
+        ],
+    },
+    Panel {
+        title: "Held and in flight",
+        description: "Requests that wait for an instance, and requests at one.",
+        unit: Unit::Count,
+        queries: &[
+            query("sum by (model) (foreshock_held_requests{model=~\"$model\"})", "held: {{model}}"),
+            query("sum by (model) (foreshock_in_flight_requests{model=~\"$model\"})", "in flight: {{model}}"),
+        ],
+    },
+    Panel {
+        title: "Tokens",
+        description: "Prompt and output tokens metered for clients.",
+        unit: Unit::PerSecond,
+        queries: &[
+            query(
+                "sum by (model) (rate(foreshock_prompt_tokens_total{model=~\"$model\"}[$__rate_interval]))",
+                "prompt: {{model}}",
+            ),
+            query(
+                "sum by (model) (rate(foreshock_output_tokens_total{model=~\"$model\"}[$__rate_interval]))",
+                "output: {{model}}",
+            ),
+        ],
+    },
+    Panel {
+        title: "Answers by status",
+        description: "HTTP answers by status code.",
+        unit: Unit::PerSecond,
+        queries: &[query("sum by (code) (rate(foreshock_requests_total[$__rate_interval]))", "{{code}}")],
+    },
+    Panel {
+        title: "Refused, resumed, failed",
+        description: "Requests refused before an instance saw them; streams that went on elsewhere; streams that ended with an error.",
+        unit: Unit::PerSecond,
+        queries: &[
+            query(
+                "sum by (model, reason) (rate(foreshock_rejected_total{model=~\"$model\"}[$__rate_interval])) or vector(0)",
+                "refused: {{model}} {{reason}}",
+            ),
+            query(
+                "sum by (model) (rate(foreshock_resumed_streams_total{model=~\"$model\"}[$__rate_interval])) or vector(0)",
+                "resumed: {{model}}",
+            ),
+            query(
+                "sum by (model, reason) (rate(foreshock_failed_streams_total{model=~\"$model\"}[$__rate_interval])) or vector(0)",
+                "failed: {{model}} {{reason}}",
+            ),
+        ],
+    },
+];
+
+const LATENCY: &[Panel] = &[
+    Panel {
+        title: "Time to first token",
+        description: "Median and p99 as the kernel, the gateway and the engine measured it. The gaps are the network's and the gateway's share.",
+        unit: Unit::Seconds,
+        queries: &[
+            query(
+                "histogram_quantile(0.5, sum by (le, vantage) (rate(foreshock_ttft_seconds_bucket{model=~\"$model\"}[$__rate_interval])))",
+                "p50 {{vantage}}",
+            ),
+            query(
+                "histogram_quantile(0.99, sum by (le, vantage) (rate(foreshock_ttft_seconds_bucket{model=~\"$model\"}[$__rate_interval])))",
+                "p99 {{vantage}}",
+            ),
+            query(
+                "histogram_quantile(0.99, sum by (le) (rate(foreshock_ttft_seconds_bucket{vantage=\"kernel\"}[$__rate_interval])))",
+                "p99 kernel, all models",
+            ),
+        ],
+    },
+    Panel {
+        title: "Inter-token latency",
+        description: "Median and p99 of the requests' mean inter-token latency, by who measured it.",
+        unit: Unit::Seconds,
+        queries: &[
+            query(
+                "histogram_quantile(0.5, sum by (le, vantage) (rate(foreshock_itl_seconds_bucket{model=~\"$model\"}[$__rate_interval])))",
+                "p50 {{vantage}}",
+            ),
+            query(
+                "histogram_quantile(0.99, sum by (le, vantage) (rate(foreshock_itl_seconds_bucket{model=~\"$model\"}[$__rate_interval])))",
+                "p99 {{vantage}}",
+            ),
+        ],
+    },
+    Panel {
+        title: "Hold time and gateway overhead",
+        description: "p99 of the wait for an instance, and of the gateway's own time per request.",
+        unit: Unit::Seconds,
+        queries: &[
+            query(
+                "histogram_quantile(0.99, sum by (le, model) (rate(foreshock_hold_seconds_bucket{model=~\"$model\"}[$__rate_interval])))",
+                "held: {{model}}",
+            ),
+            query(
+                "histogram_quantile(0.99, sum by (le, model) (rate(foreshock_gateway_overhead_seconds_bucket{model=~\"$model\"}[$__rate_interval])))",
+                "gateway: {{model}}",
+            ),
+        ],
+    },
+];
+
+const INSTANCES: &[Panel] = &[
+    Panel {
+        title: "Instances",
+        description: "Instances by state, and how many the plan wants.",
+        unit: Unit::Count,
+        queries: &[
+            query("sum by (model, state) (foreshock_instances{model=~\"$model\"})", "{{model}} {{state}}"),
+            query("sum by (model) (foreshock_wanted_instances{model=~\"$model\"})", "{{model}} wanted"),
+        ],
+    },
+    Panel {
+        title: "Cold starts and exits",
+        description: "Starts and ends of instances within ten minutes, ends by reason.",
+        unit: Unit::Count,
+        queries: &[
+            query(
+                "sum by (model) (increase(foreshock_cold_starts_total{model=~\"$model\"}[10m]))",
+                "started: {{model}}",
+            ),
+            query(
+                "sum by (model, reason) (increase(foreshock_instance_exits_total{model=~\"$model\"}[10m])) or vector(0)",
+                "ended: {{model}} {{reason}}",
+            ),
+        ],
+    },
+    Panel {
+        title: "Cold-start time",
+        description: "From the decision to start to readiness, over all starts since Foreshock began.",
+        unit: Unit::Seconds,
+        queries: &[
+            query(
+                "histogram_quantile(0.5, sum by (le, model) (foreshock_cold_start_seconds_bucket{model=~\"$model\"}))",
+                "p50 {{model}}",
+            ),
+            query(
+                "histogram_quantile(0.9, sum by (le, model) (foreshock_cold_start_seconds_bucket{model=~\"$model\"}))",
+                "p90 {{model}}",
+            ),
+        ],
+    },
+    Panel {
+        title: "Memory",
+        description: "Memory given to instances, and what may be given in all.",
+        unit: Unit::Bytes,
+        queries: &[query("foreshock_memory_placed_bytes", "placed"), query("foreshock_memory_budget_bytes", "budget")],
+    },
+];
+
+const ENGINES: &[Panel] = &[
+    Panel {
+        title: "KV cache use",
+        description: "Share of KV blocks in use.",
+        unit: Unit::Share,
+        queries: &[query(
+            "sum by (model) (foreshock_kv_blocks_used{model=~\"$model\"}) / sum by (model) (foreshock_kv_blocks{model=~\"$model\"})",
+            "{{model}}",
+        )],
+    },
+    Panel {
+        title: "Sequences",
+        description: "Sequences in the running batches, and those that wait inside engines for a slot or for KV blocks.",
+        unit: Unit::Count,
+        queries: &[
+            query("sum by (model) (foreshock_engine_running_sequences{model=~\"$model\"})", "running: {{model}}"),
+            query("sum by (model) (foreshock_engine_waiting_sequences{model=~\"$model\"})", "waiting: {{model}}"),
+        ],
+    },
+    Panel {
+        title: "Engine work",
+        description: "Tokens computed in prefill and decode, and seconds spent in forward steps per second.",
+        unit: Unit::PerSecond,
+        queries: &[
+            query(
+                "sum by (model, phase) (rate(foreshock_engine_tokens_total{model=~\"$model\"}[$__rate_interval]))",
+                "{{model}} {{phase}}",
+            ),
+            query(
+                "sum by (model) (rate(foreshock_engine_busy_seconds_total{model=~\"$model\"}[$__rate_interval]))",
+                "{{model}} busy s/s",
+            ),
+        ],
+    },
+];
+
+const DECISIONS: &[Panel] = &[
+    Panel {
+        title: "Forecast against actual",
+        description: "Arrival rate forecast at the cold-start horizon, and the rate that came.",
+        unit: Unit::PerSecond,
+        queries: &[
+            query(
+                "sum by (model, quantile) (foreshock_forecast_requests_per_second{model=~\"$model\"})",
+                "forecast {{quantile}}: {{model}}",
+            ),
+            query("sum by (model) (foreshock_actual_requests_per_second{model=~\"$model\"})", "actual: {{model}}"),
+        ],
+    },
+    Panel {
+        title: "Decisions",
+        description: "Decisions by reason, and the actions taken, per second. `foreshock explain MODEL` tells each one's story.",
+        unit: Unit::PerSecond,
+        queries: &[
+            query(
+                "sum by (reason) (rate(foreshock_decisions_total{model=~\"$model\"}[$__rate_interval]))",
+                "{{reason}}",
+            ),
+            query(
+                "sum by (kind, outcome) (rate(foreshock_actions_total{model=~\"$model\"}[$__rate_interval]))",
+                "{{kind}}: {{outcome}}",
+            ),
+        ],
+    },
+    Panel {
+        title: "Controller",
+        description: "Ticks per second, and the p99 of one tick's time in seconds.",
+        unit: Unit::Count,
+        queries: &[
+            query("sum(rate(foreshock_ticks_total[$__rate_interval]))", "ticks per s"),
+            query(
+                "histogram_quantile(0.99, sum by (le) (rate(foreshock_tick_seconds_bucket[$__rate_interval])))",
+                "p99 tick, s",
+            ),
+            query("sum by (version) (foreshock_build_info)", "version {{version}}"),
+        ],
+    },
+];
+
+const KERNEL: &[Panel] = &[
+    Panel {
+        title: "Connections",
+        description: "Connection attempts and connections established at watched ports. Attempts without connections mean a full backlog.",
+        unit: Unit::PerSecond,
+        queries: &[
+            query("sum by (port_role) (rate(foreshock_kernel_syns_total[$__rate_interval]))", "SYN: {{port_role}}"),
+            query(
+                "sum by (port_role) (rate(foreshock_kernel_connections_total[$__rate_interval]))",
+                "established: {{port_role}}",
+            ),
+        ],
+    },
+    Panel {
+        title: "Accept queue",
+        description: "Connections that the kernel has and user space has not accepted: saturation that user space cannot see.",
+        unit: Unit::Count,
+        queries: &[query("max by (port_role) (foreshock_kernel_accept_queue)", "{{port_role}}")],
+    },
+    Panel {
+        title: "Probes",
+        description: "Whether each probe is attached, and events lost to a full ring buffer.",
+        unit: Unit::Count,
+        queries: &[
+            query("min by (probe) (foreshock_probes_attached)", "{{probe}}"),
+            query("increase(foreshock_kernel_events_lost_total[10m]) or vector(0)", "events lost in 10 min"),
+        ],
+    },
+];
