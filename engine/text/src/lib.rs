@@ -1,8 +1,19 @@
 //! Between text and tokens: tokenizer, chat template, incremental detokenizer, stop strings.
 //! Used by the gateway (so that the hop carries ids) and by an engine that serves clients itself.
+//!
+//! Everything is read from the checkpoint: one file is the whole model, so no second download can disagree with it.
 
-/// Tokenizer, template and limits of one model.
-pub struct TextModel {
-    /// Longest sequence, prompt and output together, tokens.
-    pub context_tokens: u32,
-}
+mod byte_level;
+mod detokenize;
+mod error;
+mod model;
+mod parts;
+mod pretokenize;
+mod python;
+mod stop;
+mod template;
+
+pub use detokenize::Detokenizer;
+pub use error::TextError;
+pub use model::TextModel;
+pub use stop::{StopMatcher, StopMatch};
