@@ -238,7 +238,14 @@ impl Scheduler {
         self.remove(id).is_some()
     }
 
-    /// Whether any sequence is left.
+    /// The tokens that would end this sequence: what must not be drawn while `suppress_stop` is set.
+    pub fn stop_tokens(&self, id: SequenceId) -> impl Iterator<Item = TokenId> {
+        let limits = self.sequences.get(&id).map(|sequence| &sequence.limits);
+        let eos = limits.filter(|limits| !limits.ignore_eos).map(|_| self.rule.eos_token_ids.iter());
+        eos.into_iter().flatten().chain(limits.into_iter().flat_map(|limits| &limits.stop_token_ids)).copied()
+    }
+
+    /// Whether no sequence is left.
     pub fn is_idle(&self) -> bool {
         self.sequences.is_empty()
     }

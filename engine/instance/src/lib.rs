@@ -1,1 +1,32 @@
-//! Placeholder while the crate is written.
+//! One engine process: a model behind the OpenAI API and the gateway's hop, with its control socket.
+//!
+//! One plain thread steps the model (`step_loop`); everything else is async and never waits for it, nor it
+//! for them. The engine binds its port before it loads, so that requests can wait inside, and it outlives
+//! the controller that started it, on a lease (`life`).
+
+mod backend;
+mod clock;
+mod control;
+mod cores;
+mod delivery;
+mod error;
+mod exposition;
+mod hop;
+mod ledger;
+mod life;
+mod limits;
+mod load;
+mod notice;
+mod options;
+mod request;
+mod run;
+mod server;
+mod shared;
+mod step_loop;
+mod text;
+
+pub use backend::LocalBackend;
+pub use error::EngineError;
+pub use load::{LoadedModel, Loader};
+pub use options::{Compute, EngineOptions, Supervision};
+pub use run::{run, run_with};

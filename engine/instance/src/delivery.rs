@@ -1,0 +1,151 @@
+//! The way of one request's events from the step thread to its client.
+//!
+//! The step thread never waits for a client. The channel is short; what does not fit is kept here as plain
+//! token ids, at most `max_tokens` of them, and goes out as one event when there is room again. So a slow
+//! client costs 4 bytes a token and holds up nobody, and its stream still ends with its slot given back.
+
+use engine_http::ApiError;
+use engine_http::backend::StreamEvent;
+use engine_wire::TokenId;
+use engine_wire::hop::HopEvent;
+use std::time::Instant;
+use tokio::runtime::Handle;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+
+/// Events that may lie in the channel of one request.
+pub(crate) const CHANNEL_EVENTS: usize = 64;
+
+/// What travels in the channel.
+pub(crate) type Item = Result<StreamEvent, ApiError>;
+
+/// Sending end of one request's stream.
+pub(crate) struct Delivery {
+    events: mpsc::Sender<Item>,
+    pending: Vec<TokenId>,
+    arrived_at: Instant,
+    deadline: Instant,
+    slot: OwnedSemaphorePermit,
+}
+
+impl Delivery {
+    pub fn new(events: mpsc::Sender<Item>, arrived_at: Instant, deadline: Instant, slot: OwnedSemaphorePermit) -> Self {
+        Self { events, pending: Vec::new(), arrived_at, deadline, slot }
+    }
+
+    /// Whether nobody listens any more.
+    pub fn is_abandoned(&self) -> bool {
+        self.events.is_closed()
+    }
+
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// The error for a request whose deadline has passed.
+    pub fn deadline_exceeded(&self) -> ApiError {
+        let deadline_ms = self.deadline.saturating_duration_since(self.arrived_at).as_millis() as u64;
+        ApiError::DeadlineExceeded { deadline_ms, stage: "in the engine" }
+    }
+
+    /// Sends a token, and with it what had to be kept back.
+    pub fn token(&mut self, token: TokenId) {
+        self.pending.push(token);
+        let tokens = std::mem::take(&mut self.pending);
+        match self.events.try_send(Ok(StreamEvent::Hop(HopEvent::Tokens(tokens)))) {
+            Err(TrySendError::Full(Ok(StreamEvent::Hop(HopEvent::Tokens(tokens))))) => self.pending = tokens,
+            // Closed: the loop sees it before its next step and cancels the sequence.
+            Ok(()) | Err(_) => {}
+        }
+    }
+
+    /// Sends the last event. When the client is behind, a task on `runtime` waits for it, until the
+    /// request's deadline, and keeps its slot meanwhile.
+    pub fn finish(self, last: Result<HopEvent, ApiError>, runtime: &Handle) {
+        let last = last.map(StreamEvent::Hop);
+        if !self.pending.is_empty() {
+            runtime.spawn(self.finish_slowly(last));
+            return;
+        }
+        if let Err(TrySendError::Full(last)) = self.events.try_send(last) {
+            runtime.spawn(self.finish_slowly(last));
+        }
+    }
+
+    async fn finish_slowly(self, last: Item) {
+        let Self { events, pending, deadline, slot, .. } = self;
+        let send = async {
+            if !pending.is_empty() {
+                let tokens = Ok(StreamEvent::Hop(HopEvent::Tokens(pending)));
+                events.send(tokens).await.ok()?;
+            }
+            events.send(last).await.ok()
+        };
+        // A client that does not read until its deadline finds the stream cut.
+        let _ = tokio::time::timeout_at(deadline.into(), send).await;
+        drop(slot);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use engine_wire::hop::FinishReason;
+    use std::sync::Arc;
+    use std::time::Duration;
+    use tokio::sync::Semaphore;
+
+    fn finished() -> HopEvent {
+        HopEvent::Finished { reason: FinishReason::Length, cached_tokens: 0 }
+    }
+
+    #[tokio::test]
+    async fn a_slow_client_gets_every_token_once_and_in_order() {
+        let slots = Arc::new(Semaphore::new(1));
+        let slot = slots.clone().try_acquire_owned().expect("free");
+        let (sender, mut events) = mpsc::channel(2);
+        let mut delivery = Delivery::new(sender, Instant::now(), Instant::now() + Duration::from_secs(60), slot);
+        let mut seen = Vec::new();
+        for token in 0..10 {
+            delivery.token(token);
+            if token == 4 {
+                for _ in 0..2 {
+                    seen.push(events.recv().await.expect("open").expect("no error"));
+                }
+            }
+        }
+        delivery.finish(Ok(finished()), &Handle::current());
+        assert_eq!(slots.available_permits(), 0, "the slot is held until the last event is handed over");
+        while let Some(event) = events.recv().await {
+            seen.push(event.expect("no error"));
+        }
+        let tokens: Vec<TokenId> = seen
+            .iter()
+            .filter_map(|event| match event {
+                StreamEvent::Hop(HopEvent::Tokens(tokens)) => Some(tokens.clone()),
+                _ => None,
+            })
+            .flatten()
+            .collect();
+        assert_eq!(tokens, (0..10).collect::<Vec<_>>());
+        assert_eq!(seen.last(), Some(&StreamEvent::Hop(finished())));
+        assert!(seen.len() < 8, "what was kept back came as one event: {seen:?}");
+        let free = tokio::time::timeout(Duration::from_secs(60), slots.acquire()).await;
+        assert!(free.is_ok_and(|permit| permit.is_ok()));
+    }
+
+    #[tokio::test]
+    async fn a_dropped_stream_is_seen_and_costs_nothing() {
+        let slots = Arc::new(Semaphore::new(1));
+        let slot = slots.clone().try_acquire_owned().expect("free");
+        let (sender, events) = mpsc::channel(2);
+        let mut delivery = Delivery::new(sender, Instant::now(), Instant::now() + Duration::from_secs(60), slot);
+        assert!(!delivery.is_abandoned());
+        drop(events);
+        delivery.token(1);
+        assert!(delivery.is_abandoned());
+        delivery.finish(Ok(finished()), &Handle::current());
+        assert_eq!(slots.available_permits(), 1);
+    }
+}

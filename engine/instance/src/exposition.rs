@@ -1,0 +1,68 @@
+//! /metrics of an engine by itself. Histograms are recorded as requests end; gauges and totals are taken
+//! from the ledger when somebody asks, so the step thread pays nothing for them.
+
+use crate::error::EngineError;
+use crate::shared::Shared;
+use engine_wire::control::Telemetry;
+use metrics::{counter, gauge};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use std::sync::Arc;
+use std::sync::OnceLock;
+use telemetry::table;
+use warp::Filter;
+use warp::filters::BoxedFilter;
+use warp::reply::Response;
+
+/// One recorder for a process, whoever asks first.
+static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
+
+/// Installs the recorder of this process, once.
+pub(crate) fn install() -> Result<PrometheusHandle, EngineError> {
+    if let Some(handle) = RECORDER.get() {
+        return Ok(handle.clone());
+    }
+    let failed = |message: String| EngineError::BadOption { message: format!("metrics: {message}") };
+    let mut builder = PrometheusBuilder::new();
+    for metric in [table::TTFT_SECONDS, table::ITL_SECONDS] {
+        builder = builder
+            .set_buckets_for_metric(Matcher::Full(metric.name.to_string()), table::LATENCY_BUCKETS_S)
+            .map_err(|error| failed(error.to_string()))?;
+    }
+    let recorder = builder.build_recorder();
+    let handle = recorder.handle();
+    // Somebody else's recorder stays; then this handle shows nothing, which is no reason not to serve.
+    if metrics::set_global_recorder(recorder).is_err() {
+        tracing::warn!("another metrics recorder is installed: /metrics stays empty");
+    }
+    Ok(RECORDER.get_or_init(|| handle).clone())
+}
+
+/// GET /metrics.
+pub(crate) fn route(handle: PrometheusHandle, shared: Arc<Shared>) -> BoxedFilter<(Response,)> {
+    warp::path!("metrics")
+        .and(warp::get())
+        .map(move || {
+            let telemetry = shared.ledger().peek(shared.state());
+            record(&shared.identity.model, &telemetry);
+            let mut response = Response::new(handle.render().into());
+            let kind = warp::http::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+            response.headers_mut().insert(warp::http::header::CONTENT_TYPE, kind);
+            response
+        })
+        .boxed()
+}
+
+fn record(model: &str, telemetry: &Telemetry) {
+    let labels = [("model", model.to_string())];
+    gauge!(table::KV_BLOCKS_TOTAL.name, &labels).set(f64::from(telemetry.kv_blocks_total));
+    gauge!(table::KV_BLOCKS_USED.name, &labels).set(f64::from(telemetry.kv_blocks_used));
+    gauge!(table::ENGINE_RUNNING_SEQUENCES.name, &labels).set(f64::from(telemetry.running));
+    gauge!(table::ENGINE_WAITING_SEQUENCES.name, &labels).set(f64::from(telemetry.waiting));
+    // Whole seconds, as the exporter's counters are integers.
+    counter!(table::ENGINE_BUSY_SECONDS_TOTAL.name, &labels).absolute(telemetry.busy_ns_total / 1_000_000_000);
+    let phases = [("prefill", telemetry.prefill_tokens_total), ("decode", telemetry.decode_tokens_total)];
+    for (phase, tokens) in phases {
+        let labels = [("model", model.to_string()), ("phase", phase.to_string())];
+        counter!(table::ENGINE_TOKENS_TOTAL.name, &labels).absolute(tokens);
+    }
+}

@@ -1,0 +1,89 @@
+//! The hop route: token ids in, one server-sent event for each [`HopEvent`] out.
+//!
+//! When the client goes away, hyper drops the body, which drops the stream, which the step thread sees
+//! before its next step: there is no other path for a cancellation, so none can be forgotten.
+
+use bytes::Bytes;
+use engine_http::backend::StreamEvent;
+use engine_http::{ApiError, Backend, RequestContext, TokenStream};
+use engine_wire::hop::{GenerateRequest, HopEvent};
+use futures_util::stream::{self, Stream};
+use warp::http::HeaderValue;
+use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use warp::reply::{Reply, Response};
+
+/// Serves one hop request whose body has arrived.
+pub(crate) async fn generate<B: Backend>(backend: B, context: RequestContext, body: Bytes) -> Response {
+    match start(backend, context, &body).await {
+        Ok(stream) => events(stream),
+        Err(error) => crate::server::error_response(&error),
+    }
+}
+
+async fn start<B: Backend>(backend: B, context: RequestContext, body: &[u8]) -> Result<TokenStream, ApiError> {
+    let request: GenerateRequest = serde_json::from_slice(body).map_err(|error| ApiError::InvalidRequest {
+        message: format!("The body is not a generate request: {error}"),
+        param: None,
+    })?;
+    backend.generate(context, request).await
+}
+
+fn events(stream: TokenStream) -> Response {
+    let mut response = warp::reply::stream(frames(stream)).into_response();
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// Where the stream of frames stands.
+enum Stage {
+    Events(TokenStream),
+    Done,
+    Closed,
+}
+
+/// One frame for each event. hyper writes out what it has when a body has nothing ready, so a yield before
+/// each event makes one write of one event even when several are waiting: the kernel's probes count writes.
+fn frames(stream: TokenStream) -> impl Stream<Item = Result<Bytes, std::convert::Infallible>> {
+    stream::unfold(Stage::Events(stream), |stage| async move {
+        match stage {
+            Stage::Closed => None,
+            Stage::Done => {
+                tokio::task::yield_now().await;
+                Some((Ok(Bytes::from_static(b"data: [DONE]\n\n")), Stage::Closed))
+            }
+            Stage::Events(mut stream) => {
+                tokio::task::yield_now().await;
+                // A channel that closes without a last event belongs to an engine that ends.
+                let event = stream.events.recv().await.unwrap_or(Err(ApiError::ShuttingDown));
+                let (frame, last) = frame(event);
+                let next = if last { Stage::Done } else { Stage::Events(stream) };
+                Some((Ok(frame), next))
+            }
+        }
+    })
+}
+
+/// The bytes of an event, and whether it is the last before `[DONE]`.
+fn frame(event: Result<StreamEvent, ApiError>) -> (Bytes, bool) {
+    let event = match event {
+        Ok(StreamEvent::Waiting) => return (Bytes::from_static(b": waiting\n\n"), false),
+        Ok(StreamEvent::Hop(event)) => event,
+        Err(error) => failed(&error),
+    };
+    let last = !matches!(event, HopEvent::Tokens(_));
+    match serde_json::to_string(&event) {
+        Ok(json) => (Bytes::from(format!("data: {json}\n\n")), last),
+        // Not reachable: a HopEvent holds nothing that JSON cannot say.
+        Err(error) => (Bytes::from(format!(": {error}\n\n")), true),
+    }
+}
+
+fn failed(error: &ApiError) -> HopEvent {
+    HopEvent::Failed {
+        status: crate::server::status_and_code(error).0.as_u16(),
+        code: crate::server::status_and_code(error).1.to_string(),
+        message: error.to_string(),
+    }
+}

@@ -1,0 +1,45 @@
+//! From options to a device: the one place that knows checkpoints and the CPU runtime.
+
+use crate::clock;
+use crate::error::EngineError;
+use crate::options::{Compute, EngineOptions};
+use engine_core::{Forward, TokenId};
+use engine_runtime::LoadOptions;
+use engine_store::Gguf;
+
+/// A device that is ready to compute.
+pub struct LoadedModel {
+    pub forward: Box<dyn Forward>,
+    /// Tokens that end a sequence.
+    pub eos_token_ids: Vec<TokenId>,
+    /// CLOCK_MONOTONIC when the checkpoint was mapped and checked, ns.
+    pub mapped_at_ns: u64,
+}
+
+/// Makes the device on the step thread, which then owns it. `cores` are those that the process has.
+pub type Loader = Box<dyn FnOnce(&EngineOptions, &[u32]) -> Result<LoadedModel, EngineError> + Send>;
+
+/// Keys of the tokens that end a text or a turn, as GGUF writers name them.
+const EOS_KEYS: [&str; 2] = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"];
+
+/// Loads the checkpoint that the options name.
+pub fn load_checkpoint(options: &EngineOptions, cores: &[u32]) -> Result<LoadedModel, EngineError> {
+    let failed = |message: String| EngineError::Model { path: options.model.clone(), message };
+    let gguf = Gguf::open(&options.model).map_err(|error| failed(error.to_string()))?;
+    let mapped_at_ns = clock::monotonic_ns();
+    let mut eos_token_ids: Vec<TokenId> = EOS_KEYS.iter().filter_map(|key| gguf.u32(key).ok()).collect();
+    eos_token_ids.dedup();
+    let load_options = LoadOptions {
+        compute: match options.compute {
+            Compute::F32 => engine_runtime::Compute::F32,
+            Compute::Fast => engine_runtime::Compute::Fast,
+        },
+        // Pinned only when the cores were given: a process that was told nothing shares its cores with others.
+        cores: options.cores.clone(),
+        threads: cores.len().max(1),
+        kv_bytes: options.kv_bytes_or_default(),
+        ..LoadOptions::default()
+    };
+    let forward = engine_runtime::load(&gguf, load_options).map_err(|error| failed(error.to_string()))?;
+    Ok(LoadedModel { forward, eos_token_ids, mapped_at_ns })
+}

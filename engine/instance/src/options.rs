@@ -1,0 +1,158 @@
+//! What an engine process is told at its start, checked once before any port is bound.
+
+use crate::clock;
+use crate::error::EngineError;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// KV cache when nothing is said, bytes; less where memory is short.
+const DEFAULT_KV_BYTES: u64 = 256 << 20;
+/// Share of the available memory that the default KV cache may take.
+const DEFAULT_KV_SHARE: u64 = 4;
+
+/// Arithmetic of the kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compute {
+    /// Weights dequantised, all in f32: the reference.
+    F32,
+    /// Integer dot products on quantised activations.
+    Fast,
+}
+
+/// One engine process.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// Checkpoint (GGUF).
+    pub model: PathBuf,
+    pub host: IpAddr,
+    /// 0 takes a free port.
+    pub port: u16,
+    /// Name that requests must give; none for the file's name without its ending.
+    pub name: Option<String>,
+    pub compute: Compute,
+    /// Cores to run on, one compute thread each; empty for all that the process may use.
+    pub cores: Vec<u32>,
+    /// KV cache, bytes; none for a default by available memory.
+    pub kv_bytes: Option<u64>,
+    /// Requests that may wait inside before more are refused.
+    pub max_queue: usize,
+    /// Time that streams get to finish after SIGTERM or SIGINT.
+    pub drain_timeout: Duration,
+    /// Set when a controller started this engine.
+    pub supervision: Option<Supervision>,
+}
+
+/// The controller's hold on an engine.
+#[derive(Clone, Debug)]
+pub struct Supervision {
+    pub instance: String,
+    /// Revision of the model, as the controller knows it.
+    pub revision: String,
+    /// Path of the control socket, made by the engine.
+    pub control: PathBuf,
+    /// With no `Renew` for this long, the engine finishes its streams and exits.
+    pub lease: Duration,
+}
+
+impl EngineOptions {
+    /// An engine by itself, with everything else at its default.
+    pub fn new(model: impl Into<PathBuf>) -> Self {
+        Self {
+            model: model.into(),
+            host: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            port: 0,
+            name: None,
+            compute: Compute::Fast,
+            cores: Vec::new(),
+            kv_bytes: None,
+            max_queue: 256,
+            drain_timeout: Duration::from_secs(10),
+            supervision: None,
+        }
+    }
+
+    /// The name under which the model is served.
+    pub fn served_name(&self) -> String {
+        let stem = || self.model.file_stem().unwrap_or(self.model.as_os_str()).to_string_lossy().into_owned();
+        self.name.clone().unwrap_or_else(stem)
+    }
+
+    /// Refuses what cannot work, before anything is bound or loaded.
+    pub(crate) fn check(&self) -> Result<(), EngineError> {
+        let bad = |message: String| Err(EngineError::BadOption { message });
+        if self.served_name().is_empty() {
+            return bad("--name is empty".into());
+        }
+        if self.max_queue == 0 {
+            return bad("--max-queue is 0: at least one request must be able to wait".into());
+        }
+        if let Some(supervision) = &self.supervision
+            && supervision.lease.is_zero()
+        {
+            return bad("--lease-ms is 0: the engine would exit at once".into());
+        }
+        if let (Some(kv_bytes), Some(available_bytes)) = (self.kv_bytes, clock::available_bytes())
+            && kv_bytes > available_bytes
+        {
+            return bad(format!(
+                "--kv-bytes {kv_bytes} is more than the {available_bytes} bytes of memory that are available"
+            ));
+        }
+        check_file(&self.model)
+    }
+
+    /// Size of the KV cache to ask for, bytes.
+    pub(crate) fn kv_bytes_or_default(&self) -> u64 {
+        self.kv_bytes.unwrap_or_else(|| {
+            clock::available_bytes().map_or(DEFAULT_KV_BYTES, |bytes| DEFAULT_KV_BYTES.min(bytes / DEFAULT_KV_SHARE))
+        })
+    }
+}
+
+fn check_file(path: &Path) -> Result<(), EngineError> {
+    let message = match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() => return Ok(()),
+        Ok(_) => "not a file".to_string(),
+        Err(error) => error.to_string(),
+    };
+    Err(EngineError::Model { path: path.to_path_buf(), message })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(change: impl FnOnce(&mut EngineOptions), expected: Option<&str>) {
+        let file = tempfile::NamedTempFile::with_suffix(".gguf").expect("a file");
+        let mut options = EngineOptions::new(file.path());
+        change(&mut options);
+        let message = options.check().err().map(|error| error.to_string());
+        match (expected, message) {
+            (None, None) => {}
+            (Some(expected), Some(message)) => assert!(message.contains(expected), "{message}"),
+            (expected, message) => panic!("expected {expected:?}, got {message:?}"),
+        }
+    }
+
+    #[test]
+    fn options_are_checked() {
+        check(|_| {}, None);
+        check(
+            |o| o.model = "/no/such/file.gguf".into(),
+            Some("cannot load the model /no/such/file.gguf: No such file"),
+        );
+        check(|o| o.model = "/".into(), Some("not a file"));
+        check(|o| o.max_queue = 0, Some("--max-queue"));
+        check(|o| o.kv_bytes = Some(u64::MAX), Some("--kv-bytes"));
+        check(|o| o.name = Some(String::new()), Some("--name"));
+    }
+
+    #[test]
+    fn the_file_names_the_model_unless_told() {
+        let mut options = EngineOptions::new("/models/smol.q4.gguf");
+        assert_eq!(options.served_name(), "smol.q4");
+        options.name = Some("chat".into());
+        assert_eq!(options.served_name(), "chat");
+    }
+}

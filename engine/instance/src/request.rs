@@ -1,0 +1,136 @@
+//! One request inside the step thread: its parameters, its delivery, and the times of its life.
+
+use crate::delivery::Delivery;
+use engine_core::{EndReason, Limits};
+use engine_wire::TokenId;
+use engine_wire::control::{FinishedRequest, Outcome};
+use engine_wire::hop::{FinishReason, GenerateRequest, HopEvent};
+use engine_wire::sampling::{Sampling, StopRule};
+
+/// A request as it is handed to the step thread.
+pub(crate) struct Work {
+    pub request_id: String,
+    /// CLOCK_MONOTONIC, ns.
+    pub arrived_at_ns: u64,
+    pub request: GenerateRequest,
+    pub delivery: Delivery,
+}
+
+/// A message to the step thread.
+pub(crate) enum Message {
+    Work(Box<Work>),
+    /// End now: what is still running is told so.
+    Stop,
+}
+
+/// A request that the scheduler knows.
+pub(crate) struct Live {
+    pub times: Times,
+    pub sampling: Sampling,
+    pub delivery: Delivery,
+}
+
+/// What is measured of a request. All times are CLOCK_MONOTONIC, ns.
+pub(crate) struct Times {
+    request_id: String,
+    prompt_tokens: usize,
+    arrived_at_ns: u64,
+    joined_at_ns: Option<u64>,
+    first_token_at_ns: Option<u64>,
+    last_token_at_ns: u64,
+    output_tokens: u32,
+}
+
+impl Times {
+    pub fn new(request_id: String, prompt_tokens: usize, arrived_at_ns: u64) -> Self {
+        Self {
+            request_id,
+            prompt_tokens,
+            arrived_at_ns,
+            joined_at_ns: None,
+            first_token_at_ns: None,
+            last_token_at_ns: 0,
+            output_tokens: 0,
+        }
+    }
+
+    pub fn joined(&mut self, at_ns: u64) {
+        self.joined_at_ns = Some(at_ns);
+    }
+
+    pub fn token(&mut self, at_ns: u64) {
+        self.first_token_at_ns.get_or_insert(at_ns);
+        self.last_token_at_ns = at_ns;
+        self.output_tokens += 1;
+    }
+
+    /// The record of a request that ended at `now_ns`.
+    pub fn record(self, outcome: Outcome, now_ns: u64) -> FinishedRequest {
+        let since_arrival_ms = |at_ns: u64| at_ns.saturating_sub(self.arrived_at_ns) as f64 / 1e6;
+        let gaps = self.output_tokens.saturating_sub(1);
+        let first_token_at_ns = self.first_token_at_ns.unwrap_or(0);
+        let itl_ms_mean =
+            (gaps > 0).then(|| self.last_token_at_ns.saturating_sub(first_token_at_ns) as f64 / 1e6 / f64::from(gaps));
+        FinishedRequest {
+            prompt_tokens: u32::try_from(self.prompt_tokens).unwrap_or(u32::MAX),
+            cached_tokens: 0,
+            output_tokens: self.output_tokens,
+            queue_ms: since_arrival_ms(self.joined_at_ns.unwrap_or(now_ns)),
+            ttft_ms: self.first_token_at_ns.map_or(0.0, since_arrival_ms),
+            itl_ms_mean,
+            arrived_at_ns: self.arrived_at_ns,
+            first_token_at_ns,
+            last_token_at_ns: self.last_token_at_ns,
+            outcome,
+            request_id: self.request_id,
+        }
+    }
+}
+
+/// The core's limits for a stop rule.
+pub(crate) fn limits(stop: StopRule) -> Limits {
+    Limits {
+        max_tokens: stop.max_tokens as usize,
+        min_tokens: stop.min_tokens as usize,
+        ignore_eos: stop.ignore_eos,
+        stop_token_ids: stop.stop_token_ids,
+    }
+}
+
+/// The last event of a sequence that came to its end.
+pub(crate) fn finished(reason: EndReason) -> HopEvent {
+    let reason = match reason {
+        EndReason::Stop => FinishReason::Stop,
+        EndReason::Length => FinishReason::Length,
+    };
+    HopEvent::Finished { reason, cached_tokens: 0 }
+}
+
+/// Takes the tokens that may not be drawn yet out of a logits row. The lowest finite number, so that the
+/// row stays finite and nothing that divides or subtracts makes a NaN of it.
+pub(crate) fn suppress(row: &mut [f32], tokens: impl IntoIterator<Item = TokenId>) {
+    for token in tokens {
+        if let Some(logit) = row.get_mut(token as usize) {
+            *logit = f32::MIN;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_become_a_record() {
+        let mut times = Times::new("r".into(), 5, 1_000_000);
+        times.joined(3_000_000);
+        times.token(11_000_000);
+        times.token(13_000_000);
+        times.token(19_000_000);
+        let record = times.record(Outcome::Finished, 20_000_000);
+        assert_eq!((record.queue_ms, record.ttft_ms, record.itl_ms_mean), (2.0, 10.0, Some(4.0)));
+        assert_eq!((record.prompt_tokens, record.output_tokens), (5, 3));
+        let record = Times::new("r".into(), 5, 1_000_000).record(Outcome::Cancelled, 4_000_000);
+        assert_eq!((record.queue_ms, record.ttft_ms, record.itl_ms_mean), (3.0, 0.0, None));
+    }
+}

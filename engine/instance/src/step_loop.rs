@@ -1,0 +1,270 @@
+//! The step loop: one plain thread that owns the scheduler and the device, so that no lock and no await
+//! stands between two steps.
+//!
+//! Between steps it takes new requests and drops those that nobody waits for any more: a client that went
+//! away has dropped its end of the channel, which needs no message and cannot be lost in a full queue.
+
+use crate::clock;
+use crate::limits;
+use crate::request::{self, Live, Message, Times, Work};
+use crate::shared::Shared;
+use engine_core::{
+    Forward, ForwardError, LogitsRow, Sampled, Scheduler, SequenceEvent, SequenceId, Step, Submission, SubmitError,
+    Submitted,
+};
+use engine_http::ApiError;
+use engine_wire::control::Outcome;
+use engine_wire::hop::HopEvent;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+
+/// Everything the step thread owns.
+pub(crate) struct StepLoop {
+    shared: Arc<Shared>,
+    messages: Receiver<Message>,
+    /// For last events to slow clients.
+    runtime: Handle,
+    scheduler: Scheduler,
+    forward: Box<dyn Forward>,
+    vocab: usize,
+    live: BTreeMap<SequenceId, Live>,
+    next_id: u64,
+    logits: Vec<f32>,
+}
+
+impl StepLoop {
+    pub fn new(
+        shared: Arc<Shared>,
+        messages: Receiver<Message>,
+        runtime: Handle,
+        scheduler: Scheduler,
+        forward: Box<dyn Forward>,
+    ) -> Self {
+        let vocab = forward.shape().vocab;
+        let (live, next_id, logits) = (BTreeMap::new(), 0, Vec::new());
+        let this = Self { shared, messages, runtime, scheduler, forward, vocab, live, next_id, logits };
+        this.publish(Duration::ZERO);
+        this
+    }
+
+    /// Runs until it is told to stop, or until nobody can send it anything more.
+    pub fn run(mut self) {
+        while self.take_messages() {
+            self.reap();
+            let busy = self.step();
+            self.publish(busy);
+        }
+        self.abandon();
+    }
+
+    /// Takes all messages that are there; sleeps for one when there is nothing else to do. False at the end.
+    fn take_messages(&mut self) -> bool {
+        if self.scheduler.is_idle() {
+            match self.messages.recv() {
+                Ok(Message::Work(work)) => self.accept(*work),
+                Ok(Message::Stop) | Err(_) => return false,
+            }
+        }
+        loop {
+            match self.messages.try_recv() {
+                Ok(Message::Work(work)) => self.accept(*work),
+                Ok(Message::Stop) | Err(TryRecvError::Disconnected) => return false,
+                Err(TryRecvError::Empty) => return true,
+            }
+        }
+    }
+
+    fn accept(&mut self, work: Work) {
+        let Work { request_id, arrived_at_ns, request, delivery } = work;
+        self.shared.ledger().request_taken();
+        let times = Times::new(request_id, request.prompt.len(), arrived_at_ns);
+        let live = Live { times, sampling: request.sampling.clone(), delivery };
+        if live.delivery.is_abandoned() {
+            return self.end(live, Outcome::Cancelled, None);
+        }
+        // Checked already when the model was loaded at its arrival; here for those that came earlier.
+        if let Some(facts) = self.shared.facts.get()
+            && let Err(error) = limits::check(&request, facts)
+        {
+            return self.end(live, Outcome::Failed, Some(Err(error)));
+        }
+        let id = SequenceId(self.next_id);
+        self.next_id += 1;
+        let submission =
+            Submission { id, prompt: request.prompt, emitted: request.emitted, limits: request::limits(request.stop) };
+        match self.scheduler.submit(submission) {
+            Ok(Submitted::Queued) => {
+                self.live.insert(id, live);
+            }
+            Ok(Submitted::Ended(reason)) => self.end(live, Outcome::Finished, Some(Ok(request::finished(reason)))),
+            Err(error) => {
+                let error = self.refusal(error);
+                self.end(live, Outcome::Failed, Some(Err(error)));
+            }
+        }
+    }
+
+    fn refusal(&self, error: SubmitError) -> ApiError {
+        match error {
+            SubmitError::QueueFull { max_waiting } => {
+                ApiError::QueueFull { model: self.shared.identity.model.clone(), limit: max_waiting, retry_after_s: 1 }
+            }
+            SubmitError::EmptyPrompt | SubmitError::TooLong { .. } => {
+                ApiError::InvalidRequest { message: error.to_string(), param: Some("prompt".into()) }
+            }
+            SubmitError::DuplicateId => ApiError::Internal { message: error.to_string() },
+        }
+    }
+
+    /// Drops the sequences whose client is gone or whose deadline has passed.
+    fn reap(&mut self) {
+        let now = Instant::now();
+        let over = |live: &Live| live.delivery.is_abandoned() || live.delivery.deadline() <= now;
+        let ids: Vec<SequenceId> = self.live.iter().filter(|(_, live)| over(live)).map(|(id, _)| *id).collect();
+        for id in ids {
+            self.scheduler.cancel(id);
+            let Some(live) = self.live.remove(&id) else { continue };
+            if live.delivery.is_abandoned() {
+                self.end(live, Outcome::Cancelled, None);
+            } else {
+                let error = live.delivery.deadline_exceeded();
+                self.end(live, Outcome::Failed, Some(Err(error)));
+            }
+        }
+    }
+
+    /// One step, if there is anything to compute. Answers the time spent on the device.
+    fn step(&mut self) -> Duration {
+        let Some(step) = self.scheduler.schedule() else { return Duration::ZERO };
+        let joined_at_ns = clock::monotonic_ns();
+        for id in &step.admitted {
+            if let Some(live) = self.live.get_mut(id) {
+                live.times.joined(joined_at_ns);
+            }
+        }
+        let began = Instant::now();
+        let result = self.forward.forward(&step.batch, &mut self.logits);
+        let busy = began.elapsed();
+        self.note_first_step();
+        let events = match result {
+            Ok(()) => self.sample(&step),
+            Err(error) => self.fail(&step, &error),
+        };
+        for event in events {
+            self.deliver(event);
+        }
+        busy
+    }
+
+    /// Draws a token from each logits row.
+    fn sample(&mut self, step: &Step) -> Vec<SequenceEvent> {
+        let mut sampled = Vec::with_capacity(step.rows.len());
+        for (index, row) in step.rows.iter().enumerate() {
+            sampled.push(self.sample_row(index, row));
+        }
+        self.scheduler.complete(step.id, &sampled).unwrap_or_else(|error| {
+            // Not reachable: the rows are counted from the very step that is in flight.
+            tracing::error!(%error, "the scheduler refused a step's results");
+            self.scheduler.fail(step.id, &all_of(step)).unwrap_or_default()
+        })
+    }
+
+    fn sample_row(&mut self, index: usize, row: &LogitsRow) -> Sampled {
+        let Some(live) = self.live.get(&row.sequence) else { return Sampled::Failed };
+        let Some(logits) = self.logits.get_mut(index * self.vocab..(index + 1) * self.vocab) else {
+            return Sampled::Failed;
+        };
+        if logits.iter().any(|logit| !logit.is_finite()) {
+            return Sampled::Failed;
+        }
+        if row.suppress_stop {
+            request::suppress(logits, self.scheduler.stop_tokens(row.sequence));
+        }
+        engine_runtime::sample(logits, &live.sampling, row.position).map_or(Sampled::Failed, Sampled::Token)
+    }
+
+    /// A step that failed: one sequence is lost when its logits are to blame, otherwise all that were in it.
+    fn fail(&mut self, step: &Step, error: &ForwardError) -> Vec<SequenceEvent> {
+        tracing::error!(%error, sequences = step.batch.sequences.len(), "a forward step failed");
+        let lost = match error {
+            ForwardError::NonFinite { sequence } if *sequence < step.batch.sequences.len() => vec![*sequence],
+            _ => all_of(step),
+        };
+        self.scheduler.fail(step.id, &lost).unwrap_or_default()
+    }
+
+    fn deliver(&mut self, event: SequenceEvent) {
+        let now_ns = clock::monotonic_ns();
+        match event {
+            SequenceEvent::Token { id, token } => {
+                let Some(live) = self.live.get_mut(&id) else { return };
+                live.delivery.token(token);
+                live.times.token(now_ns);
+                self.note_first_token(now_ns);
+            }
+            SequenceEvent::Ended { id, reason } => {
+                let Some(live) = self.live.remove(&id) else { return };
+                self.end(live, Outcome::Finished, Some(Ok(request::finished(reason))));
+            }
+            SequenceEvent::Failed { id } => {
+                let Some(live) = self.live.remove(&id) else { return };
+                let message = "The model could not compute the next token of this request.".to_string();
+                self.end(live, Outcome::Failed, Some(Err(ApiError::Internal { message })));
+            }
+        }
+    }
+
+    /// Counts a request and sends its last event, if anybody waits for one. The count comes first: who has
+    /// read the end of a stream finds it in the next report.
+    fn end(&self, live: Live, outcome: Outcome, last: Option<Result<HopEvent, ApiError>>) {
+        let record = live.times.record(outcome, clock::monotonic_ns());
+        let mut ledger = self.shared.ledger();
+        ledger.request_ended(record, &self.shared.identity.model);
+        ledger.scheduler = self.scheduler.stats();
+        drop(ledger);
+        if let Some(last) = last {
+            live.delivery.finish(last, &self.runtime);
+        }
+    }
+
+    /// Tells everybody who still waits that the engine ends.
+    fn abandon(mut self) {
+        for (id, live) in std::mem::take(&mut self.live) {
+            self.scheduler.cancel(id);
+            self.end(live, Outcome::Failed, Some(Err(ApiError::ShuttingDown)));
+        }
+        while let Ok(Message::Work(work)) = self.messages.try_recv() {
+            self.shared.ledger().request_taken();
+            work.delivery.finish(Err(ApiError::ShuttingDown), &self.runtime);
+        }
+        self.publish(Duration::ZERO);
+    }
+
+    fn publish(&self, busy: Duration) {
+        let mut ledger = self.shared.ledger();
+        ledger.scheduler = self.scheduler.stats();
+        ledger.busy_ns_total += busy.as_nanos() as u64;
+    }
+
+    fn note_first_step(&self) {
+        let mut ledger = self.shared.ledger();
+        if ledger.phases.first_step_ms.is_none() {
+            ledger.phases.first_step_ms = Some(ledger.since_start_ms(clock::monotonic_ns()));
+        }
+    }
+
+    fn note_first_token(&self, at_ns: u64) {
+        let mut ledger = self.shared.ledger();
+        if ledger.phases.first_token_ms.is_none() {
+            ledger.phases.first_token_ms = Some(ledger.since_start_ms(at_ns));
+        }
+    }
+}
+
+/// Indices of all sequences of a step's batch.
+fn all_of(step: &Step) -> Vec<usize> {
+    (0..step.batch.sequences.len()).collect()
+}
