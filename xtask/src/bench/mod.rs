@@ -1,0 +1,31 @@
+//! `cargo xtask bench NAME`: ours beside a peer, in turns on the same machine, every sample kept. A peer is
+//! installed and started here, so that anyone can run the comparison again.
+
+mod first_token;
+mod gateway;
+mod llama;
+mod load;
+mod report;
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Name {
+    /// What a cold start costs: first token at zero minus first token when warm, beside llama-server's.
+    FirstToken,
+    /// What the gateway adds to a request, against calling the engine directly.
+    Gateway,
+}
+
+/// Runs one benchmark, prints its table and writes target/bench/NAME.json.
+pub fn run(name: Name) -> Result<()> {
+    crate::setup::for_bench()?;
+    crate::test::build_binary()?;
+    let report = match name {
+        Name::FirstToken => first_token::measure()?,
+        Name::Gateway => gateway::measure()?,
+    };
+    report.finish()
+}

