@@ -1,7 +1,10 @@
 //! Everything that can go wrong with a request, with the HTTP status and the OpenAI error object of each.
 
+use engine_text::TextError;
+use engine_wire::openai::RequestError;
 use serde::Serialize;
 use thiserror::Error;
+use warp::http::StatusCode;
 
 /// An API error. Variants become metric labels; `Display` is the message that the client reads.
 #[derive(Clone, Debug, Error, PartialEq)]
@@ -54,4 +57,85 @@ pub struct ErrorObject {
     pub kind: &'static str,
     pub param: Option<String>,
     pub code: Option<&'static str>,
+}
+
+impl ApiError {
+    /// HTTP status of the answer.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::InvalidRequest { .. } | Self::ContextLength { .. } => StatusCode::BAD_REQUEST,
+            Self::ModelNotFound { .. } | Self::NotFound { .. } => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::DeadlineExceeded { .. } => StatusCode::GATEWAY_TIMEOUT,
+            Self::Unavailable { .. } | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// Short name, stable over versions: the error object's `code`, and a metric label.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::InvalidRequest { .. } => "invalid_request",
+            Self::ContextLength { .. } => "context_length_exceeded",
+            Self::ModelNotFound { .. } => "model_not_found",
+            Self::NotFound { .. } => "not_found",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::BodyTooLarge { .. } => "body_too_large",
+            Self::BodyTimeout { .. } => "body_timeout",
+            Self::UnsupportedMediaType => "unsupported_media_type",
+            Self::QueueFull { .. } => "queue_full",
+            Self::DeadlineExceeded { .. } => "deadline_exceeded",
+            Self::Unavailable { .. } => "unavailable",
+            Self::ShuttingDown => "shutting_down",
+            Self::Internal { .. } => "internal",
+        }
+    }
+
+    /// Seconds for the `Retry-After` header: always there on 429 and 503.
+    pub fn retry_after_s(&self) -> Option<u32> {
+        match self {
+            Self::QueueFull { retry_after_s, .. } => Some(*retry_after_s),
+            Self::Unavailable { retry_after_s, .. } => Some(retry_after_s.unwrap_or(1)),
+            Self::ShuttingDown => Some(1),
+            _ => None,
+        }
+    }
+
+    /// The answer's body.
+    pub fn body(&self) -> ErrorBody {
+        let kind = match self.status() {
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            status if status.is_client_error() => "invalid_request_error",
+            _ => "server_error",
+        };
+        let (param, code) = match self {
+            // OpenAI gives these no code: the parameter says what is wrong.
+            Self::InvalidRequest { param, .. } => (param.clone(), None),
+            Self::ModelNotFound { .. } => (Some("model".to_owned()), Some(self.code())),
+            _ => (None, Some(self.code())),
+        };
+        ErrorBody { error: ErrorObject { message: self.to_string(), kind, param, code } }
+    }
+}
+
+impl From<RequestError> for ApiError {
+    fn from(RequestError { message, param }: RequestError) -> Self {
+        Self::InvalidRequest { message, param }
+    }
+}
+
+impl From<TextError> for ApiError {
+    fn from(error: TextError) -> Self {
+        let message = error.to_string();
+        match error {
+            TextError::NoTemplate | TextError::Template { .. } => {
+                Self::InvalidRequest { message, param: Some("messages".to_owned()) }
+            }
+            _ => Self::Internal { message },
+        }
+    }
 }

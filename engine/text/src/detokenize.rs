@@ -35,6 +35,12 @@ impl Pieces {
         self.ends.len()
     }
 
+    /// Bytes of the longest entry.
+    pub fn longest(&self) -> usize {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, end)| end - start).max().unwrap_or(0)
+    }
+
     fn bytes(&self, id: TokenId, skip_special: bool) -> &[u8] {
         let index = id as usize;
         match self.special.get(index) {

@@ -16,4 +16,4 @@ mod template;
 pub use detokenize::Detokenizer;
 pub use error::TextError;
 pub use model::TextModel;
-pub use stop::{StopMatcher, StopMatch};
+pub use stop::{StopMatch, StopMatcher};

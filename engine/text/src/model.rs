@@ -1,11 +1,11 @@
 //! One model's tokenizer, template and limits.
 
+use crate::TextError;
 use crate::byte_level::ByteDecoder;
 use crate::detokenize::{Detokenizer, Pieces};
 use crate::parts::{Parts, TokenKind};
 use crate::pretokenize::family;
 use crate::template::ChatTemplate;
-use crate::TextError;
 use engine_store::Gguf;
 use engine_wire::TokenId;
 use engine_wire::openai::ChatMessage;
@@ -40,6 +40,8 @@ pub struct TextModel {
     eos_ids: Vec<TokenId>,
     add_bos: bool,
     add_eos: bool,
+    /// Most bytes of input that one token can stand for.
+    token_bytes_max: usize,
 }
 
 impl TextModel {
@@ -55,7 +57,9 @@ impl TextModel {
         let has_template = parts.template.is_some();
         let template = ChatTemplate::new(parts.template.unwrap_or_default(), bos_text, eos_text);
         let pieces = build_pieces(&parts.tokens, &parts.kinds);
+        let longest = pieces.longest();
         let tokenizer = build_tokenizer(&parts.pre, parts.tokens, &parts.kinds, parts.merges)?;
+        let tokenizer_normalizes = tokenizer.get_normalizer().is_some();
         Ok(Self {
             context_tokens: parts.context_tokens,
             tokenizer,
@@ -67,6 +71,8 @@ impl TextModel {
             eos_ids,
             add_bos: parts.add_bos,
             add_eos: parts.add_eos,
+            // Normalization (NFC) shortens text to no less than a third.
+            token_bytes_max: longest.saturating_mul(if tokenizer_normalizes { 3 } else { 1 }).max(1),
         })
     }
 
@@ -106,6 +112,11 @@ impl TextModel {
         Ok(ids)
     }
 
+    /// Tokens that a text of this many bytes has at least: a bound that costs nothing, to refuse what cannot fit.
+    pub fn tokens_at_least(&self, text_bytes: usize) -> u64 {
+        text_bytes.div_ceil(self.token_bytes_max) as u64
+    }
+
     /// Text of whole output. Invalid UTF-8 becomes U+FFFD; ids outside the vocabulary have no text.
     pub fn decode(&self, ids: &[TokenId], skip_special_tokens: bool) -> String {
         let mut detokenizer = self.detokenizer(skip_special_tokens);
@@ -127,7 +138,8 @@ impl TextModel {
         if !self.has_template {
             return Err(TextError::NoTemplate);
         }
-        let template = self.template.as_ref().map_err(|message| TextError::TemplateSyntax { message: message.clone() })?;
+        let template =
+            self.template.as_ref().map_err(|message| TextError::TemplateSyntax { message: message.clone() })?;
         template.render(messages)
     }
 }

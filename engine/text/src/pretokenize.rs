@@ -12,11 +12,23 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior};
 
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Names that are understood, for the error message.
-const SUPPORTED: &[&str] =
-    &["smollm", "starcoder", "refact", "codeshell", "gpt-2", "gpt2", "default", "llama-bpe", "llama3", "llama-v3", "qwen2"];
+const SUPPORTED: &[&str] = &[
+    "smollm",
+    "starcoder",
+    "refact",
+    "codeshell",
+    "gpt-2",
+    "gpt2",
+    "default",
+    "llama-bpe",
+    "llama3",
+    "llama-v3",
+    "qwen2",
+];
 
 /// What a family of tokenizers does before merging.
 pub struct Family {

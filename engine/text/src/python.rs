@@ -50,7 +50,18 @@ fn break_line(indent: Option<usize>, depth: usize, out: &mut String) {
 
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
 ];
 
 /// `strftime` of a Unix time in UTC and the C locale; directives that are not known stay as they are.
@@ -127,6 +138,9 @@ mod tests {
     fn json_is_pythons() {
         let value = serde_json::json!({"a": [1, 2.5, "x\n\"é"], "b": {}, "c": null});
         assert_eq!(json_dumps(&value, None), r#"{"a": [1, 2.5, "x\n\"é"], "b": {}, "c": null}"#);
-        assert_eq!(json_dumps(&serde_json::json!({"a": [1, true]}), Some(2)), "{\n  \"a\": [\n    1,\n    true\n  ]\n}");
+        assert_eq!(
+            json_dumps(&serde_json::json!({"a": [1, true]}), Some(2)),
+            "{\n  \"a\": [\n    1,\n    true\n  ]\n}"
+        );
     }
 }

@@ -45,7 +45,8 @@ impl StopMatcher {
 
     /// Start of the match that ends first.
     fn first_match(&self) -> Option<usize> {
-        let matches = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str()).map(|at| (at + stop.len(), at)));
+        let matches =
+            self.stops.iter().filter_map(|stop| self.held.find(stop.as_str()).map(|at| (at + stop.len(), at)));
         matches.min().map(|(_, start)| start)
     }
 

@@ -104,14 +104,23 @@ mod tests {
     #[test]
     fn renders_as_transformers_does() {
         check("{{ bos_token }}{{ messages[1].content }}{{ eos_token }}", Ok("<s><Hi> & 日</s>"));
-        check("{% for m in messages %}\n  {% if true %}\n{{ m['role'] }}\n{% endif %}\n{% endfor %}", Ok("system\nuser\n"));
+        check(
+            "{% for m in messages %}\n  {% if true %}\n{{ m['role'] }}\n{% endif %}\n{% endfor %}",
+            Ok("system\nuser\n"),
+        );
         check("{{ messages[0]['content'].strip() | upper }}", Ok("BE BRIEF."));
         check("{{ messages[0]['content'].split()[1].startswith('b') }}", Ok("False"));
         check("{% if tools %}x{% endif %}{% if tools is none %}none{% endif %}", Ok("none"));
         check("{% if add_generation_prompt %}a{% endif %}{{ undefined_name }}", Ok("a"));
         check("{{ messages[1] | tojson }}", Ok(r#"{"role": "user", "content": "<Hi> & 日"}"#));
-        check("{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.role }}{% endfor %}", Ok("user"));
-        check("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", Ok("2"));
+        check(
+            "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.role }}{% endfor %}",
+            Ok("user"),
+        );
+        check(
+            "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+            Ok("2"),
+        );
         check("{{ strftime_now('%Y') | length }}", Ok("4"));
     }
 

@@ -10,8 +10,10 @@ mod response;
 
 pub use fields::RequestError;
 pub use messages::{ChatMessage, Role};
-pub use request::{ChatRequest, CompletionRequest, GenerateOptions, MAX_STOP_STRINGS, Prompt, parse_chat, parse_completion};
+pub use request::{
+    ChatRequest, CompletionRequest, GenerateOptions, MAX_STOP_STRINGS, Prompt, parse_chat, parse_completion,
+};
 pub use response::{
-    ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatDelta, ChatReply, CompletionChoice, ModelList, ModelObject,
-    PromptTokensDetails, TextCompletion, Usage,
+    ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatDelta, ChatReply, CompletionChoice, ModelList,
+    ModelObject, PromptTokensDetails, TextCompletion, Usage,
 };

@@ -75,8 +75,11 @@ fn parse_content(raw: &RawValue, param: &str) -> Result<String, RequestError> {
         "a string" => parse(raw, param, EXPECTED),
         "an array" => {
             let parts = elements(raw, param, EXPECTED)?;
-            let texts: Result<Vec<_>, _> =
-                parts.into_iter().enumerate().map(|(index, part)| parse_part(part, &format!("{param}[{index}]"))).collect();
+            let texts: Result<Vec<_>, _> = parts
+                .into_iter()
+                .enumerate()
+                .map(|(index, part)| parse_part(part, &format!("{param}[{index}]")))
+                .collect();
             Ok(texts?.join("\n"))
         }
         _ => Err(wrong_type(param, EXPECTED, raw)),

@@ -123,7 +123,8 @@ pub fn parse_completion(body: &[u8]) -> Result<CompletionRequest, RequestError> 
 fn parse_options(fields: &mut Fields<'_>) -> Result<GenerateOptions, RequestError> {
     let model = parse_model(fields)?;
     let max_tokens = fields.integer("max_tokens", "an integer of at least 1", |n| n >= 1)?.map(clamp_u32);
-    let min_tokens = fields.integer("min_tokens", "an integer from 0 on", |n| (0..=i64::from(u32::MAX)).contains(&n))?;
+    let min_tokens =
+        fields.integer("min_tokens", "an integer from 0 on", |n| (0..=i64::from(u32::MAX)).contains(&n))?;
     let temperature = fields.number("temperature", "between 0 and 2", |t| (0.0..=2.0).contains(&t))?;
     let top_p = fields.number("top_p", "greater than 0 and at most 1", |p| p > 0.0 && p <= 1.0)?;
     let top_k = fields.integer("top_k", "-1 or 0 (off) or a count", |k| (-1..=i64::from(u32::MAX)).contains(&k))?;
@@ -159,7 +160,8 @@ fn refuse_unsupported(fields: &mut Fields<'_>) -> Result<(), RequestError> {
     if let Some(n) = fields.integer("n", "an integer of at least 1", |n| n >= 1)?
         && n != 1
     {
-        let message = format!("'n' is {n}, but only one choice per prompt is supported yet. Send the request {n} times.");
+        let message =
+            format!("'n' is {n}, but only one choice per prompt is supported yet. Send the request {n} times.");
         return Err(RequestError::at("n", message));
     }
     let is_number = |value: &str, neutral: f64| value.parse::<f64>().is_ok_and(|number| number == neutral);
@@ -197,8 +199,10 @@ fn parse_stop(raw: &RawValue) -> Result<Vec<String>, RequestError> {
         _ => parse(raw, "stop", EXPECTED)?,
     };
     if stop.len() > MAX_STOP_STRINGS {
-        let message =
-            format!("Invalid 'stop': array too long. Expected at most {MAX_STOP_STRINGS} strings, but got {}.", stop.len());
+        let message = format!(
+            "Invalid 'stop': array too long. Expected at most {MAX_STOP_STRINGS} strings, but got {}.",
+            stop.len()
+        );
         return Err(RequestError::at("stop", message));
     }
     if let Some(index) = stop.iter().position(|s| s.is_empty() || s.len() > MAX_STOP_BYTES) {

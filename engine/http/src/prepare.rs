@@ -1,0 +1,176 @@
+//! From a checked API request to token requests: template, tokens, limits of the model.
+
+use crate::context::random_u64;
+use crate::{ApiError, Backend, RequestContext};
+use engine_text::TextModel;
+use engine_wire::TokenId;
+use engine_wire::hop::GenerateRequest;
+use engine_wire::openai::{ChatMessage, GenerateOptions, Prompt};
+use engine_wire::sampling::{Sampling, StopRule};
+use std::future::Future;
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout_at;
+
+/// OpenAI's default for completions; chat may use the whole context.
+const COMPLETION_MAX_TOKENS: u32 = 16;
+/// Texts up to this length are tokenized in place: less than a millisecond.
+const INLINE_BYTES: usize = 2048;
+
+/// What is to be turned into tokens.
+pub(crate) enum Input {
+    Chat(Vec<ChatMessage>),
+    Prompts(Vec<Prompt>),
+}
+
+/// Token requests for one API request, in the order of its prompts.
+pub(crate) struct Prepared {
+    pub text: Arc<TextModel>,
+    pub requests: Vec<GenerateRequest>,
+}
+
+/// Makes the token requests. `tokenizers` bounds how many texts are tokenized at a time.
+pub(crate) async fn prepare<B: Backend>(
+    backend: &B,
+    context: &RequestContext,
+    options: &GenerateOptions,
+    input: Input,
+    tokenizers: &Arc<Semaphore>,
+) -> Result<Prepared, ApiError> {
+    let text =
+        before_deadline(context, "while the model's tokenizer was loaded", backend.text(&options.model)).await??;
+    if options.max_tokens.is_some_and(|max_tokens| options.min_tokens > max_tokens) {
+        return Err(invalid("min_tokens", "Invalid 'min_tokens': it is greater than max_tokens.".to_owned()));
+    }
+    check_ids(&options.stop_token_ids, "stop_token_ids", text.vocab())?;
+    let is_chat = matches!(input, Input::Chat(_));
+    let tokenized = tokenize(text.clone(), input, tokenizers);
+    let prompts = before_deadline(context, "while the prompt was tokenized", tokenized).await??;
+    // Drawn once, so that a stream that goes on elsewhere makes the same draws.
+    let seed = match options.seed {
+        Some(seed) => seed as u64,
+        None if options.temperature > 0.0 => random_u64(),
+        None => 0,
+    };
+    let request = |prompt: Vec<TokenId>| {
+        Ok(GenerateRequest {
+            model: options.model.clone(),
+            stop: StopRule {
+                max_tokens: output_limit(text.context_tokens, prompt.len(), options.max_tokens, is_chat)?,
+                min_tokens: options.min_tokens,
+                ignore_eos: options.ignore_eos,
+                stop_token_ids: options.stop_token_ids.clone(),
+            },
+            prompt,
+            emitted: Vec::new(),
+            sampling: Sampling {
+                temperature: options.temperature,
+                top_p: options.top_p,
+                top_k: options.top_k,
+                min_p: options.min_p,
+                seed,
+            },
+        })
+    };
+    let requests: Result<Vec<_>, ApiError> = prompts.into_iter().map(request).collect();
+    Ok(Prepared { requests: requests?, text })
+}
+
+/// Waits no longer than the request's deadline.
+pub(crate) async fn before_deadline<T>(
+    context: &RequestContext,
+    stage: &'static str,
+    work: impl Future<Output = T>,
+) -> Result<T, ApiError> {
+    let late = |_| ApiError::DeadlineExceeded { deadline_ms: context.deadline_ms(), stage };
+    timeout_at(context.deadline.into(), work).await.map_err(late)
+}
+
+async fn tokenize(
+    text: Arc<TextModel>,
+    input: Input,
+    tokenizers: &Arc<Semaphore>,
+) -> Result<Vec<Vec<TokenId>>, ApiError> {
+    if input_bytes(&input) <= INLINE_BYTES {
+        return encode_all(&text, input);
+    }
+    let closed = |_| ApiError::ShuttingDown;
+    let permit = tokenizers.clone().acquire_owned().await.map_err(closed)?;
+    let work = spawn_blocking(move || {
+        // Held until the work is done, even if nobody waits for it any more.
+        let _permit = permit;
+        encode_all(&text, input)
+    });
+    work.await.map_err(|error| ApiError::Internal { message: format!("tokenizing failed: {error}") })?
+}
+
+fn input_bytes(input: &Input) -> usize {
+    match input {
+        Input::Chat(messages) => messages.iter().map(|message| message.content.len() + 16).sum(),
+        Input::Prompts(prompts) => {
+            prompts.iter().map(|prompt| if let Prompt::Text(text) = prompt { text.len() } else { 0 }).sum()
+        }
+    }
+}
+
+fn encode_all(text: &TextModel, input: Input) -> Result<Vec<Vec<TokenId>>, ApiError> {
+    match input {
+        Input::Chat(messages) => {
+            let rendered = text.render_chat(&messages)?;
+            Ok(vec![encode(text, &rendered, false, "messages")?])
+        }
+        Input::Prompts(prompts) => prompts
+            .into_iter()
+            .map(|prompt| match prompt {
+                Prompt::Text(prompt) => encode(text, &prompt, true, "prompt"),
+                Prompt::Tokens(ids) => {
+                    check_ids(&ids, "prompt", text.vocab())?;
+                    non_empty(ids, "prompt")
+                }
+            })
+            .collect(),
+    }
+}
+
+fn encode(model: &TextModel, text: &str, add_special: bool, param: &str) -> Result<Vec<TokenId>, ApiError> {
+    // A text that cannot fit is not worth a second of a core.
+    let at_least = model.tokens_at_least(text.len());
+    if at_least > u64::from(model.context_tokens) {
+        let prompt_tokens = u32::try_from(at_least).unwrap_or(u32::MAX);
+        return Err(ApiError::ContextLength { context_tokens: model.context_tokens, prompt_tokens, max_tokens: 1 });
+    }
+    non_empty(model.encode(text, add_special)?, param)
+}
+
+fn non_empty(ids: Vec<TokenId>, param: &str) -> Result<Vec<TokenId>, ApiError> {
+    if ids.is_empty() {
+        return Err(invalid(param, format!("Invalid '{param}': it has no tokens. Expected at least one.")));
+    }
+    Ok(ids)
+}
+
+fn check_ids(ids: &[TokenId], param: &str, vocab: usize) -> Result<(), ApiError> {
+    match ids.iter().find(|id| **id as usize >= vocab) {
+        None => Ok(()),
+        Some(id) => {
+            Err(invalid(param, format!("Invalid '{param}': token id {id} is outside the vocabulary of {vocab}.")))
+        }
+    }
+}
+
+fn invalid(param: &str, message: String) -> ApiError {
+    ApiError::InvalidRequest { message, param: Some(param.to_owned()) }
+}
+
+/// Tokens that may be produced: as asked if the context has room for it, else an error, because an answer that
+/// is silently cut shorter than asked looks like a bad model.
+fn output_limit(context_tokens: u32, prompt: usize, max_tokens: Option<u32>, is_chat: bool) -> Result<u32, ApiError> {
+    let prompt_tokens = u32::try_from(prompt).unwrap_or(u32::MAX);
+    let room = context_tokens.saturating_sub(prompt_tokens);
+    let asked = max_tokens.unwrap_or(1);
+    if room < asked {
+        return Err(ApiError::ContextLength { context_tokens, prompt_tokens, max_tokens: asked });
+    }
+    Ok(max_tokens.unwrap_or(if is_chat { room } else { room.min(COMPLETION_MAX_TOKENS) }))
+}

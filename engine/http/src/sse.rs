@@ -1,0 +1,284 @@
+//! Streamed answers: server-sent events, one write for each event of the backend.
+//!
+//! A hand-written `Stream` and not a task with a channel, so that a slow client slows its own sequence through the
+//! bounded channels below, and dropping the connection drops the token streams, which cancels the work.
+
+use crate::ApiError;
+use crate::access::{AccessGuard, AccessOutcome};
+use crate::backend::{StreamEvent, TokenStream};
+use crate::choice::Choice;
+use crate::clock::unix_s;
+use bytes::Bytes;
+use engine_wire::hop::{FinishReason, HopEvent};
+use engine_wire::openai::{ChatChunk, ChatChunkChoice, ChatDelta, CompletionChoice, TextCompletion, Usage};
+use futures_util::Stream;
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use tokio::time::Sleep;
+
+const WAITING: &[u8] = b": waiting for an instance\n\n";
+const DONE: &str = "data: [DONE]\n\n";
+
+/// Which API's words are spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Api {
+    Chat,
+    Completion,
+}
+
+/// What all events of one answer have in common.
+pub(crate) struct Envelope {
+    pub api: Api,
+    pub id: String,
+    pub created: u64,
+    pub model: String,
+    pub include_usage: bool,
+}
+
+impl Envelope {
+    pub fn new(api: Api, request_id: &str, model: &str, include_usage: bool) -> Self {
+        let prefix = if api == Api::Chat { "chatcmpl" } else { "cmpl" };
+        let id = format!("{prefix}-{}", request_id.strip_prefix("req-").unwrap_or(request_id));
+        Self { api, id, created: unix_s(), model: model.to_owned(), include_usage }
+    }
+
+    /// `usage: null` on every chunk but the last, when usage was asked for.
+    fn no_usage(&self) -> Option<Option<Usage>> {
+        self.include_usage.then_some(None)
+    }
+
+    fn chat_event(&self, choices: &[ChatChunkChoice<'_>], usage: Option<Option<Usage>>, out: &mut String) {
+        let object = "chat.completion.chunk";
+        write_event(
+            &ChatChunk { id: &self.id, object, created: self.created, model: &self.model, choices, usage },
+            out,
+        );
+    }
+
+    fn completion_event(&self, choices: &[CompletionChoice<'_>], usage: Option<Option<Usage>>, out: &mut String) {
+        let object = "text_completion";
+        let event = TextCompletion { id: &self.id, object, created: self.created, model: &self.model, choices, usage };
+        write_event(&event, out);
+    }
+
+    /// The chat's opening: who speaks.
+    fn write_role(&self, out: &mut String) {
+        let delta = ChatDelta { role: Some("assistant"), content: Some("") };
+        self.chat_event(
+            &[ChatChunkChoice { index: 0, delta, logprobs: None, finish_reason: None }],
+            self.no_usage(),
+            out,
+        );
+    }
+
+    fn write_text(&self, index: u32, text: &str, out: &mut String) {
+        match self.api {
+            Api::Chat => {
+                let delta = ChatDelta { role: None, content: Some(text) };
+                let choice = ChatChunkChoice { index, delta, logprobs: None, finish_reason: None };
+                self.chat_event(&[choice], self.no_usage(), out);
+            }
+            Api::Completion => {
+                let choice = CompletionChoice { text, index, logprobs: None, finish_reason: None };
+                self.completion_event(&[choice], self.no_usage(), out);
+            }
+        }
+    }
+
+    fn write_finish(&self, index: u32, reason: FinishReason, out: &mut String) {
+        let finish_reason = Some(reason);
+        match self.api {
+            Api::Chat => {
+                let choice = ChatChunkChoice { index, delta: ChatDelta::default(), logprobs: None, finish_reason };
+                self.chat_event(&[choice], self.no_usage(), out);
+            }
+            Api::Completion => {
+                let choice = CompletionChoice { text: "", index, logprobs: None, finish_reason };
+                self.completion_event(&[choice], self.no_usage(), out);
+            }
+        }
+    }
+
+    fn write_usage(&self, usage: Usage, out: &mut String) {
+        match self.api {
+            Api::Chat => self.chat_event(&[], Some(Some(usage)), out),
+            Api::Completion => self.completion_event(&[], Some(Some(usage)), out),
+        }
+    }
+}
+
+/// Appends `data: <json>`. These types serialize without fail: they have no maps and no foreign code.
+fn write_event(event: &impl serde::Serialize, out: &mut String) {
+    let Ok(json) = serde_json::to_string(event) else { return };
+    out.push_str("data: ");
+    out.push_str(&json);
+    out.push_str("\n\n");
+}
+
+/// One output of the answer.
+struct Part {
+    /// None once the output ended.
+    stream: Option<TokenStream>,
+    choice: Choice,
+}
+
+/// Bytes to be handed over in one go.
+struct Write {
+    bytes: Bytes,
+    /// Whether they carry tokens, for the access record.
+    tokens: bool,
+}
+
+/// The body of a streamed answer.
+pub(crate) struct SseBody {
+    envelope: Envelope,
+    parts: Vec<Part>,
+    /// Part to ask first, so that none starves.
+    next_part: usize,
+    writes: VecDeque<Write>,
+    deadline: Pin<Box<Sleep>>,
+    deadline_ms: u64,
+    /// Whether the chat's role is out.
+    opened: bool,
+    ended: bool,
+    access: AccessGuard,
+}
+
+impl SseBody {
+    /// A body over one stream and choice per prompt; `deadline` is a timer and, for messages, its length.
+    pub fn new(
+        envelope: Envelope,
+        parts: Vec<(TokenStream, Choice)>,
+        deadline: (Sleep, u64),
+        access: AccessGuard,
+    ) -> Self {
+        let parts = parts.into_iter().map(|(stream, choice)| Part { stream: Some(stream), choice }).collect();
+        Self {
+            opened: envelope.api == Api::Completion,
+            envelope,
+            parts,
+            next_part: 0,
+            writes: VecDeque::new(),
+            deadline: Box::pin(deadline.0),
+            deadline_ms: deadline.1,
+            ended: false,
+            access,
+        }
+    }
+
+    /// Takes one event from whichever part has one.
+    fn poll_parts(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        for offset in 0..self.parts.len() {
+            let index = (self.next_part + offset) % self.parts.len();
+            let Some(stream) = &mut self.parts[index].stream else { continue };
+            if let Poll::Ready(event) = stream.events.poll_recv(cx) {
+                self.next_part = index + 1;
+                self.on_event(index, event);
+                return Poll::Ready(());
+            }
+        }
+        Poll::Pending
+    }
+
+    fn on_event(&mut self, index: usize, event: Option<Result<StreamEvent, ApiError>>) {
+        match event {
+            Some(Ok(StreamEvent::Waiting)) => {
+                self.writes.push_back(Write { bytes: Bytes::from_static(WAITING), tokens: false });
+            }
+            Some(Ok(StreamEvent::Hop(HopEvent::Tokens(tokens)))) => {
+                let mut text = String::new();
+                let stopped = self.parts[index].choice.push(&tokens, &mut text);
+                self.on_text(index, &text, stopped);
+            }
+            Some(Ok(StreamEvent::Hop(HopEvent::Finished { reason, cached_tokens }))) => {
+                let mut text = String::new();
+                let reason = self.parts[index].choice.finish(reason, &mut text);
+                let record = &mut self.access.record;
+                record.cached_tokens = record.cached_tokens.saturating_add(cached_tokens);
+                self.on_text(index, &text, Some(reason));
+            }
+            Some(Ok(StreamEvent::Hop(HopEvent::Failed { message, .. }))) => {
+                self.fail(&ApiError::Unavailable { message, retry_after_s: None });
+            }
+            Some(Err(error)) => self.fail(&error),
+            None => self.fail(&ApiError::Unavailable {
+                message: "The stream broke off before it was complete".to_owned(),
+                retry_after_s: None,
+            }),
+        }
+    }
+
+    /// Queues what one event of the backend gives: all of it in one write.
+    fn on_text(&mut self, index: usize, text: &str, finish: Option<FinishReason>) {
+        self.access.record.output_tokens = self.parts.iter().map(|part| part.choice.output_tokens).sum();
+        let mut out = String::new();
+        if !self.opened {
+            self.opened = true;
+            self.envelope.write_role(&mut out);
+        }
+        if !text.is_empty() {
+            self.envelope.write_text(index as u32, text, &mut out);
+        }
+        if let Some(reason) = finish {
+            self.envelope.write_finish(index as u32, reason, &mut out);
+            // Dropping the stream tells the backend that a stop string ended it.
+            self.parts[index].stream = None;
+            self.access.record.finish = Some(reason);
+            if self.parts.iter().all(|part| part.stream.is_none()) {
+                self.end(AccessOutcome::Finished, &mut out);
+            }
+        }
+        if !out.is_empty() {
+            let tokens = !text.is_empty() || finish.is_none();
+            self.writes.push_back(Write { bytes: out.into(), tokens });
+        }
+    }
+
+    fn end(&mut self, outcome: AccessOutcome, out: &mut String) {
+        let record = &mut self.access.record;
+        record.outcome = outcome;
+        if outcome == AccessOutcome::Finished && self.envelope.include_usage {
+            let usage = Usage::new(record.prompt_tokens, record.output_tokens, record.cached_tokens);
+            self.envelope.write_usage(usage, out);
+        }
+        out.push_str(DONE);
+        self.ended = true;
+        self.parts.iter_mut().for_each(|part| part.stream = None);
+    }
+
+    /// The head is out, so the error becomes an event.
+    fn fail(&mut self, error: &ApiError) {
+        let mut out = String::new();
+        write_event(&error.body(), &mut out);
+        self.end(AccessOutcome::Failed, &mut out);
+        self.writes.push_back(Write { bytes: out.into(), tokens: false });
+    }
+}
+
+impl Stream for SseBody {
+    type Item = Result<Bytes, Infallible>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        loop {
+            if let Some(write) = this.writes.pop_front() {
+                this.access.note_write(write.tokens);
+                return Poll::Ready(Some(Ok(write.bytes)));
+            }
+            if this.ended {
+                return Poll::Ready(None);
+            }
+            if this.poll_parts(cx).is_ready() {
+                continue;
+            }
+            if this.deadline.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            let stage = "before the answer was complete";
+            this.fail(&ApiError::DeadlineExceeded { deadline_ms: this.deadline_ms, stage });
+        }
+    }
+}
