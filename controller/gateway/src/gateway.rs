@@ -6,18 +6,21 @@ use crate::meters::count_rejected;
 use crate::model::{ModelState, TextCell};
 use crate::options::GatewayOptions;
 use crate::outlet::Outlet;
-use crate::records::{RecordRing, RequestRecord};
+use crate::records::{AccessEntry, Records, RequestRecord};
 use crate::request::Active;
 use crate::routes::RouteTable;
 use crate::text::TextModels;
 use engine_http::backend::TokenStream;
-use engine_http::{ApiError, Backend, ModelCard, RequestContext};
+use engine_http::{AccessHook, ApiError, Backend, ModelCard, RequestContext};
 use engine_text::TextModel;
 use engine_wire::hop::GenerateRequest;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use tokio::sync::{Notify, watch};
+use warp::Filter;
+use warp::filters::BoxedFilter;
+use warp::reply::Response;
 
 /// The front door. Clones are the same gateway.
 #[derive(Clone)]
@@ -30,7 +33,7 @@ pub struct Shared {
     pub options: GatewayOptions,
     models: RwLock<BTreeMap<String, Arc<ModelState>>>,
     texts: TextModels,
-    pub records: RecordRing,
+    pub records: Records,
     /// Wakes the controller when a request is held.
     pub demand_changed: Notify,
     published: AtomicBool,
@@ -46,7 +49,7 @@ impl Gateway {
     pub fn new(options: GatewayOptions, mut routes: watch::Receiver<Arc<RouteTable>>) -> Self {
         let shared = Arc::new(Shared {
             texts: TextModels::new(options.load_text.clone()),
-            records: RecordRing::new(options.record_limit),
+            records: Records::new(options.record_limit),
             options,
             models: RwLock::default(),
             demand_changed: Notify::new(),
@@ -85,20 +88,35 @@ impl Gateway {
         self.shared.demand_changed.notified().await;
     }
 
-    /// Counts one HTTP request at the gateway's port, whatever becomes of it. The HTTP layer calls it for each
-    /// request that it answers, so that the total can be compared with the kernel's.
-    pub fn count_http_request(&self) {
-        self.shared.http_requests_total.fetch_add(1, Ordering::Relaxed);
+    /// Wraps the whole of the data port's routes, fallback included, so that every HTTP request is counted
+    /// whatever becomes of it: that total can be compared with the kernel's.
+    pub fn counted(&self, routes: BoxedFilter<(Response,)>) -> BoxedFilter<(Response,)> {
+        let shared = self.shared.clone();
+        let count = warp::any().map(move || {
+            shared.http_requests_total.fetch_add(1, Ordering::Relaxed);
+        });
+        count.untuple_one().and(routes).boxed()
     }
 
-    /// HTTP requests answered so far.
+    /// What the HTTP layer calls with its record of each generation request.
+    pub fn access_hook(&self) -> AccessHook {
+        let shared = self.shared.clone();
+        Arc::new(move |record| shared.records.accessed(record))
+    }
+
+    /// HTTP requests that came through [`Gateway::counted`] so far.
     pub fn http_requests_total(&self) -> u64 {
         self.shared.http_requests_total.load(Ordering::Relaxed)
     }
 
-    /// The latest `limit` finished generations, newest first.
-    pub fn access_records(&self, limit: usize) -> Vec<RequestRecord> {
-        self.shared.records.latest(limit)
+    /// The latest `limit` HTTP requests for a generation, newest first, with what the gateway did for each.
+    pub fn access_records(&self, limit: usize) -> Vec<AccessEntry> {
+        self.shared.records.accesses(limit)
+    }
+
+    /// The latest `limit` generations that ended, newest first.
+    pub fn generation_records(&self, limit: usize) -> Vec<RequestRecord> {
+        self.shared.records.generations(limit)
     }
 
     /// Refuses new requests from now on. Running and held ones go on.
@@ -173,7 +191,7 @@ impl Backend for Gateway {
     async fn generate(&self, context: RequestContext, request: GenerateRequest) -> Result<TokenStream, ApiError> {
         let model = self.shared.model(&request.model)?;
         let not_found = || ApiError::ModelNotFound { model: request.model.clone() };
-        let (route, _) = model.route().ok_or_else(not_found)?;
+        let (route, text) = model.route().ok_or_else(not_found)?;
         model.arrivals_total.fetch_add(1, Ordering::Relaxed);
         model.meters().arrivals.increment(1);
         if self.shared.draining.load(Ordering::Acquire) {
@@ -183,7 +201,7 @@ impl Backend for Gateway {
         let (outlet, receiver) = Outlet::new();
         let active = ActiveCount::new(self.shared.clone());
         let shared = self.shared.clone();
-        let running = Active::new(shared, model, route.revision.clone(), context, request, outlet);
+        let running = Active::new(shared, model, (route.revision.clone(), text), context, request, outlet);
         tokio::spawn(async move {
             running.run().await;
             drop(active);

@@ -22,6 +22,6 @@ mod text;
 pub use demand::ModelDemand;
 pub use gateway::Gateway;
 pub use options::GatewayOptions;
-pub use records::{Outcome, RequestRecord};
+pub use records::{AccessEntry, Outcome, RequestRecord};
 pub use routes::{Endpoint, ModelRoute, RouteTable};
 pub use text::TextLoader;

@@ -1,7 +1,8 @@
 //! Every bound of the gateway in one place. The defaults suit a single node; the daemon's configuration may
 //! set each of them, and the tests shrink them so that a time-out is reached in milliseconds.
 
-use crate::text::TextLoader;
+use crate::text::{TextLoader, load_gguf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Limits and time-outs. All bounds are per gateway unless they say otherwise.
@@ -35,9 +36,8 @@ pub struct GatewayOptions {
     pub load_text: TextLoader,
 }
 
-impl GatewayOptions {
-    /// The defaults, with this way to read a model's text part.
-    pub fn new(load_text: TextLoader) -> Self {
+impl Default for GatewayOptions {
+    fn default() -> Self {
         Self {
             hold_limit: 256,
             hold_timeout: Duration::from_secs(60),
@@ -50,7 +50,7 @@ impl GatewayOptions {
             endpoint_in_flight_limit: 1024,
             idle_connections: 32,
             record_limit: 8192,
-            load_text,
+            load_text: Arc::new(load_gguf),
         }
     }
 }

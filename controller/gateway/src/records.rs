@@ -1,8 +1,11 @@
-//! What became of the latest requests: one record each in a bounded ring, for the admin API and for joining
-//! with what the kernel saw (by the client's address and the time of arrival). Prompts and keys are not in it.
+//! What became of the latest requests, in bounded rings, for the admin API and for joining with what the kernel
+//! saw (by the client's address and the time of arrival). The HTTP layer's record of a request and the gateway's
+//! records of its generations (one per choice) are kept apart and joined when somebody asks, because either may
+//! come first. Prompts and keys are in neither.
 
+use engine_http::AccessRecord;
 use serde::Serialize;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 
@@ -31,6 +34,8 @@ pub struct RequestRecord {
     pub trace_parent: String,
     /// The client's address.
     pub peer: Option<SocketAddr>,
+    /// CLOCK_MONOTONIC, ns, as in the HTTP layer's record and the kernel's.
+    pub arrived_at_ns: u64,
     pub arrived_unix_ms: u64,
     pub prompt_tokens: u32,
     /// Tokens delivered.
@@ -52,33 +57,81 @@ pub struct RequestRecord {
     pub error: Option<String>,
 }
 
-/// The latest records.
-#[derive(Debug)]
-pub struct RecordRing {
-    limit: usize,
-    records: Mutex<VecDeque<RequestRecord>>,
+/// One HTTP request for a generation: what the client got, and how the gateway came by it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct AccessEntry {
+    #[serde(flatten)]
+    pub access: AccessRecord,
+    /// One per choice; empty when it was refused before it reached the gateway's queue.
+    pub generations: Vec<RequestRecord>,
 }
 
-impl RecordRing {
+/// The latest of both kinds.
+#[derive(Debug)]
+pub struct Records {
+    accesses: Ring<AccessRecord>,
+    generations: Ring<RequestRecord>,
+}
+
+impl Records {
     pub fn new(limit: usize) -> Self {
-        Self { limit, records: Mutex::default() }
+        Self { accesses: Ring::new(limit), generations: Ring::new(limit) }
     }
 
-    /// Adds a record; the oldest one makes room.
-    pub fn push(&self, record: RequestRecord) {
+    pub fn accessed(&self, record: AccessRecord) {
+        self.accesses.push(record);
+    }
+
+    pub fn generated(&self, record: RequestRecord) {
+        self.generations.push(record);
+    }
+
+    /// The latest `limit` generations, newest first.
+    pub fn generations(&self, limit: usize) -> Vec<RequestRecord> {
+        self.generations.latest(limit)
+    }
+
+    /// The latest `limit` HTTP requests, newest first, each with its generations. Request ids may be the
+    /// client's own and occur twice; the time of arrival tells them apart.
+    pub fn accesses(&self, limit: usize) -> Vec<AccessEntry> {
+        let mut generations: HashMap<(String, u64), Vec<RequestRecord>> = HashMap::new();
+        for record in self.generations.latest(usize::MAX) {
+            generations.entry((record.request_id.clone(), record.arrived_at_ns)).or_default().push(record);
+        }
+        let entry = |access: AccessRecord| {
+            let key = (access.request_id.clone(), access.arrived_at_ns);
+            AccessEntry { generations: generations.remove(&key).unwrap_or_default(), access }
+        };
+        self.accesses.latest(limit).into_iter().map(entry).collect()
+    }
+}
+
+/// The latest `limit` items.
+#[derive(Debug)]
+struct Ring<T> {
+    limit: usize,
+    items: Mutex<VecDeque<T>>,
+}
+
+impl<T: Clone> Ring<T> {
+    fn new(limit: usize) -> Self {
+        Self { limit, items: Mutex::new(VecDeque::new()) }
+    }
+
+    /// Adds an item; the oldest one makes room.
+    fn push(&self, item: T) {
         if self.limit == 0 {
             return;
         }
-        let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
-        if records.len() == self.limit {
-            records.pop_front();
+        let mut items = self.items.lock().unwrap_or_else(PoisonError::into_inner);
+        if items.len() == self.limit {
+            items.pop_front();
         }
-        records.push_back(record);
+        items.push_back(item);
     }
 
-    /// The latest `limit` records, newest first.
-    pub fn latest(&self, limit: usize) -> Vec<RequestRecord> {
-        let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
-        records.iter().rev().take(limit).cloned().collect()
+    fn latest(&self, limit: usize) -> Vec<T> {
+        let items = self.items.lock().unwrap_or_else(PoisonError::into_inner);
+        items.iter().rev().take(limit).cloned().collect()
     }
 }

@@ -2,20 +2,23 @@
 //! elsewhere when the instance dies. One task per request; whatever it waits for, the deadline and the
 //! client's disconnect end it, because both stand around the whole of it.
 
+mod books;
+mod hold;
+
 use crate::connection::Connection;
 use crate::demand::DemandGuard;
-use crate::endpoint::{Choice, Lease};
+use crate::endpoint::Lease;
 use crate::gateway::Shared;
 use crate::hop::{self, HopStream, Setback};
 use crate::meters::{count_failed, count_rejected, token_counters};
-use crate::model::ModelState;
+use crate::model::{ModelState, TextCell};
 use crate::outlet::Outlet;
-use crate::records::{Outcome, RECORD_INSTANCES, RequestRecord};
+use crate::records::{Outcome, RECORD_INSTANCES};
 use engine_http::{ApiError, RequestContext};
 use engine_wire::hop::{FinishReason, GenerateRequest, HopEvent};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 use tokio::time::{sleep, sleep_until, timeout, timeout_at};
 
 /// How a request ended, other than well.
@@ -32,6 +35,8 @@ pub struct Active {
     model: Arc<ModelState>,
     /// Revision that it was tokenized for.
     revision: String,
+    /// Knows the model's end-of-sequence tokens.
+    text: TextCell,
     context: RequestContext,
     /// `emitted` grows with every token delivered.
     request: GenerateRequest,
@@ -66,15 +71,25 @@ impl Active {
     pub fn new(
         shared: Arc<Shared>,
         model: Arc<ModelState>,
-        revision: String,
+        (revision, text): (String, TextCell),
         context: RequestContext,
         request: GenerateRequest,
         outlet: Outlet,
     ) -> Self {
         let (prompt_counter, output_counter) = token_counters(&model.name, &context.tenant);
-        let demand = DemandGuard::new(model.clone());
-        let progress = Progress { emitted_before: request.emitted.len(), ..Progress::default() };
-        Self { shared, model, revision, context, request, outlet, demand, progress, output_counter, prompt_counter }
+        Self {
+            demand: DemandGuard::new(model.clone()),
+            progress: Progress { emitted_before: request.emitted.len(), ..Progress::default() },
+            shared,
+            model,
+            revision,
+            text,
+            context,
+            request,
+            outlet,
+            output_counter,
+            prompt_counter,
+        }
     }
 
     /// Runs the request to its end, whichever that is.
@@ -122,140 +137,13 @@ impl Active {
             return None;
         }
         let stop = &self.request.stop;
-        let stopped = emitted.last().is_some_and(|token| stop.stop_token_ids.contains(token));
-        if stopped && emitted.len() > stop.min_tokens as usize {
+        let text = self.text.get().filter(|_| !stop.ignore_eos);
+        let ends =
+            |token| stop.stop_token_ids.contains(token) || text.is_some_and(|text| text.eos_ids().contains(token));
+        if emitted.len() >= stop.min_tokens as usize && emitted.last().is_some_and(ends) {
             return Some(FinishReason::Stop);
         }
         (emitted.len() >= stop.max_tokens as usize).then_some(FinishReason::Length)
-    }
-
-    /// Holds the request until it has a place at an instance and a connection to it. Requests that are held
-    /// for the first time go in the order of their arrival; those that come back from an instance have had
-    /// their turn.
-    async fn acquire(&mut self) -> Result<(Lease, Connection), Ending> {
-        let mut version = self.model.subscribe();
-        let mut turn: Option<Turn> = None;
-        loop {
-            version.mark_unchanged();
-            let may_go = self.progress.admitted || turn.is_some() || self.model.queued.load(Ordering::Acquire) == 0;
-            let mut retry_at = None;
-            if may_go {
-                match self.choose()? {
-                    Choice::Leased(lease) => match self.connect(&lease).await? {
-                        Some(connection) => {
-                            self.progress.admitted = true;
-                            return Ok((lease, connection));
-                        }
-                        None => continue,
-                    },
-                    Choice::None { retry_at: at } => retry_at = at,
-                }
-            }
-            self.hold()?;
-            if may_go {
-                // The place in the queue is taken before waiting, by this very check of `turn`.
-                if !self.progress.admitted && turn.is_none() {
-                    turn = Some(self.take_turn().await?);
-                    continue;
-                }
-                self.wait_for_change(&mut version, retry_at).await?;
-            } else {
-                turn = Some(self.take_turn().await?);
-            }
-        }
-    }
-
-    fn choose(&self) -> Result<Choice, Ending> {
-        let limit = self.shared.options.endpoint_in_flight_limit;
-        self.model.choose(&self.revision, limit).ok_or_else(|| {
-            let message = format!("Model `{}` was removed or replaced while the request waited", self.model.name);
-            Ending::Failed(ApiError::Unavailable { message, retry_after_s: Some(1) }, "model_changed")
-        })
-    }
-
-    /// A connection from the pool or a fresh one. `None` when the instance cannot be reached: it is avoided
-    /// from now on, and the request looks for another one.
-    async fn connect(&mut self, lease: &Lease) -> Result<Option<Connection>, Ending> {
-        let options = &self.shared.options;
-        let opened = match lease.endpoint.take_idle() {
-            Some(connection) => Ok(connection),
-            None => Connection::open(lease.endpoint.addr, options.connect_timeout).await,
-        };
-        match opened {
-            Err(error) => {
-                tracing::warn!(instance = lease.endpoint.instance, error, "an instance cannot be reached");
-                lease.endpoint.failed(Instant::now(), options.quarantine);
-                self.progress.last_setback = error;
-                Ok(None)
-            }
-            Ok(connection) => {
-                // An instance that is still loading lets the request wait inside; for the controller it is
-                // a held one until then.
-                if lease.endpoint.is_ready() {
-                    self.demand.fly()
-                } else {
-                    self.hold()?
-                }
-                Ok(Some(connection))
-            }
-        }
-    }
-
-    /// Counts the request as held. The first time it may find the queue full.
-    fn hold(&mut self) -> Result<(), Ending> {
-        let limit = (!self.progress.admitted).then_some(self.shared.options.hold_limit);
-        match self.demand.hold(limit) {
-            Ok(true) => {
-                self.progress.unserved_since.get_or_insert_with(Instant::now);
-                self.shared.demand_changed.notify_one();
-                self.outlet.waiting();
-                Ok(())
-            }
-            Ok(false) => Ok(()),
-            Err(retry_after_s) => {
-                let limit = self.shared.options.hold_limit;
-                let error = ApiError::QueueFull { model: self.model.name.clone(), limit, retry_after_s };
-                Err(Ending::Failed(error, "queue_full"))
-            }
-        }
-    }
-
-    fn hold_ends_at(&self) -> Instant {
-        self.progress.unserved_since.unwrap_or_else(Instant::now) + self.shared.options.hold_timeout
-    }
-
-    fn held_too_long(&self) -> Ending {
-        let cause = match self.progress.last_setback.as_str() {
-            "" => "none is running yet".to_owned(),
-            setback => format!("last trouble: {setback}"),
-        };
-        let message = format!(
-            "No instance of model `{}` could take the request within {} s: {cause}",
-            self.model.name,
-            self.shared.options.hold_timeout.as_secs_f32()
-        );
-        let retry_after_s = Some(self.model.hold_book().retry_after_s());
-        Ending::Failed(ApiError::Unavailable { message, retry_after_s }, "hold_timeout")
-    }
-
-    async fn take_turn(&self) -> Result<Turn, Ending> {
-        let queued = Queued::new(self.model.clone());
-        let lock = timeout_at(self.hold_ends_at().into(), self.model.turn.clone().lock_owned());
-        let lock = lock.await.map_err(|_| self.held_too_long())?;
-        Ok(Turn { _lock: lock, _queued: queued })
-    }
-
-    async fn wait_for_change(
-        &self,
-        version: &mut tokio::sync::watch::Receiver<u64>,
-        retry_at: Option<Instant>,
-    ) -> Result<(), Ending> {
-        let ends_at = self.hold_ends_at();
-        let until = retry_at.map_or(ends_at, |at| at.min(ends_at));
-        if timeout_at(until.into(), version.changed()).await.is_err() && Instant::now() >= ends_at {
-            return Err(self.held_too_long());
-        }
-        Ok(())
     }
 
     /// Sends the request to an instance and passes its tokens on. The inner result is the finished stream, or
@@ -268,14 +156,17 @@ impl Active {
         };
         let shared = self.shared.clone();
         let send = hop::send(lease, connection, request, &shared.options);
-        let mut stream = match until_ready(&self.model, lease, &mut self.demand, send).await {
+        let ends_at = self.hold_ends_at();
+        let sent = until_ready(&self.model, lease, &mut self.demand, ends_at, send).await;
+        let mut stream = match sent.ok_or_else(|| self.held_too_long())? {
             Ok(stream) => stream,
             Err(setback) => return Ok(Err(setback)),
         };
         let mut first = true;
         loop {
             let next = if first {
-                until_ready(&self.model, lease, &mut self.demand, stream.next()).await
+                let next = until_ready(&self.model, lease, &mut self.demand, ends_at, stream.next()).await;
+                next.ok_or_else(|| self.held_too_long())?
             } else if stream.has_next() {
                 stream.next().await
             } else {
@@ -411,7 +302,7 @@ impl Active {
         if let Some(itl_ms) = record.itl_ms {
             self.model.meters().itl_seconds.record(itl_ms / 1000.0);
         }
-        self.shared.records.push(record);
+        self.shared.records.generated(record);
         let Self { outlet, shared, .. } = self;
         match served {
             Err(Ending::Failed(error, _)) => outlet.fail(error),
@@ -422,41 +313,6 @@ impl Active {
             }
         }
     }
-
-    fn record(&self, hold: Duration, outcome: Outcome, error: Option<String>) -> RequestRecord {
-        let progress = &self.progress;
-        let output_tokens = self.request.emitted.len() - progress.emitted_before;
-        let since_arrival = |at: Instant| ms(at.saturating_duration_since(self.context.arrived_at));
-        let itl_ms = match (progress.first_token_at, progress.last_token_at) {
-            (Some(first), Some(last)) if output_tokens > 1 => Some(ms(last - first) / (output_tokens - 1) as f64),
-            _ => None,
-        };
-        let duration = self.context.arrived_at.elapsed();
-        let now_unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        RequestRecord {
-            request_id: self.context.request_id.clone(),
-            model: self.model.name.clone(),
-            tenant: self.context.tenant.clone(),
-            trace_parent: self.context.trace_parent.clone(),
-            peer: self.context.peer,
-            arrived_unix_ms: now_unix.saturating_sub(duration).as_millis() as u64,
-            prompt_tokens: u32::try_from(self.request.prompt.len()).unwrap_or(u32::MAX),
-            output_tokens: u32::try_from(output_tokens).unwrap_or(u32::MAX),
-            cached_tokens: progress.cached_tokens,
-            hold_ms: ms(hold),
-            ttft_ms: progress.first_token_at.map(since_arrival),
-            itl_ms,
-            duration_ms: ms(duration),
-            instances: progress.instances.clone(),
-            resumes: progress.resumes,
-            outcome,
-            error,
-        }
-    }
-}
-
-fn ms(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1000.0
 }
 
 /// A stream that came to its end, with the place that it still takes.
@@ -476,55 +332,29 @@ impl Finished {
     }
 }
 
-/// The turn to look for an instance; dropping it lets the next held request have it.
-struct Turn {
-    _lock: tokio::sync::OwnedMutexGuard<()>,
-    _queued: Queued,
-}
-
-/// Counts a request that waits for its turn or has it.
-struct Queued(Arc<ModelState>);
-
-impl Queued {
-    fn new(model: Arc<ModelState>) -> Self {
-        model.queued.fetch_add(1, Ordering::AcqRel);
-        Self(model)
-    }
-
-    fn counter(&self) -> &AtomicUsize {
-        &self.0.queued
-    }
-}
-
-impl Drop for Queued {
-    fn drop(&mut self) {
-        self.counter().fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-/// Waits for `work`; meanwhile counts the request as in flight as soon as its instance has loaded.
+/// Waits for `work`; meanwhile counts the request as in flight as soon as its instance has loaded. `None` when
+/// the instance is still loading at `hold_ends_at`.
 async fn until_ready<T>(
     model: &Arc<ModelState>,
     lease: &Lease,
     demand: &mut DemandGuard,
+    hold_ends_at: Instant,
     work: impl Future<Output = T>,
-) -> T {
-    if !demand.is_held() {
-        return work.await;
-    }
+) -> Option<T> {
     let mut version = model.subscribe();
     tokio::pin!(work);
-    loop {
+    while demand.is_held() {
         if lease.endpoint.is_ready() {
             demand.fly();
-            return work.await;
+            break;
         }
         tokio::select! {
             biased;
-            done = &mut work => return done,
-            changed = version.changed() => if changed.is_err() { return work.await },
+            done = &mut work => return Some(done),
+            changed = timeout_at(hold_ends_at.into(), version.changed()) => changed.ok()?.ok()?,
         }
     }
+    Some(work.await)
 }
 
 /// Sends `Waiting` after each interval in which nothing else was sent. Never ends.
