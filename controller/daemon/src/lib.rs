@@ -1,1 +1,30 @@
-//! Placeholder while the crate is written.
+//! The impure half of the controller: it observes, calls the pure `tick`, and acts.
+//!
+//! [`Daemon`] is the one loop. Around it: the state database ([`registry`]), what is observed
+//! ([`observe`]), what starts and stops engines ([`actuate`]), and what others may see ([`admin`]).
+//! No decision is taken here, so the simulator's results hold for the live system.
+
+pub mod actuate;
+pub mod admin;
+pub mod catalog;
+pub mod clock;
+pub mod config;
+mod daemon;
+mod explain;
+pub mod fleet;
+mod lock;
+mod measure;
+pub mod observe;
+pub mod registry;
+mod run;
+mod view;
+
+pub use admin::Admin;
+pub use catalog::{CatalogError, add_model, examine};
+pub use config::{ComputeMode, ConfigError, DaemonConfig};
+pub use daemon::{Daemon, DaemonError, NoPortWatch, PortWatch};
+pub use explain::render_explain;
+pub use lock::{LockError, ServeLock};
+pub use observe::{GatewayReading, GatewaySignal, KernelReading, KernelSignal, ModelDemand, Signal};
+pub use registry::{Added, ModelRecord, Registry, RegistryError};
+pub use view::View;

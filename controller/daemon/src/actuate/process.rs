@@ -1,0 +1,180 @@
+//! The live Actuator: engines as processes of this node.
+
+use super::adopt::{self, Adopted};
+use super::control::ControlClient;
+use super::exit;
+use super::identity::{InstancePaths, ProcessHandle};
+use super::spawn::{self, Start};
+use super::supervise::{DrainOrder, Link, supervise};
+use super::{ActuateError, Actuator, Applied, EngineEvent, Models};
+use crate::config::DaemonConfig;
+use controller_core::action::{Action, ActionKind};
+use controller_core::snapshot::InstanceId;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::unix::pipe;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+/// Keys remembered against being applied twice. An instance that exists is known by its identity too, so
+/// forgetting the oldest keys is harmless.
+const KEYS_KEPT: usize = 4_096;
+/// From SIGTERM to SIGKILL for an engine that cannot be asked.
+const FOREIGN_GRACE: Duration = Duration::from_secs(10);
+
+/// Starts, adopts, drains and watches engine processes. Dropping it leaves them running on their lease.
+pub struct ProcessActuator {
+    config: Arc<DaemonConfig>,
+    epoch: u64,
+    events: mpsc::Sender<EngineEvent>,
+    /// Ends with its engine: the receiver inside the supervising task is dropped then.
+    drains: BTreeMap<InstanceId, watch::Sender<Option<DrainOrder>>>,
+    applied: AppliedKeys,
+    tasks: JoinSet<()>,
+}
+
+impl ProcessActuator {
+    /// An Actuator of one epoch, whose instances report to `events`.
+    ///
+    /// # Errors
+    /// When the state folder cannot be written.
+    pub fn new(config: Arc<DaemonConfig>, epoch: u64, events: mpsc::Sender<EngineEvent>) -> Result<Self, ActuateError> {
+        spawn::prepare_folders(&config.state_dir)?;
+        Ok(Self {
+            config,
+            epoch,
+            events,
+            drains: BTreeMap::new(),
+            applied: AppliedKeys::default(),
+            tasks: JoinSet::new(),
+        })
+    }
+
+    /// Takes over the engines that an earlier controller left in the state folder, and cleans up after
+    /// those that are gone. One that does not speak this protocol is stopped.
+    ///
+    /// # Errors
+    /// When the state folder cannot be read.
+    pub async fn adopt(&mut self) -> Result<Vec<Adopted>, ActuateError> {
+        let found = adopt::scan(&self.config.state_dir).await?;
+        let mut adopted = Vec::new();
+        for (engine, process, client) in found {
+            let paths = InstancePaths::new(&self.config.state_dir, &engine.instance);
+            let foreign = client.is_none();
+            if let Err(error) = self.watch(&engine.instance, process, paths, None, client) {
+                tracing::warn!(instance = engine.instance, %error, "an engine cannot be adopted");
+                continue;
+            }
+            if foreign {
+                let order = DrainOrder { deadline: Instant::now() + FOREIGN_GRACE, by_signal: true };
+                self.order_drain(&engine.instance, order);
+            }
+            adopted.push(engine);
+        }
+        Ok(adopted)
+    }
+
+    fn start(&mut self, start: &Start<'_>, models: &Models) -> Result<Applied, ActuateError> {
+        if self.drains.contains_key(start.instance) {
+            return Ok(Applied::Nothing);
+        }
+        let spawned = spawn::spawn(&self.config, start, models)?;
+        let pid = spawned.process.pid;
+        self.watch(start.instance, spawned.process, spawned.paths, Some(spawned.stdout), None)?;
+        Ok(Applied::Started { pid, spawned_at_ns: spawned.spawned_at_ns })
+    }
+
+    /// Puts a process under supervision.
+    fn watch(
+        &mut self,
+        instance: &str,
+        process: ProcessHandle,
+        paths: InstancePaths,
+        stdout: Option<OwnedFd>,
+        client: Option<ControlClient>,
+    ) -> Result<(), ActuateError> {
+        let describe = |source| ActuateError::Spawn { program: PathBuf::from(&self.config.engine_exe), source };
+        let process = exit::watchable(process).map_err(describe)?;
+        let notices = stdout.map(pipe::Receiver::from_owned_fd).transpose().map_err(describe)?;
+        let (drain_sender, drain) = watch::channel(None);
+        let link = Link {
+            instance: instance.to_owned(),
+            epoch: self.epoch,
+            lease_ms: self.config.lease_ms,
+            renew_every: self.config.renew_every(),
+            paths,
+            events: self.events.clone(),
+            drain,
+        };
+        // Engines that have ended are swept here, so both collections stay as small as the fleet.
+        self.drains.retain(|_, drain| !drain.is_closed());
+        while self.tasks.try_join_next().is_some() {}
+        self.drains.insert(instance.to_owned(), drain_sender);
+        self.tasks.spawn(supervise(link, process, notices, client));
+        Ok(())
+    }
+
+    fn order_drain(&mut self, instance: &str, order: DrainOrder) -> Applied {
+        let Some(drain) = self.drains.get(instance) else { return Applied::Nothing };
+        // The first order stands: its deadline was promised to the streams.
+        let sent = drain.send_if_modified(|current| {
+            let first = current.is_none();
+            if first {
+                *current = Some(order);
+            }
+            first
+        });
+        if sent && !drain.is_closed() { Applied::Draining } else { Applied::Nothing }
+    }
+}
+
+impl Actuator for ProcessActuator {
+    fn apply(&mut self, action: &Action, models: &Models) -> Result<Applied, ActuateError> {
+        if action.epoch != self.epoch {
+            return Err(ActuateError::Fenced { action: action.epoch, own: self.epoch });
+        }
+        if self.applied.contains(&action.key) {
+            return Ok(Applied::Nothing);
+        }
+        let applied = match &action.kind {
+            ActionKind::Start { instance, model, revision, placement } => {
+                self.start(&Start { instance, model, revision, placement }, models)?
+            }
+            ActionKind::Drain { instance, deadline_ms } => {
+                let deadline = Instant::now() + Duration::from_millis(*deadline_ms);
+                self.order_drain(instance, DrainOrder { deadline, by_signal: false })
+            }
+        };
+        self.applied.insert(&action.key);
+        Ok(applied)
+    }
+}
+
+/// The newest keys, for look-up and in order of age.
+#[derive(Default)]
+struct AppliedKeys {
+    known: BTreeSet<String>,
+    by_age: VecDeque<String>,
+}
+
+impl AppliedKeys {
+    fn contains(&self, key: &str) -> bool {
+        self.known.contains(key)
+    }
+
+    fn insert(&mut self, key: &str) {
+        if !self.known.insert(key.to_owned()) {
+            return;
+        }
+        self.by_age.push_back(key.to_owned());
+        if self.by_age.len() > KEYS_KEPT
+            && let Some(oldest) = self.by_age.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Starting one engine process, as fast as the system allows: this stands between a held request and its
+//! first token.
+
+use super::identity::{InstanceFile, InstancePaths, ProcessHandle};
+use super::{ActuateError, Models};
+use crate::clock::monotonic_ns;
+use crate::config::DaemonConfig;
+use crate::registry::ModelRecord;
+use controller_core::snapshot::Placement;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::UNIX_EPOCH;
+
+/// A process that was just started.
+pub(super) struct Spawned {
+    pub process: ProcessHandle,
+    pub stdout: OwnedFd,
+    pub paths: InstancePaths,
+    pub spawned_at_ns: u64,
+}
+
+/// What to start.
+pub(super) struct Start<'a> {
+    pub instance: &'a str,
+    pub model: &'a str,
+    pub revision: &'a str,
+    pub placement: &'a Placement,
+}
+
+/// Starts an engine and writes its instance file.
+pub(super) fn spawn(config: &DaemonConfig, start: &Start<'_>, models: &Models) -> Result<Spawned, ActuateError> {
+    let record = models.get(start.model).filter(|record| record.revision == start.revision);
+    let record = record.ok_or_else(|| ActuateError::UnknownModel(start.model.to_owned()))?;
+    check_unchanged(record)?;
+    let paths = InstancePaths::new(&config.state_dir, start.instance);
+    // A socket of an earlier process with this name would make the engine's bind fail.
+    paths.remove();
+    let log =
+        File::create(&paths.log).map_err(|source| ActuateError::StateFolder { path: paths.log.clone(), source })?;
+    let spawned_at_ns = monotonic_ns();
+    let mut command = command(config, start, record, &paths.socket);
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .spawn()
+        .map_err(|source| ActuateError::Spawn { program: config.engine_exe.clone(), source })?;
+    let kill_and_report = |mut child: std::process::Child, source: io::Error| {
+        let _ = child.kill();
+        let _ = child.wait();
+        ActuateError::StateFolder { path: paths.file.clone(), source }
+    };
+    // Our child is not reaped before we say so, so its pid is surely its own here.
+    let process = match ProcessHandle::open(child.id()) {
+        Ok(process) => process,
+        Err(source) => return Err(kill_and_report(child, source)),
+    };
+    let file = InstanceFile::new(
+        start.instance,
+        start.model,
+        start.revision,
+        (process.pid, process.start_ticks),
+        start.placement.cores(),
+        start.placement.bytes(),
+        spawned_at_ns,
+    );
+    if let Err(source) = file.write(&paths.file) {
+        return Err(kill_and_report(child, source));
+    }
+    let Some(stdout) = child.stdout.take() else {
+        return Err(kill_and_report(child, io::Error::other("no pipe to the engine")));
+    };
+    Ok(Spawned { process, stdout: stdout.into(), paths, spawned_at_ns })
+}
+
+/// The engine's command line. Its own process group keeps a terminal's Ctrl-C and hang-up from it, so it
+/// outlives us by its lease.
+fn command(config: &DaemonConfig, start: &Start<'_>, record: &ModelRecord, socket: &Path) -> Command {
+    let cores: Vec<String> = start.placement.cores().iter().map(u32::to_string).collect();
+    let mut command = Command::new(&config.engine_exe);
+    command
+        .process_group(0)
+        .arg("engine")
+        .arg("--model")
+        .arg(&record.path)
+        .args(["--port", "0", "--name", start.model, "--instance", start.instance, "--revision", start.revision])
+        .arg("--control")
+        .arg(socket)
+        .args(["--lease-ms", &config.lease_ms.to_string()])
+        .args(["--cores", &cores.join(",")])
+        .args(["--kv-bytes", &config.kv_bytes.to_string()])
+        .args(["--compute", config.compute.as_flag()]);
+    command
+}
+
+/// A revision names the file's content. Hashing it again here would cost more than the start itself, so
+/// size and modification time stand for it.
+fn check_unchanged(record: &ModelRecord) -> Result<(), ActuateError> {
+    let describe = |source| ActuateError::Checkpoint { model: record.name.clone(), path: record.path.clone(), source };
+    let metadata = std::fs::metadata(&record.path).map_err(describe)?;
+    if metadata.len() == record.file_bytes && modified_unix_ns(&metadata) == record.modified_unix_ns {
+        return Ok(());
+    }
+    Err(ActuateError::CheckpointChanged { model: record.name.clone(), path: record.path.clone() })
+}
+
+/// Modification time, ns since 1970; 0 where the file system has none.
+pub(crate) fn modified_unix_ns(metadata: &std::fs::Metadata) -> u64 {
+    let modified = metadata.modified().ok().and_then(|modified| modified.duration_since(UNIX_EPOCH).ok());
+    modified.and_then(|elapsed| u64::try_from(elapsed.as_nanos()).ok()).unwrap_or(0)
+}
+
+/// Log files kept; older ones are deleted when the daemon starts.
+const LOGS_KEPT: usize = 100;
+/// Bytes that all kept logs may have.
+const LOGS_KEPT_BYTES: u64 = 64 << 20;
+
+/// Creates the folders of a state folder and deletes the oldest logs beyond what is kept.
+///
+/// # Errors
+/// When the state folder cannot be written.
+pub(crate) fn prepare_folders(state_dir: &Path) -> Result<(), ActuateError> {
+    for name in ["engines", "logs"] {
+        let path = state_dir.join(name);
+        std::fs::create_dir_all(&path).map_err(|source| ActuateError::StateFolder { path, source })?;
+    }
+    let logs = state_dir.join("logs");
+    let entries = std::fs::read_dir(&logs).map_err(|source| ActuateError::StateFolder { path: logs, source })?;
+    let mut files: Vec<_> = entries
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            let metadata = entry.metadata().ok()?;
+            Some((metadata.modified().ok()?, metadata.len(), entry.path()))
+        })
+        .collect();
+    files.sort();
+    let mut bytes = 0;
+    for (kept, (_, length, path)) in files.iter().rev().enumerate() {
+        bytes += length;
+        if kept >= LOGS_KEPT || bytes > LOGS_KEPT_BYTES {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+    Ok(())
+}

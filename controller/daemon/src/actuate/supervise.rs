@@ -1,0 +1,239 @@
+//! The two tasks of one engine. One holds the process: notices, exit, escalation from asking to SIGTERM to
+//! SIGKILL. The other holds the control socket, where an engine that hangs may keep it waiting.
+
+use super::control::ControlClient;
+use super::exit::{self, Circumstances, Exit};
+use super::identity::{InstancePaths, ProcessHandle};
+use super::{EngineEvent, EngineEventKind};
+use crate::clock::monotonic_ns;
+use controller_core::snapshot::InstanceId;
+use engine_wire::control::{Notice, PROTOCOL};
+use rustix::process::Signal;
+use std::io;
+use std::time::Duration;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::unix::pipe;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
+
+/// An engine that is past its drain deadline gets this long to notice by itself.
+const DRAIN_GRACE: Duration = Duration::from_millis(500);
+/// From SIGTERM to SIGKILL.
+const TERM_GRACE: Duration = Duration::from_secs(2);
+/// While an engine has not made its control socket, the next try comes after this long.
+const CONNECT_EVERY: Duration = Duration::from_millis(10);
+
+/// A drain that was ordered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct DrainOrder {
+    pub deadline: Instant,
+    /// No protocol to ask by: begin with SIGTERM.
+    pub by_signal: bool,
+}
+
+/// What both tasks know of their engine.
+#[derive(Clone, Debug)]
+pub(super) struct Link {
+    pub instance: InstanceId,
+    pub epoch: u64,
+    pub lease_ms: u64,
+    pub renew_every: Duration,
+    pub paths: InstancePaths,
+    pub events: mpsc::Sender<EngineEvent>,
+    pub drain: watch::Receiver<Option<DrainOrder>>,
+}
+
+impl Link {
+    /// A full queue makes the task wait, and with it only this engine's reports.
+    async fn report(&self, kind: EngineEventKind) {
+        let _ = self.events.send(EngineEvent { instance: self.instance.clone(), kind }).await;
+    }
+}
+
+/// Supervises until the process ends; then cleans up and reports the exit. `client` is none for an engine
+/// that has yet to make its socket.
+pub(super) async fn supervise(
+    mut link: Link,
+    process: AsyncFd<ProcessHandle>,
+    notices: Option<pipe::Receiver>,
+    client: Option<ControlClient>,
+) {
+    // A set aborts its tasks when dropped, so the renewing ends with the process.
+    let mut renewing = JoinSet::new();
+    renewing.spawn(renew(link.clone(), client));
+    let oom_kills_before = exit::oom_kills();
+    let mut notices = notices.map(|pipe| BufReader::new(pipe).lines());
+    let mut circumstances = Circumstances::default();
+    let mut escalation = Escalation::default();
+    let ended = exit::wait(&process);
+    tokio::pin!(ended);
+    let status = loop {
+        tokio::select! {
+            status = &mut ended => break status,
+            line = next_line(&mut notices) => match line {
+                Some(line) => notice(&link, &line).await,
+                None => notices = None,
+            },
+            order = next_order(&mut link.drain, circumstances.asked_to_drain) => {
+                circumstances.asked_to_drain = true;
+                escalation = Escalation::after(order);
+            }
+            signal = escalation.due() => {
+                circumstances.we_killed |= signal == Signal::KILL;
+                tracing::warn!(instance = link.instance, ?signal, "the engine did not end by its deadline");
+                process.get_ref().signal(signal);
+                escalation.advance();
+            }
+        }
+    };
+    // Exit comes first over what was written before it, so the last words are read now.
+    while let Some(line) = next_buffered(&mut notices).await {
+        notice(&link, &line).await;
+    }
+    link.paths.remove();
+    circumstances.oom_kills_rose = exit::oom_kills() > oom_kills_before;
+    let (reason, detail) = exit::judge(status.as_ref(), circumstances);
+    link.report(EngineEventKind::Exited(Exit { at_ns: monotonic_ns(), reason, detail })).await;
+}
+
+/// The signals that follow a drain order.
+#[derive(Default)]
+struct Escalation {
+    term_at: Option<Instant>,
+    kill_at: Option<Instant>,
+}
+
+impl Escalation {
+    fn after(order: DrainOrder) -> Self {
+        if order.by_signal {
+            return Self { term_at: Some(Instant::now()), kill_at: Some(order.deadline) };
+        }
+        let term_at = order.deadline + DRAIN_GRACE;
+        Self { term_at: Some(term_at), kill_at: Some(term_at + TERM_GRACE) }
+    }
+
+    /// Waits for the next signal that is due; for ever when none is.
+    async fn due(&self) -> Signal {
+        match (self.term_at, self.kill_at) {
+            (Some(at), _) => {
+                sleep_until(at).await;
+                Signal::TERM
+            }
+            (None, Some(at)) => {
+                sleep_until(at).await;
+                Signal::KILL
+            }
+            (None, None) => std::future::pending().await,
+        }
+    }
+
+    fn advance(&mut self) {
+        if self.term_at.take().is_none() {
+            self.kill_at = None;
+        }
+    }
+}
+
+type Lines = tokio::io::Lines<BufReader<pipe::Receiver>>;
+
+async fn next_line(notices: &mut Option<Lines>) -> Option<String> {
+    match notices {
+        // An unreadable line (not UTF-8) ends the notices; telemetry still tells port and readiness.
+        Some(lines) => lines.next_line().await.ok().flatten(),
+        None => std::future::pending().await,
+    }
+}
+
+/// What is still in the pipe of an ended process. A process it left behind may hold the pipe open, hence
+/// the time limit.
+async fn next_buffered(notices: &mut Option<Lines>) -> Option<String> {
+    let lines = notices.as_mut()?;
+    tokio::time::timeout(Duration::from_millis(50), lines.next_line()).await.ok()?.ok()?
+}
+
+/// The first drain order; a later one changes nothing.
+async fn next_order(drain: &mut watch::Receiver<Option<DrainOrder>>, taken: bool) -> DrainOrder {
+    if taken {
+        return std::future::pending().await;
+    }
+    match drain.wait_for(Option::is_some).await.map(|order| *order) {
+        Ok(Some(order)) => order,
+        _ => std::future::pending().await,
+    }
+}
+
+async fn notice(link: &Link, line: &str) {
+    let kind = match serde_json::from_str(line) {
+        Ok(Notice::Listening { port, .. }) => EngineEventKind::Listening { port },
+        Ok(Notice::Ready { at_ns }) => EngineEventKind::Ready { at_ns },
+        Ok(Notice::Failed { message }) => EngineEventKind::Failed { message },
+        Err(_) => {
+            tracing::debug!(instance = link.instance, line, "the engine printed something else than a notice");
+            return;
+        }
+    };
+    link.report(kind).await;
+}
+
+/// Renews the lease and reports telemetry until it is dropped; passes a drain order on.
+async fn renew(mut link: Link, mut client: Option<ControlClient>) {
+    let mut drain_sent = false;
+    let mut retry = CONNECT_EVERY;
+    loop {
+        if client.is_none() {
+            client = connect(&link).await;
+        }
+        if let Some(connected) = &mut client {
+            match exchange(&link, connected, &mut drain_sent).await {
+                Ok(()) => retry = CONNECT_EVERY,
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    link.report(EngineEventKind::Fenced { message: error.to_string() }).await;
+                    return;
+                }
+                Err(error) => {
+                    tracing::debug!(instance = link.instance, %error, "control connection lost");
+                    client = None;
+                }
+            }
+        }
+        let pause = if client.is_some() { link.renew_every } else { retry };
+        if client.is_none() {
+            retry = (retry * 2).min(link.renew_every);
+        }
+        // An order that comes while connected is passed on at once; unconnected, the next try is near anyway.
+        let order_is_passed_on = drain_sent || client.is_none();
+        tokio::select! {
+            () = sleep(pause) => {}
+            _ = next_order(&mut link.drain, order_is_passed_on) => {}
+        }
+    }
+}
+
+async fn connect(link: &Link) -> Option<ControlClient> {
+    let mut client = ControlClient::connect(&link.paths.socket).await.ok()?;
+    let hello = client.hello().await.ok()?;
+    if hello.protocol != PROTOCOL || hello.instance != link.instance {
+        tracing::warn!(instance = link.instance, ?hello, "somebody else answers at the engine's control socket");
+        return None;
+    }
+    if hello.port != 0 {
+        link.report(EngineEventKind::Listening { port: hello.port }).await;
+    }
+    Some(client)
+}
+
+async fn exchange(link: &Link, client: &mut ControlClient, drain_sent: &mut bool) -> io::Result<()> {
+    let order = *link.drain.borrow();
+    if let Some(order) = order
+        && !*drain_sent
+    {
+        let left = order.deadline.saturating_duration_since(Instant::now());
+        client.drain(link.epoch, left.as_millis() as u64).await?;
+        *drain_sent = true;
+    }
+    let telemetry = client.renew(link.epoch, link.lease_ms).await?;
+    link.report(EngineEventKind::Telemetry(Box::new(telemetry))).await;
+    Ok(())
+}

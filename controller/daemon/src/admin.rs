@@ -1,0 +1,281 @@
+//! The admin API: why things are as they are, and the registry. It has its own port, loopback unless told
+//! otherwise, and no authentication of its own.
+//!
+//! Every error is OpenAI's error object. A POST must be `application/json`, which no web page can send
+//! across origins without asking first.
+
+use crate::catalog::{CatalogError, CatalogWatch, add_model};
+use crate::registry::{Added, Registry};
+use crate::view::{DECISIONS_SHOWN, View};
+use controller_gateway::RouteTable;
+use engine_http::error::{ErrorBody, ErrorObject};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use warp::http::{Response, StatusCode};
+use warp::reject::Rejection;
+use warp::{Filter, Reply};
+
+/// Longest body of a POST, bytes.
+const BODY_LIMIT_BYTES: u64 = 64 << 10;
+/// How long a change of the registry may take to reach the gateway before the answer goes out anyway.
+const PUBLISH_DEADLINE: Duration = Duration::from_secs(2);
+
+type Answer = Response<String>;
+/// Something that the API shows and this crate does not own, as JSON; the number is a limit of rows.
+pub type Show = Arc<dyn Fn(usize) -> serde_json::Value + Send + Sync>;
+
+/// What the admin API answers from.
+#[derive(Clone)]
+pub struct Admin {
+    pub view: View,
+    pub catalog: CatalogWatch,
+    pub routes: watch::Receiver<Arc<RouteTable>>,
+    pub state_dir: PathBuf,
+    /// Latest requests: kernel records and gateway access records.
+    pub requests: Show,
+    /// Which probes are attached, and what is lost without the others.
+    pub probes: Show,
+    /// The metrics page.
+    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+}
+
+/// Body of a registration.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AddModel {
+    name: String,
+    path: PathBuf,
+}
+
+/// All routes of the admin port. Never rejects: what nothing matches is answered 404 here.
+pub fn routes(admin: Admin) -> impl Filter<Extract = (impl Reply,), Error = Infallible> + Clone {
+    let query = || warp::query::<HashMap<String, String>>();
+    let with = move || {
+        let admin = admin.clone();
+        warp::any().map(move || admin.clone())
+    };
+    let get = warp::get().and(
+        warp::path!("v1" / "foreshock" / "decisions")
+            .and(with())
+            .and(query())
+            .map(decisions)
+            .or(warp::path!("v1" / "foreshock" / "snapshot").and(with()).map(snapshot))
+            .unify()
+            .or(warp::path!("v1" / "foreshock" / "instances").and(with()).map(instances))
+            .unify()
+            .or(warp::path!("v1" / "foreshock" / "requests").and(with()).and(query()).map(requests))
+            .unify()
+            .or(warp::path!("v1" / "foreshock" / "probes").and(with()).map(probes))
+            .unify()
+            .or(warp::path!("v1" / "foreshock" / "models").and(with()).map(models))
+            .unify()
+            .or(warp::path!("metrics").and(with()).map(metrics))
+            .unify()
+            .or(warp::path!("healthz").map(|| text(StatusCode::OK, "text/plain", "ok\n".to_owned())))
+            .unify(),
+    );
+    let add = warp::post()
+        .and(warp::path!("v1" / "foreshock" / "models"))
+        .and(with())
+        .and(warp::header::optional::<String>("content-type"))
+        .and(warp::body::content_length_limit(BODY_LIMIT_BYTES))
+        .and(warp::body::bytes())
+        .then(add);
+    let remove = warp::delete()
+        .and(warp::path!("v1" / "foreshock" / "models" / ..))
+        .and(warp::path::tail())
+        .and(with())
+        .then(remove);
+    get.or(add).unify().or(remove).unify().recover(refused).unify()
+}
+
+fn decisions(admin: Admin, query: HashMap<String, String>) -> Answer {
+    match limit(&query) {
+        Ok(limit) => list(&admin.view.decisions(query.get("model").map(String::as_str), limit)),
+        Err(answer) => *answer,
+    }
+}
+
+fn snapshot(admin: Admin) -> Answer {
+    match admin.view.snapshot() {
+        Some(snapshot) => json(StatusCode::OK, &*snapshot),
+        None => error(StatusCode::SERVICE_UNAVAILABLE, "The controller has not made its first tick yet", None),
+    }
+}
+
+fn instances(admin: Admin) -> Answer {
+    #[derive(Serialize)]
+    struct Row<'a> {
+        instance: &'a str,
+        #[serde(flatten)]
+        row: &'a crate::fleet::Instance,
+    }
+    let instances = admin.view.instances();
+    list(&instances.iter().map(|(instance, row)| Row { instance, row }).collect::<Vec<_>>())
+}
+
+fn requests(admin: Admin, query: HashMap<String, String>) -> Answer {
+    match limit(&query) {
+        Ok(limit) => json(StatusCode::OK, &(admin.requests)(limit)),
+        Err(answer) => *answer,
+    }
+}
+
+fn probes(admin: Admin) -> Answer {
+    json(StatusCode::OK, &(admin.probes)(DEFAULT_LIMIT))
+}
+
+fn models(admin: Admin) -> Answer {
+    let models = admin.catalog.models().borrow().clone();
+    list(&models.values().collect::<Vec<_>>())
+}
+
+fn metrics(admin: Admin) -> Answer {
+    text(StatusCode::OK, "text/plain; version=0.0.4", (admin.metrics)())
+}
+
+async fn add(admin: Admin, content_type: Option<String>, body: bytes::Bytes) -> Answer {
+    let is_json = content_type.is_some_and(|kind| kind.split(';').next().map(str::trim) == Some("application/json"));
+    if !is_json {
+        return error(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Content-Type must be application/json", None);
+    }
+    let asked: AddModel = match serde_json::from_slice(&body) {
+        Ok(asked) => asked,
+        Err(wrong) => {
+            let message = format!("The body must be {{\"name\": ..., \"path\": ...}}: {wrong}");
+            return error(StatusCode::BAD_REQUEST, &message, None);
+        }
+    };
+    if !asked.path.is_absolute() {
+        // This process's working folder means nothing to the caller.
+        return error(StatusCode::BAD_REQUEST, "The path must be absolute", Some("path"));
+    }
+    let state_dir = admin.state_dir.clone();
+    let work = move || add_model(&mut Registry::connect(&state_dir)?, &asked.name, &asked.path);
+    let (added, record) = match in_background(work).await {
+        Ok(outcome) => outcome,
+        Err(answer) => return *answer,
+    };
+    published(&admin, |table| table.models.get(&record.name).is_some_and(|route| route.revision == record.revision))
+        .await;
+    let status = if added == Added::New { StatusCode::CREATED } else { StatusCode::OK };
+    json(status, &serde_json::json!({ "outcome": added, "model": record }))
+}
+
+async fn remove(tail: warp::path::Tail, admin: Admin) -> Answer {
+    let Some(name) = percent_decoded(tail.as_str()) else {
+        return error(StatusCode::BAD_REQUEST, "The model's name in the path is not valid UTF-8", Some("name"));
+    };
+    let state_dir = admin.state_dir.clone();
+    let wanted = name.clone();
+    let work = move || Ok(Registry::connect(&state_dir)?.remove_model(&wanted)?);
+    match in_background(work).await {
+        Ok(true) => {
+            published(&admin, |table| !table.models.contains_key(&name)).await;
+            json(StatusCode::OK, &serde_json::json!({ "name": name, "deleted": true }))
+        }
+        Ok(false) => {
+            let message = format!("The model `{name}` is not registered");
+            error(StatusCode::NOT_FOUND, &message, Some("name"))
+        }
+        Err(answer) => *answer,
+    }
+}
+
+/// Disk work away from the reactor's threads.
+async fn in_background<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, CatalogError> + Send + 'static,
+) -> Result<T, Box<Answer>> {
+    let failed = |status, message: String, param| Err(Box::new(error(status, &message, param)));
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(wrong @ CatalogError::Registry(_))) => {
+            failed(StatusCode::INTERNAL_SERVER_ERROR, wrong.to_string(), None)
+        }
+        Ok(Err(wrong @ CatalogError::Name { .. })) => failed(StatusCode::BAD_REQUEST, wrong.to_string(), Some("name")),
+        Ok(Err(wrong)) => failed(StatusCode::BAD_REQUEST, wrong.to_string(), Some("path")),
+        Err(_) => failed(StatusCode::INTERNAL_SERVER_ERROR, "The work ended without a result".to_owned(), None),
+    }
+}
+
+/// Waits until the gateway knows of a change, so that the caller's next request finds it done.
+async fn published(admin: &Admin, is_seen: impl Fn(&RouteTable) -> bool) {
+    admin.catalog.poke();
+    let mut routes = admin.routes.clone();
+    let _ = tokio::time::timeout(PUBLISH_DEADLINE, routes.wait_for(|table| is_seen(table))).await;
+}
+
+const DEFAULT_LIMIT: usize = 100;
+
+fn limit(query: &HashMap<String, String>) -> Result<usize, Box<Answer>> {
+    match query.get("limit").map(|limit| limit.parse()) {
+        None => Ok(DEFAULT_LIMIT),
+        Some(Ok(limit)) if (1..=DECISIONS_SHOWN).contains(&limit) => Ok(limit),
+        Some(_) => {
+            let message = format!("`limit` must be a number from 1 to {DECISIONS_SHOWN}");
+            Err(Box::new(error(StatusCode::BAD_REQUEST, &message, Some("limit"))))
+        }
+    }
+}
+
+fn percent_decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        rest = after;
+        if first != b'%' {
+            bytes.push(first);
+            continue;
+        }
+        let (digits, after) = rest.split_at_checked(2)?;
+        bytes.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
+        rest = after;
+    }
+    String::from_utf8(bytes).ok()
+}
+
+async fn refused(rejection: Rejection) -> Result<Answer, Infallible> {
+    let (status, message) = if rejection.is_not_found() {
+        (StatusCode::NOT_FOUND, "There is nothing at this path of the admin port")
+    } else if rejection.find::<warp::reject::MethodNotAllowed>().is_some() {
+        (StatusCode::METHOD_NOT_ALLOWED, "Method not allowed for this path")
+    } else if rejection.find::<warp::reject::LengthRequired>().is_some() {
+        (StatusCode::LENGTH_REQUIRED, "The body must come with a Content-Length")
+    } else if rejection.find::<warp::reject::PayloadTooLarge>().is_some() {
+        (StatusCode::PAYLOAD_TOO_LARGE, "The request body is larger than the limit of 65536 bytes")
+    } else {
+        (StatusCode::BAD_REQUEST, "The request is malformed")
+    };
+    Ok(error(status, message, None))
+}
+
+fn list<T: Serialize>(rows: &[T]) -> Answer {
+    json(StatusCode::OK, &serde_json::json!({ "object": "list", "data": rows }))
+}
+
+fn json<T: Serialize>(status: StatusCode, body: &T) -> Answer {
+    match serde_json::to_string(body) {
+        Ok(body) => text(status, "application/json", body),
+        Err(wrong) => error(StatusCode::INTERNAL_SERVER_ERROR, &wrong.to_string(), None),
+    }
+}
+
+fn error(status: StatusCode, message: &str, param: Option<&str>) -> Answer {
+    let kind = if status.is_server_error() { "server_error" } else { "invalid_request_error" };
+    let object = ErrorObject { message: message.to_owned(), kind, param: param.map(str::to_owned), code: None };
+    // Strings always serialise.
+    let body = serde_json::to_string(&ErrorBody { error: object }).unwrap_or_default();
+    text(status, "application/json", body)
+}
+
+fn text(status: StatusCode, kind: &'static str, body: String) -> Answer {
+    let mut answer = Response::new(body);
+    *answer.status_mut() = status;
+    answer.headers_mut().insert("content-type", warp::http::HeaderValue::from_static(kind));
+    answer
+}

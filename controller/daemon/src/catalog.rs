@@ -1,0 +1,205 @@
+//! Registering models: from a name and a file, checked completely, to a registry row; and telling the
+//! running loop when any process has changed the registry.
+
+use crate::actuate::Models;
+use crate::clock::unix_s;
+use crate::config::{ComputeMode, DaemonConfig};
+use crate::registry::{Added, ModelRecord, Registry, RegistryError};
+use engine_store::{Gguf, GgufError};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::Duration;
+use thiserror::Error;
+use tokio::sync::watch;
+
+/// Why a model was not registered.
+#[derive(Debug, Error)]
+pub enum CatalogError {
+    #[error("`{name}` is no model name: {why}; use 1 to 128 of the characters A-Z a-z 0-9 . _ : / -")]
+    Name { name: String, why: &'static str },
+    #[error("the checkpoint {} cannot be used: {source}", path.display())]
+    File { path: PathBuf, source: std::io::Error },
+    #[error("the checkpoint {} is not valid UTF-8 in its path; rename it", path.display())]
+    Path { path: PathBuf },
+    #[error("the checkpoint {} cannot be served: {source}", path.display())]
+    Checkpoint { path: PathBuf, source: GgufError },
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+}
+
+/// Longest model name, bytes.
+const NAME_LIMIT: usize = 128;
+
+/// Checks a model's name. It appears in URLs, metric labels and file names.
+///
+/// # Errors
+/// Says which rule it breaks.
+pub fn validate_name(name: &str) -> Result<(), CatalogError> {
+    let why = if name.is_empty() {
+        "it is empty"
+    } else if name.len() > NAME_LIMIT {
+        "it is too long"
+    } else if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._:/-".contains(&byte)) {
+        "it has other characters"
+    } else if !name.as_bytes()[0].is_ascii_alphanumeric() {
+        "it does not begin with a letter or digit"
+    } else if name.split('/').any(|part| part.is_empty() || part == "." || part == "..") {
+        "a part between slashes is empty, `.` or `..`"
+    } else {
+        return Ok(());
+    };
+    Err(CatalogError::Name { name: name.to_owned(), why })
+}
+
+/// Reads and checks a checkpoint: header, metadata, every tensor, and the digest of the whole file (which
+/// takes as long as reading it).
+///
+/// # Errors
+/// Says which field or tensor is wrong.
+pub fn examine(name: &str, path: &Path) -> Result<ModelRecord, CatalogError> {
+    validate_name(name)?;
+    let describe = |source| CatalogError::File { path: path.to_path_buf(), source };
+    let path = path.canonicalize().map_err(describe)?;
+    if path.to_str().is_none() {
+        return Err(CatalogError::Path { path });
+    }
+    let metadata = std::fs::metadata(&path).map_err(describe)?;
+    let checkpoint = |source| CatalogError::Checkpoint { path: path.clone(), source };
+    let gguf = Gguf::open(&path).map_err(checkpoint)?;
+    gguf.validate().map_err(checkpoint)?;
+    let summary = gguf.inspect().map_err(checkpoint)?;
+    let revision = engine_store::digest(&path).map_err(checkpoint)?;
+    Ok(ModelRecord {
+        name: name.to_owned(),
+        revision,
+        created_unix_s: unix_s(),
+        file_bytes: metadata.len(),
+        modified_unix_ns: crate::actuate::modified_unix_ns(&metadata),
+        architecture: summary.architecture,
+        parameters: summary.parameters,
+        context_tokens: summary.context_tokens.and_then(|tokens| u32::try_from(tokens).ok()).unwrap_or(u32::MAX),
+        instance_bytes: metadata.len() + SCRATCH_BYTES,
+        path,
+    })
+}
+
+/// Memory of an engine beside weights and KV pool: code, tokenizer, activations.
+const SCRATCH_BYTES: u64 = 64 << 20;
+
+/// Examines a checkpoint and registers it: `foreshock models add`.
+///
+/// # Errors
+/// As [`examine`], and when the database cannot be written.
+pub fn add_model(registry: &mut Registry, name: &str, path: &Path) -> Result<(Added, ModelRecord), CatalogError> {
+    let record = examine(name, path)?;
+    let added = registry.put_model(&record)?;
+    Ok((added, record))
+}
+
+/// Memory that one instance is expected to take, KV pool included, bytes.
+pub fn instance_bytes(record: &ModelRecord, config: &DaemonConfig) -> u64 {
+    let dequantised = match config.compute {
+        ComputeMode::Fast => 0,
+        ComputeMode::F32 => record.parameters * 4,
+    };
+    record.instance_bytes + dequantised + config.kv_bytes
+}
+
+/// How soon a change made by another process is seen.
+const POLL_EVERY: Duration = Duration::from_millis(100);
+
+/// Watches the registry from a thread of its own, so that no disk access stands in the loop's way. Ends
+/// when dropped.
+#[derive(Clone)]
+pub struct CatalogWatch {
+    models: watch::Receiver<Arc<Models>>,
+    poke: SyncSender<()>,
+}
+
+impl CatalogWatch {
+    /// Reads the registry once, then starts watching it.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn start(state_dir: &Path) -> Result<Self, RegistryError> {
+        let registry = Registry::connect(state_dir)?;
+        let version = registry.models_version()?;
+        let (sender, models) = watch::channel(Arc::new(read(&registry)?));
+        let (poke, poked) = sync_channel(1);
+        std::thread::Builder::new()
+            .name("catalog".to_owned())
+            .spawn(move || poll(&registry, version, &sender, &poked))
+            .map_err(|source| RegistryError::StateFolder { path: state_dir.to_path_buf(), source })?;
+        Ok(Self { models, poke })
+    }
+
+    /// The registered models, as of the last look.
+    pub fn models(&self) -> watch::Receiver<Arc<Models>> {
+        self.models.clone()
+    }
+
+    /// Looks again at once: something was changed here.
+    pub fn poke(&self) {
+        // A full queue means that a look is due anyway.
+        let _ = self.poke.try_send(());
+    }
+}
+
+fn read(registry: &Registry) -> Result<Models, RegistryError> {
+    Ok(registry.models()?.into_iter().map(|model| (model.name.clone(), model)).collect())
+}
+
+fn poll(registry: &Registry, mut version: i64, models: &watch::Sender<Arc<Models>>, poked: &Receiver<()>) {
+    let mut failing = false;
+    while poked.recv_timeout(POLL_EVERY) != Err(RecvTimeoutError::Disconnected) {
+        let look = registry.models_version().and_then(|seen| {
+            if seen != version {
+                models.send_replace(Arc::new(read(registry)?));
+                version = seen;
+            }
+            Ok(())
+        });
+        if let (Err(error), false) = (&look, failing) {
+            tracing::error!(%error, "the registry cannot be read; the models known so far stay");
+        }
+        failing = look.is_err();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_checked() {
+        let good = |name: &str| assert!(validate_name(name).is_ok(), "{name}");
+        let bad = |name: &str, why: &str| {
+            let message = validate_name(name).unwrap_err().to_string();
+            assert!(message.contains(why), "{name}: {message}");
+        };
+        good("smollm2");
+        good("acme/smollm2-135m:v1.2_x");
+        good(&"a".repeat(128));
+        bad("", "empty");
+        bad(&"a".repeat(129), "too long");
+        bad("a b", "other characters");
+        bad("modèle", "other characters");
+        bad("/etc/passwd", "begin with");
+        bad("../x", "begin with");
+        bad("a/../b", "between slashes");
+        bad("a//b", "between slashes");
+        bad("a/", "between slashes");
+    }
+
+    #[test]
+    fn a_file_that_is_no_checkpoint_is_refused_with_its_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.gguf");
+        let missing = examine("x", &path).unwrap_err().to_string();
+        assert!(missing.contains("x.gguf") && missing.contains("No such file"), "{missing}");
+        std::fs::write(&path, b"not a checkpoint at all").unwrap();
+        let refused = examine("x", &path).unwrap_err().to_string();
+        assert!(refused.contains("x.gguf") && refused.contains("cannot be served"), "{refused}");
+    }
+}

@@ -1,0 +1,260 @@
+//! The engines of this node as the loop knows them, built from their events alone. It is the engines'
+//! [`Signal`], and the source of the route table.
+
+use crate::actuate::adopt::Adopted;
+use crate::actuate::{EngineEventKind, Exit, Models};
+use crate::measure;
+use crate::observe::{Observations, Signal};
+use controller_core::Nanos;
+use controller_core::snapshot::{InstanceId, InstanceState, InstanceView, ModelName, Placement, Revision};
+use controller_gateway::{Endpoint, ModelRoute, RouteTable};
+use engine_wire::control::{EngineState, Telemetry};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+/// One engine.
+#[derive(Clone, Debug, Serialize)]
+pub struct Instance {
+    pub model: ModelName,
+    pub revision: Revision,
+    pub pid: u32,
+    pub port: Option<u16>,
+    pub state: InstanceState,
+    /// Found running when the controller started.
+    pub adopted: bool,
+    pub placement: Placement,
+    /// When the tick that started it was taken, ns.
+    pub decided_at_ns: Nanos,
+    pub spawned_at_ns: Nanos,
+    pub listening_at_ns: Option<Nanos>,
+    pub ready_at_ns: Option<Nanos>,
+    pub last_used_at_ns: Nanos,
+    pub observed_at_ns: Nanos,
+    /// Why its start failed, in its own words.
+    pub failure: Option<String>,
+    pub telemetry: Option<Telemetry>,
+}
+
+/// What an event means for the loop.
+#[derive(Debug, PartialEq)]
+pub enum Change {
+    /// New figures only: the next tick will see them.
+    None,
+    /// It takes requests, which wait inside until it is ready.
+    Listening {
+        port: u16,
+        model: ModelName,
+    },
+    /// It can compute; for one started here, how long that took since the decision.
+    Ready {
+        model: ModelName,
+        revision: Revision,
+        cold_start_ms: Option<f64>,
+    },
+    Exited {
+        model: ModelName,
+        port: Option<u16>,
+        exit: Exit,
+    },
+    Fenced {
+        message: String,
+    },
+}
+
+/// All engines, by identity.
+#[derive(Debug, Default)]
+pub struct Fleet {
+    instances: BTreeMap<InstanceId, Instance>,
+}
+
+impl Fleet {
+    /// An engine was started.
+    pub fn started(
+        &mut self,
+        instance: &str,
+        (model, revision): (&str, &str),
+        placement: &Placement,
+        pid: u32,
+        (decided_at_ns, spawned_at_ns): (Nanos, Nanos),
+    ) {
+        self.instances.insert(
+            instance.to_owned(),
+            Instance {
+                model: model.to_owned(),
+                revision: revision.to_owned(),
+                pid,
+                port: None,
+                state: InstanceState::Starting,
+                adopted: false,
+                placement: placement.clone(),
+                decided_at_ns,
+                spawned_at_ns,
+                listening_at_ns: None,
+                ready_at_ns: None,
+                last_used_at_ns: spawned_at_ns,
+                observed_at_ns: spawned_at_ns,
+                failure: None,
+                telemetry: None,
+            },
+        );
+    }
+
+    /// An engine was found running. Since when it was idle is not known, so it counts as used now.
+    pub fn adopted(&mut self, engine: &Adopted, now_ns: Nanos) {
+        let state = match (engine.port, engine.ready_at_ns) {
+            (None, None) => InstanceState::Draining,
+            (_, Some(_)) => InstanceState::Ready,
+            (Some(_), None) => InstanceState::Starting,
+        };
+        self.instances.insert(
+            engine.instance.clone(),
+            Instance {
+                model: engine.model.clone(),
+                revision: engine.revision.clone(),
+                pid: engine.pid,
+                port: engine.port,
+                state,
+                adopted: true,
+                placement: engine.placement.clone(),
+                decided_at_ns: engine.spawned_at_ns,
+                spawned_at_ns: engine.spawned_at_ns,
+                listening_at_ns: None,
+                ready_at_ns: engine.ready_at_ns,
+                last_used_at_ns: now_ns,
+                observed_at_ns: now_ns,
+                failure: None,
+                telemetry: None,
+            },
+        );
+    }
+
+    /// It is being drained: no new request goes there.
+    pub fn draining(&mut self, instance: &str) {
+        if let Some(instance) = self.instances.get_mut(instance) {
+            instance.state = InstanceState::Draining;
+        }
+    }
+
+    /// Takes in an event of an engine; one of an engine that is gone changes nothing.
+    pub fn take(&mut self, id: &str, kind: EngineEventKind, now_ns: Nanos) -> Change {
+        let Some(instance) = self.instances.get_mut(id) else { return Change::None };
+        instance.observed_at_ns = now_ns;
+        match kind {
+            EngineEventKind::Listening { port } => instance.listening(port, now_ns),
+            EngineEventKind::Ready { at_ns } => instance.ready(at_ns),
+            EngineEventKind::Failed { message } => {
+                tracing::error!(instance = id, model = instance.model, message, "an engine failed to start");
+                instance.failure = Some(message);
+                Change::None
+            }
+            EngineEventKind::Telemetry(telemetry) => instance.report(*telemetry, now_ns),
+            EngineEventKind::Fenced { message } => Change::Fenced { message },
+            EngineEventKind::Exited(exit) => {
+                let (model, port) = (instance.model.clone(), instance.port);
+                self.instances.remove(id);
+                Change::Exited { model, port, exit }
+            }
+        }
+    }
+
+    /// Models and the endpoints that take new requests. Only engines of the registered revision count:
+    /// token ids of one revision mean nothing to another.
+    pub fn routes(&self, models: &Models) -> RouteTable {
+        let mut table = RouteTable::default();
+        for (name, record) in models {
+            let route = ModelRoute {
+                name: name.clone(),
+                revision: record.revision.clone(),
+                path: record.path.clone(),
+                created_unix_s: record.created_unix_s,
+                context_tokens: record.context_tokens,
+            };
+            table.models.insert(name.clone(), Arc::new(route));
+        }
+        for (id, instance) in &self.instances {
+            let current = models.get(&instance.model).is_some_and(|record| record.revision == instance.revision);
+            let (Some(port), true) = (instance.port, current && instance.state != InstanceState::Draining) else {
+                continue;
+            };
+            table.endpoints.entry(instance.model.clone()).or_default().push(Endpoint {
+                instance: id.clone(),
+                addr: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+                ready: instance.state == InstanceState::Ready,
+            });
+        }
+        table
+    }
+
+    pub fn instances(&self) -> &BTreeMap<InstanceId, Instance> {
+        &self.instances
+    }
+}
+
+impl Signal for Fleet {
+    fn observe(&mut self, _now_ns: Nanos, observations: &mut Observations) {
+        observations.instances = self.instances.iter().map(|(id, instance)| (id.clone(), instance.view())).collect();
+    }
+}
+
+impl Instance {
+    fn listening(&mut self, port: u16, now_ns: Nanos) -> Change {
+        if self.port == Some(port) {
+            return Change::None;
+        }
+        self.port = Some(port);
+        self.listening_at_ns = Some(now_ns);
+        Change::Listening { port, model: self.model.clone() }
+    }
+
+    fn ready(&mut self, at_ns: Nanos) -> Change {
+        if self.ready_at_ns.is_some() {
+            return Change::None;
+        }
+        self.ready_at_ns = Some(at_ns);
+        self.last_used_at_ns = at_ns;
+        if self.state == InstanceState::Starting {
+            self.state = InstanceState::Ready;
+        }
+        // An adopted engine's start was the earlier controller's to time.
+        let cold_start_ms = (!self.adopted).then(|| at_ns.saturating_sub(self.decided_at_ns) as f64 / 1e6);
+        Change::Ready { model: self.model.clone(), revision: self.revision.clone(), cold_start_ms }
+    }
+
+    fn report(&mut self, telemetry: Telemetry, now_ns: Nanos) -> Change {
+        measure::telemetry(&self.model, self.telemetry.as_ref(), &telemetry);
+        let served = self.telemetry.as_ref().map_or(0, |last| last.requests_total);
+        if telemetry.running + telemetry.waiting > 0 || telemetry.requests_total > served {
+            self.last_used_at_ns = now_ns;
+        }
+        if telemetry.state == EngineState::Draining {
+            self.state = InstanceState::Draining;
+        }
+        let change = telemetry.ready_at_ns.map_or(Change::None, |at_ns| self.ready(at_ns));
+        self.telemetry = Some(telemetry);
+        change
+    }
+
+    fn view(&self) -> InstanceView {
+        let telemetry = self.telemetry.as_ref();
+        let figure = |of: fn(&Telemetry) -> u64| telemetry.map_or(0, of);
+        InstanceView {
+            observed_at_ns: self.observed_at_ns,
+            model: self.model.clone(),
+            revision: self.revision.clone(),
+            state: self.state,
+            placement: self.placement.clone(),
+            spawned_at_ns: self.spawned_at_ns,
+            ready_at_ns: self.ready_at_ns,
+            running: telemetry.map_or(0, |telemetry| telemetry.running),
+            waiting: telemetry.map_or(0, |telemetry| telemetry.waiting),
+            prefill_tokens_total: figure(|telemetry| telemetry.prefill_tokens_total),
+            decode_tokens_total: figure(|telemetry| telemetry.decode_tokens_total),
+            requests_total: figure(|telemetry| telemetry.requests_total),
+            busy_ns_total: figure(|telemetry| telemetry.busy_ns_total),
+            last_used_at_ns: self.last_used_at_ns,
+            resident_bytes: figure(|telemetry| telemetry.resident_bytes),
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! The daemon's metrics. Each is named by the metric table, so nothing is spelled here.
+
+use crate::actuate::Exit;
+use controller_core::Nanos;
+use controller_core::action::{Action, ActionKind, Decision};
+use controller_core::snapshot::{InstanceState, InstanceView, ModelName, Snapshot};
+use engine_wire::control::{Outcome, Telemetry};
+use metrics::{counter, gauge, histogram};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// What one report of an engine adds to its last one.
+pub fn telemetry(model: &str, last: Option<&Telemetry>, now: &Telemetry) {
+    let model = model.to_owned();
+    // Without an earlier report the totals are from before this controller: they are not its to count twice.
+    if let Some(last) = last {
+        for (phase, before, after) in [
+            ("prefill", last.prefill_tokens_total, now.prefill_tokens_total),
+            ("decode", last.decode_tokens_total, now.decode_tokens_total),
+        ] {
+            counter!(telemetry::ENGINE_TOKENS_TOTAL.name, "model" => model.clone(), "phase" => phase)
+                .increment(after.saturating_sub(before));
+        }
+    }
+    for request in now.finished.iter().filter(|request| request.first_token_at_ns > 0) {
+        let labels = [("model", model.clone()), ("vantage", "engine".to_owned())];
+        histogram!(telemetry::TTFT_SECONDS.name, &labels).record(request.ttft_ms / 1e3);
+        // A cancelled stream's mean is cut short by the client, not by the engine.
+        if let (Some(itl_ms), Outcome::Finished) = (request.itl_ms_mean, request.outcome) {
+            histogram!(telemetry::ITL_SECONDS.name, &labels).record(itl_ms / 1e3);
+        }
+    }
+}
+
+/// An instance became ready, this long after the decision to start it.
+pub fn cold_start(model: &str, cold_start_ms: f64) {
+    histogram!(telemetry::COLD_START_SECONDS.name, "model" => model.to_owned()).record(cold_start_ms / 1e3);
+}
+
+/// An engine process ended.
+pub fn exited(model: &str, exit: &Exit) {
+    let labels = [("model", model.to_owned()), ("reason", exit.reason.label().to_owned())];
+    counter!(telemetry::INSTANCE_EXITS_TOTAL.name, &labels).increment(1);
+}
+
+/// An action was applied, or was not.
+pub fn action(decided: &BTreeMap<String, ModelName>, action: &Action, outcome: &'static str) {
+    let (kind, model) = match &action.kind {
+        ActionKind::Start { model, .. } => ("start", model.clone()),
+        ActionKind::Drain { instance, .. } => ("drain", decided.get(instance).cloned().unwrap_or_default()),
+    };
+    if kind == "start" && outcome == "applied" {
+        counter!(telemetry::COLD_STARTS_TOTAL.name, "model" => model.clone()).increment(1);
+    }
+    counter!(telemetry::ACTIONS_TOTAL.name, "model" => model, "kind" => kind, "outcome" => outcome).increment(1);
+}
+
+/// Decisions by reason, with the plan and the forecast they stand on.
+pub fn decisions(decisions: &[Decision]) {
+    for decision in decisions {
+        let model = decision.model.clone();
+        let reason = reason_label(decision);
+        counter!(telemetry::DECISIONS_TOTAL.name, "model" => model.clone(), "reason" => reason).increment(1);
+        gauge!(telemetry::WANTED_INSTANCES.name, "model" => model.clone()).set(f64::from(decision.want));
+        for (quantile, value) in
+            [("0.5", decision.forecast.requests_per_s_p50), ("0.9", decision.forecast.requests_per_s_p90)]
+        {
+            let labels = [("model", model.clone()), ("quantile", quantile.to_owned())];
+            gauge!(telemetry::FORECAST_REQUESTS_PER_SECOND.name, &labels).set(value);
+        }
+    }
+}
+
+/// The reason as its serde name, which is the label that the API shows too.
+pub fn reason_label(decision: &Decision) -> String {
+    match serde_json::to_value(decision.reason) {
+        Ok(serde_json::Value::String(label)) => label,
+        _ => String::new(),
+    }
+}
+
+/// Gauges over the whole snapshot. Keeps what must be set back to 0 when a model or a state empties, and
+/// what rates are taken from.
+#[derive(Debug, Default)]
+pub struct Gauges {
+    models: BTreeSet<ModelName>,
+    rates: BTreeMap<ModelName, (Nanos, u64)>,
+    busy_ns: BTreeMap<String, u64>,
+}
+
+/// Arrival rates are taken over at least this long.
+const RATE_WINDOW_NS: u64 = 2_000_000_000;
+
+impl Gauges {
+    /// Sets all of them.
+    pub fn set(&mut self, snapshot: &Snapshot, kv_blocks: &BTreeMap<ModelName, (u64, u64)>) {
+        self.models.extend(snapshot.models.keys().cloned());
+        self.models.extend(snapshot.instances.values().map(|instance| instance.model.clone()));
+        for model in &self.models {
+            let of_model = || snapshot.instances.values().filter(|instance| &instance.model == model);
+            set_instances(model, of_model());
+            let (used, total) = kv_blocks.get(model).copied().unwrap_or_default();
+            gauge!(telemetry::KV_BLOCKS_USED.name, "model" => model.clone()).set(used as f64);
+            gauge!(telemetry::KV_BLOCKS_TOTAL.name, "model" => model.clone()).set(total as f64);
+        }
+        let placed: u64 = snapshot.instances.values().map(|instance| instance.placement.bytes()).sum();
+        gauge!(telemetry::MEMORY_PLACED_BYTES.name).set(placed as f64);
+        gauge!(telemetry::MEMORY_BUDGET_BYTES.name).set(snapshot.node.memory_budget_bytes as f64);
+        self.rates(snapshot);
+        self.busy(snapshot);
+        let instances = &snapshot.instances;
+        self.models.retain(|model| {
+            snapshot.models.contains_key(model) || instances.values().any(|instance| &instance.model == model)
+        });
+    }
+
+    fn rates(&mut self, snapshot: &Snapshot) {
+        self.rates.retain(|model, _| snapshot.models.contains_key(model));
+        for (model, view) in &snapshot.models {
+            let arrivals = view.demand.arrivals_total;
+            let (since_ns, before) = *self.rates.entry(model.clone()).or_insert((snapshot.now_ns, arrivals));
+            let elapsed_ns = snapshot.now_ns.saturating_sub(since_ns);
+            if elapsed_ns < RATE_WINDOW_NS {
+                continue;
+            }
+            let rate_per_s = arrivals.saturating_sub(before) as f64 / (elapsed_ns as f64 / 1e9);
+            gauge!(telemetry::ACTUAL_REQUESTS_PER_SECOND.name, "model" => model.clone()).set(rate_per_s);
+            self.rates.insert(model.clone(), (snapshot.now_ns, arrivals));
+        }
+    }
+
+    /// Whole seconds only can be counted, so what is less stays for the next time.
+    fn busy(&mut self, snapshot: &Snapshot) {
+        self.busy_ns.retain(|instance, _| snapshot.instances.contains_key(instance));
+        for (id, instance) in &snapshot.instances {
+            let counted = self.busy_ns.entry(id.clone()).or_insert(0);
+            let seconds = instance.busy_ns_total.saturating_sub(*counted) / 1_000_000_000;
+            *counted += seconds * 1_000_000_000;
+            if seconds > 0 {
+                counter!(telemetry::ENGINE_BUSY_SECONDS_TOTAL.name, "model" => instance.model.clone())
+                    .increment(seconds);
+            }
+        }
+    }
+}
+
+fn set_instances<'a>(model: &str, instances: impl Iterator<Item = &'a InstanceView>) {
+    let mut by_state = [0u32; 3];
+    let (mut running, mut waiting) = (0, 0);
+    for instance in instances {
+        by_state[instance.state as usize] += 1;
+        running += instance.running;
+        waiting += instance.waiting;
+    }
+    for (label, state) in
+        [("starting", InstanceState::Starting), ("ready", InstanceState::Ready), ("draining", InstanceState::Draining)]
+    {
+        gauge!(telemetry::INSTANCES.name, "model" => model.to_owned(), "state" => label)
+            .set(f64::from(by_state[state as usize]));
+    }
+    gauge!(telemetry::ENGINE_RUNNING_SEQUENCES.name, "model" => model.to_owned()).set(f64::from(running));
+    gauge!(telemetry::ENGINE_WAITING_SEQUENCES.name, "model" => model.to_owned()).set(f64::from(waiting));
+}
+
+/// One tick took this long.
+pub fn tick(took: Duration) {
+    counter!(telemetry::TICKS_TOTAL.name).increment(1);
+    histogram!(telemetry::TICK_SECONDS.name).record(took.as_secs_f64());
+}

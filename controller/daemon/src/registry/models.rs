@@ -1,0 +1,144 @@
+//! Registered models: a name and the revision it stands for.
+
+use super::{Registry, RegistryError};
+use rusqlite::{OptionalExtension, Row, params};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// A registered model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelRecord {
+    pub name: String,
+    /// Absolute, with links resolved.
+    pub path: PathBuf,
+    /// SHA-256 of the file, hexadecimal, followed by the parameters where a model has any.
+    pub revision: String,
+    pub created_unix_s: u64,
+    pub file_bytes: u64,
+    /// Modification time of the file when it was registered: with its size, a cheap sign that it is still the same.
+    pub modified_unix_ns: u64,
+    /// As the checkpoint names it, such as `llama`.
+    pub architecture: String,
+    /// Number of weights.
+    pub parameters: u64,
+    pub context_tokens: u32,
+    /// Memory of one instance without its KV pool, bytes.
+    pub instance_bytes: u64,
+}
+
+/// What registering did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Added {
+    New,
+    /// Name and revision were registered already.
+    Unchanged,
+    /// The name stood for another revision, whose instances are now drained.
+    Replaced,
+}
+
+const COLUMNS: &str = "name, path, revision, created_unix_s, file_bytes, modified_unix_ns, architecture, parameters, \
+                       context_tokens, instance_bytes";
+
+impl Registry {
+    /// Registers a model, or lets its name stand for another revision.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn put_model(&mut self, model: &ModelRecord) -> Result<Added, RegistryError> {
+        let added = match self.model(&model.name)? {
+            None => Added::New,
+            Some(known) if is_same_file(&known, model) => {
+                return Ok(Added::Unchanged);
+            }
+            // The same weights at another path or written anew: instances keep running, later ones start from there.
+            Some(known) if known.revision == model.revision => Added::Unchanged,
+            Some(_) => Added::Replaced,
+        };
+        let sql = format!("INSERT OR REPLACE INTO models ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)");
+        let path = model.path.to_string_lossy();
+        self.connection
+            .execute(
+                &sql,
+                params![
+                    model.name,
+                    path,
+                    model.revision,
+                    model.created_unix_s as i64,
+                    model.file_bytes as i64,
+                    model.modified_unix_ns as i64,
+                    model.architecture,
+                    model.parameters as i64,
+                    model.context_tokens,
+                    model.instance_bytes as i64
+                ],
+            )
+            .map_err(|error| self.describe(error))?;
+        Ok(added)
+    }
+
+    /// Forgets a model; false when there was none by that name.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn remove_model(&mut self, name: &str) -> Result<bool, RegistryError> {
+        let removed = self.connection.execute("DELETE FROM models WHERE name = ?1", [name]);
+        removed.map(|rows| rows > 0).map_err(|error| self.describe(error))
+    }
+
+    /// A model by name.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn model(&self, name: &str) -> Result<Option<ModelRecord>, RegistryError> {
+        let sql = format!("SELECT {COLUMNS} FROM models WHERE name = ?1");
+        self.connection.query_row(&sql, [name], read_model).optional().map_err(|error| self.describe(error))
+    }
+
+    /// All models, by name.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn models(&self) -> Result<Vec<ModelRecord>, RegistryError> {
+        let sql = format!("SELECT {COLUMNS} FROM models ORDER BY name");
+        let read = || -> rusqlite::Result<Vec<ModelRecord>> {
+            self.connection.prepare_cached(&sql)?.query_map([], read_model)?.collect()
+        };
+        read().map_err(|error| self.describe(error))
+    }
+
+    /// A number that rises whenever a model is added, replaced or removed, by whichever process. Reading
+    /// it is one page-cache look-up, cheap enough to poll.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn models_version(&self) -> Result<i64, RegistryError> {
+        let read = || {
+            self.connection
+                .prepare_cached("SELECT value FROM meta WHERE key = 'models_version'")?
+                .query_row([], |row| row.get(0))
+        };
+        read().map_err(|error| self.describe(error))
+    }
+}
+
+fn is_same_file(known: &ModelRecord, model: &ModelRecord) -> bool {
+    (&known.revision, &known.path, known.modified_unix_ns) == (&model.revision, &model.path, model.modified_unix_ns)
+}
+
+fn read_model(row: &Row<'_>) -> rusqlite::Result<ModelRecord> {
+    let path: String = row.get(1)?;
+    let unsigned = |index: usize| -> rusqlite::Result<u64> { Ok(row.get::<_, i64>(index)?.max(0) as u64) };
+    Ok(ModelRecord {
+        name: row.get(0)?,
+        path: PathBuf::from(path),
+        revision: row.get(2)?,
+        created_unix_s: unsigned(3)?,
+        file_bytes: unsigned(4)?,
+        modified_unix_ns: unsigned(5)?,
+        architecture: row.get(6)?,
+        parameters: unsigned(7)?,
+        context_tokens: row.get(8)?,
+        instance_bytes: unsigned(9)?,
+    })
+}
