@@ -4,7 +4,9 @@ mod cli;
 mod config;
 mod engine;
 mod explain;
+mod logging;
 mod models;
+mod recorder;
 mod serve;
 
 use clap::Parser;

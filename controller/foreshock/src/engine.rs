@@ -1,0 +1,48 @@
+//! `foreshock engine`: one instance, by itself or under a controller.
+
+use crate::cli::{Compute, EngineArgs};
+use crate::logging;
+use engine_instance::{EngineOptions, Supervision};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Runs until drained; errors become the exit codes that the controller reads.
+pub fn run(args: EngineArgs) -> ExitCode {
+    logging::start(false);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("foreshock: cannot start the async runtime: {error}");
+            return ExitCode::from(crate::config::EXIT_OTHER);
+        }
+    };
+    match runtime.block_on(engine_instance::run(options(args))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("foreshock: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn options(args: EngineArgs) -> EngineOptions {
+    let supervision = args.control.map(|control| Supervision {
+        instance: args.instance.unwrap_or_default(),
+        revision: args.revision.unwrap_or_default(),
+        control,
+        lease: Duration::from_millis(args.lease_ms),
+    });
+    let mut options = EngineOptions::new(args.model);
+    options.host = args.host;
+    options.port = args.port;
+    options.name = args.name;
+    options.compute = match args.compute {
+        Compute::F32 => engine_instance::Compute::F32,
+        Compute::Fast => engine_instance::Compute::Fast,
+    };
+    options.cores = args.cores;
+    options.kv_bytes = args.kv_bytes;
+    options.max_queue = args.max_queue;
+    options.supervision = supervision;
+    options
+}

@@ -1,0 +1,92 @@
+//! `foreshock models`: the registry from the command line. It works on the state folder's database, whether
+//! a `serve` runs or not; a running one notices within a moment.
+
+use crate::cli::{ModelsArgs, ModelsCommand, StateArgs};
+use crate::config::{InputError, state_dir};
+use anyhow::{Result, bail};
+use controller_daemon::catalog::{CatalogError, add_model};
+use controller_daemon::registry::{Added, ModelRecord, Registry};
+use engine_store::Gguf;
+use std::path::Path;
+
+/// Dispatches to one registry command.
+pub fn run(args: ModelsArgs) -> Result<()> {
+    match args.command {
+        ModelsCommand::Add { name, path, state } => add(&name, &path, &state),
+        ModelsCommand::Ls { state } => list(&state),
+        ModelsCommand::Rm { name, state } => remove(&name, &state),
+        ModelsCommand::Inspect { name_or_path, state } => inspect(&name_or_path, &state),
+    }
+}
+
+fn open(state: &StateArgs) -> Result<Registry> {
+    Registry::open(&state_dir(state)?).map_err(|error| InputError(error.to_string()).into())
+}
+
+fn add(name: &str, path: &Path, state: &StateArgs) -> Result<()> {
+    controller_daemon::catalog::validate_name(name).map_err(input)?;
+    let (added, record) = add_model(&mut open(state)?, name, path).map_err(input)?;
+    let said = match added {
+        Added::New => "registered",
+        Added::Unchanged => "already registered",
+        Added::Replaced => "replaced: instances of the old revision are drained",
+    };
+    println!("{name}: {said}, {}", describe(&record));
+    Ok(())
+}
+
+fn input(error: CatalogError) -> InputError {
+    InputError(error.to_string())
+}
+
+fn describe(record: &ModelRecord) -> String {
+    let revision = record.revision.get(..12).unwrap_or(&record.revision);
+    format!(
+        "{} with {:.1} M parameters, {:.1} MB, context {} tokens, revision {revision}",
+        record.architecture,
+        record.parameters as f64 / 1e6,
+        record.file_bytes as f64 / 1e6,
+        record.context_tokens,
+    )
+}
+
+fn list(state: &StateArgs) -> Result<()> {
+    let models = open(state)?.models()?;
+    if models.is_empty() {
+        println!("No model is registered. `foreshock models add NAME PATH` registers one.");
+    }
+    for record in models {
+        println!("{:<24} {}  {}", record.name, describe(&record), record.path.display());
+    }
+    Ok(())
+}
+
+fn remove(name: &str, state: &StateArgs) -> Result<()> {
+    if !open(state)?.remove_model(name)? {
+        bail!(unknown(name));
+    }
+    println!("{name}: removed; its instances are drained, its file stays");
+    Ok(())
+}
+
+fn inspect(name_or_path: &str, state: &StateArgs) -> Result<()> {
+    let record = open(state)?.model(name_or_path)?;
+    let path = match &record {
+        Some(record) => record.path.clone(),
+        None if Path::new(name_or_path).exists() => name_or_path.into(),
+        None => bail!(unknown(name_or_path)),
+    };
+    let summary = Gguf::open(&path)
+        .and_then(|gguf| gguf.inspect())
+        .map_err(|error| InputError(format!("{}: {error}", path.display())))?;
+    if let Some(record) = record {
+        println!("name      {}\nrevision  {}", record.name, record.revision);
+    }
+    println!("path      {}", path.display());
+    println!("{}", serde_json::to_string_pretty(&summary)?);
+    Ok(())
+}
+
+fn unknown(name: &str) -> InputError {
+    InputError(format!("no model `{name}` is registered (and no such file); `foreshock models ls` lists them"))
+}
