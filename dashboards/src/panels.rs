@@ -138,7 +138,7 @@ const DEMAND: &[Panel] = &[
 const LATENCY: &[Panel] = &[
     Panel {
         title: "Time to first token",
-        description: "Median and p99 as the kernel, the gateway and the engine measured it. The gaps are the network's and the gateway's share.",
+        description: "Median and p99 as the kernel, the gateway and the engine measured it. Kernel and engine measure at the instance, the gateway at its own edge: the gap is holding and hop.",
         unit: Unit::Seconds,
         queries: &[
             query(
@@ -148,10 +148,6 @@ const LATENCY: &[Panel] = &[
             query(
                 "histogram_quantile(0.99, sum by (le, vantage) (rate(foreshock_ttft_seconds_bucket{model=~\"$model\"}[$__rate_interval])))",
                 "p99 {{vantage}}",
-            ),
-            query(
-                "histogram_quantile(0.99, sum by (le) (rate(foreshock_ttft_seconds_bucket{vantage=\"kernel\"}[$__rate_interval])))",
-                "p99 kernel, all models",
             ),
         ],
     },
@@ -264,7 +260,7 @@ const ENGINES: &[Panel] = &[
                 "{{model}} {{phase}}",
             ),
             query(
-                "sum by (model) (rate(foreshock_engine_busy_seconds_total{model=~\"$model\"}[$__rate_interval]))",
+                "sum by (model) (rate(foreshock_engine_busy_seconds_total{model=~\"$model\"}[$__rate_interval])) or vector(0)",
                 "{{model}} busy s/s",
             ),
         ],
