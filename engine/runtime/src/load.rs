@@ -1,5 +1,14 @@
 //! From an opened checkpoint to a device that runs batch steps, and what that will cost in memory.
 
+use crate::{
+    cores::{self, Caller},
+    kernels::cpu::{
+        kv::{self, KvPool, KvShape},
+        pool::Pool,
+        simd::Isa,
+    },
+    models::llama::{Device, Llama, Weights},
+};
 use engine_core::Forward;
 use engine_store::{Gguf, GgufError, LlamaConfig};
 use thiserror::Error;
@@ -27,7 +36,7 @@ pub struct LoadOptions {
     pub threads: usize,
     /// Size of the KV pool, bytes. Reserved at load, resident only as far as it is used.
     pub kv_bytes: u64,
-    /// Tokens per KV block, a multiple of 8.
+    /// Tokens per KV block, a multiple of 16.
     pub kv_block_tokens: usize,
 }
 
@@ -58,9 +67,71 @@ pub enum LoadError {
 
 /// Makes a device. Maps weights as they lie in the file, so it costs a few milliseconds and no copy.
 pub fn load(gguf: &Gguf, options: LoadOptions) -> Result<Box<dyn Forward>, LoadError> {
-    let _ = (gguf, options);
-    Err(LoadError::Option { option: "compute", message: "not built in".into() })
+    load_on(gguf, options, Isa::detect())
 }
+
+/// `load` on a chosen instruction set, for tests that compare them.
+#[doc(hidden)]
+pub fn load_on(gguf: &Gguf, options: LoadOptions, isa: Isa) -> Result<Box<dyn Forward>, LoadError> {
+    let config = gguf.validate()?;
+    let kv_shape = kv_shape(&config, &options)?;
+    let weights = Weights::new(gguf, &config)?;
+    let device = device(&options, isa)?;
+    let memory = |source| LoadError::Memory { purpose: "the KV pool", bytes: options.kv_bytes, source };
+    Ok(match options.compute {
+        Compute::F32 => Box::new(Llama::<f32>::new(config, weights, KvPool::new(kv_shape).map_err(memory)?, device)),
+        Compute::Fast => Box::new(Llama::<u16>::new(config, weights, KvPool::new(kv_shape).map_err(memory)?, device)),
+    })
+}
+
+fn device(options: &LoadOptions, isa: Isa) -> Result<Device, LoadError> {
+    let threads = if options.cores.is_empty() { options.threads } else { options.cores.len() };
+    if !(1..=THREADS_MAX).contains(&threads) {
+        return Err(LoadError::Option {
+            option: "threads",
+            message: format!("{threads} is outside 1..={THREADS_MAX}"),
+        });
+    }
+    if let Some(core) = cores::first_forbidden(&options.cores) {
+        return Err(LoadError::Option {
+            option: "cores",
+            message: format!("core {core} is not available to this process"),
+        });
+    }
+    let pinned = options.cores.clone();
+    let start = move |worker: usize| {
+        if let Some(core) = pinned.get(worker) {
+            cores::pin(*core);
+        }
+    };
+    let pool = Pool::new(threads, start).map_err(|source| LoadError::Thread { source })?;
+    let caller = Caller::new(options.cores.first().copied());
+    Ok(Device { isa, pool, integer: options.compute == Compute::Fast, caller })
+}
+
+fn kv_shape(config: &LlamaConfig, options: &LoadOptions) -> Result<KvShape, LoadError> {
+    let block_tokens = options.kv_block_tokens;
+    if block_tokens == 0 || !block_tokens.is_multiple_of(kv::TILE) || block_tokens > 1024 {
+        let message = format!("{block_tokens} is no multiple of {} up to 1024", kv::TILE);
+        return Err(LoadError::Option { option: "kv_block_tokens", message });
+    }
+    let block_bytes = kv_token_bytes(config, options.compute) * block_tokens as u64;
+    let blocks = (options.kv_bytes / block_bytes).min(u64::from(u32::MAX));
+    if blocks == 0 {
+        let message = format!("{} bytes hold no block of {block_bytes} bytes", options.kv_bytes);
+        return Err(LoadError::Option { option: "kv_bytes", message });
+    }
+    Ok(KvShape {
+        layers: config.layers,
+        heads: config.kv_heads,
+        head_dim: config.head_dim,
+        block_tokens,
+        blocks: blocks as usize,
+    })
+}
+
+/// More threads than any one node has cores are a mistake.
+const THREADS_MAX: usize = 1024;
 
 /// KV bytes of one token over all layers.
 pub fn kv_bytes_per_token(gguf: &Gguf, compute: Compute) -> Result<u64, GgufError> {

@@ -1,0 +1,76 @@
+//! Prefill and decode speed of the CPU device: `speed FILE.gguf [f32|fast] [threads]`.
+//!
+//! Prints tokens per second of wall time and of CPU time, every sample, because the machine may be shared.
+
+use engine_core::{Batch, BatchSequence, Forward};
+use engine_runtime::{Compute, LoadOptions, load};
+use engine_store::Gguf;
+use rustix::time::{ClockId, clock_gettime};
+use std::time::Instant;
+
+const PREFILL_TOKENS: usize = 512;
+const DECODE_TOKENS: usize = 128;
+const SAMPLES: usize = 5;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut args = std::env::args().skip(1);
+    let path = args.next().ok_or("usage: speed FILE.gguf [f32|fast] [threads]")?;
+    let compute = if args.next().as_deref() == Some("f32") { Compute::F32 } else { Compute::Fast };
+    let threads: usize = args.next().map_or(Ok(1), |count| count.parse())?;
+    let start = Instant::now();
+    let gguf = Gguf::open(&path)?;
+    let opened = start.elapsed();
+    let mut device = load(&gguf, LoadOptions { compute, threads, ..LoadOptions::default() })?;
+    println!("open {opened:?}, load {:?}, {compute:?}, {threads} threads", start.elapsed() - opened);
+    println!("first token after {:?}", {
+        step(&mut *device, &[(0, 0, 1)])?;
+        start.elapsed()
+    });
+    for _ in 0..SAMPLES {
+        report("prefill 512", PREFILL_TOKENS, || step(&mut *device, &[(0, 0, PREFILL_TOKENS)]))?;
+    }
+    for (name, streams, at) in [
+        ("decode 1 at 0", 1, 0),
+        ("decode 1 at 512", 1, 512),
+        ("decode 1 at 2048", 1, 2048),
+        ("decode 8 at 128", 8, 128),
+    ] {
+        for _ in 0..SAMPLES {
+            report(name, streams * DECODE_TOKENS, || {
+                for position in at..at + DECODE_TOKENS {
+                    let parts: Vec<_> = (0..streams).map(|stream| (stream, position, 1)).collect();
+                    step(&mut *device, &parts)?;
+                }
+                Ok(())
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// One step of (stream, start, new tokens); a stream owns a fixed range of blocks.
+fn step(device: &mut dyn Forward, parts: &[(usize, usize, usize)]) -> Result<(), Box<dyn std::error::Error>> {
+    let mut batch = Batch::default();
+    for &(stream, start, new_tokens) in parts {
+        batch.tokens.extend((0..new_tokens).map(|index| ((start + index) * 7919 % 49_000) as u32));
+        let blocks = (0..160).map(|block| (stream * if parts.len() == 1 { 0 } else { 64 } + block) as u32).collect();
+        batch.sequences.push(BatchSequence { new_tokens, start, blocks, logits: true });
+    }
+    Ok(device.forward(&batch, &mut Vec::new())?)
+}
+
+fn report(
+    name: &str,
+    tokens: usize,
+    run: impl FnOnce() -> Result<(), Box<dyn std::error::Error>>,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let cpu = || {
+        let time = clock_gettime(ClockId::ProcessCPUTime);
+        time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
+    };
+    let (cpu_start, start) = (cpu(), Instant::now());
+    run()?;
+    let (wall_s, cpu_s) = (start.elapsed().as_secs_f64(), cpu() - cpu_start);
+    println!("{name:18} {:8.1} tok/s wall {:8.1} tok/s per CPU second", tokens as f64 / wall_s, tokens as f64 / cpu_s);
+    Ok(())
+}

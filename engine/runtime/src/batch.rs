@@ -1,0 +1,77 @@
+//! A batch step, checked and laid out: which position, KV slot and output row each token has.
+
+use crate::kernels::cpu::{attention::Span, kv::Slot};
+use engine_core::{Batch, BatchSequence, ForwardError, ForwardShape};
+
+/// One entry per token, span per sequence, and the rows whose logits are wanted.
+pub(crate) struct Plan<'a> {
+    pub(crate) positions: Vec<usize>,
+    pub(crate) slots: Vec<Slot>,
+    pub(crate) spans: Vec<Span<'a>>,
+    pub(crate) logit_rows: Vec<usize>,
+}
+
+/// Checks everything that a kernel would otherwise have to trust.
+pub(crate) fn plan<'a>(batch: &'a Batch, shape: &ForwardShape) -> Result<Plan<'a>, ForwardError> {
+    let total: usize = batch.sequences.iter().map(|sequence| sequence.new_tokens).sum();
+    if total != batch.tokens.len() {
+        return Err(bad(format!("{} tokens, but the sequences have {total}", batch.tokens.len())));
+    }
+    if let Some(token) = batch.tokens.iter().find(|token| **token as usize >= shape.vocab) {
+        return Err(bad(format!("token {token} is outside the vocabulary of {}", shape.vocab)));
+    }
+    let mut plan = Plan {
+        positions: Vec::with_capacity(total),
+        slots: Vec::with_capacity(total),
+        spans: Vec::new(),
+        logit_rows: Vec::new(),
+    };
+    for (index, sequence) in batch.sequences.iter().enumerate() {
+        check_sequence(sequence, shape).map_err(|message| bad(format!("sequence {index}: {message}")))?;
+        let (row, start) = (plan.positions.len(), sequence.start);
+        for position in start..start + sequence.new_tokens {
+            plan.positions.push(position);
+            let block = sequence.blocks[position / shape.kv_block_tokens];
+            plan.slots.push(Slot { block, offset: position % shape.kv_block_tokens });
+        }
+        plan.spans.push(Span { row, tokens: sequence.new_tokens, start, blocks: &sequence.blocks });
+        if sequence.logits {
+            plan.logit_rows.push(row + sequence.new_tokens - 1);
+        }
+    }
+    Ok(plan)
+}
+
+fn check_sequence(sequence: &BatchSequence, shape: &ForwardShape) -> Result<(), String> {
+    if sequence.new_tokens == 0 {
+        return Err("no new token".into());
+    }
+    let end = sequence.start.checked_add(sequence.new_tokens).filter(|end| *end <= shape.context_tokens);
+    let Some(end) = end else {
+        return Err(format!("reaches past the context of {} tokens", shape.context_tokens));
+    };
+    let needed = end.div_ceil(shape.kv_block_tokens);
+    if sequence.blocks.len() < needed {
+        return Err(format!("has {} KV blocks, needs {needed}", sequence.blocks.len()));
+    }
+    match sequence.blocks.iter().find(|block| **block as usize >= shape.kv_blocks) {
+        Some(block) => Err(format!("KV block {block} is outside the pool of {}", shape.kv_blocks)),
+        None => Ok(()),
+    }
+}
+
+/// Names the first sequence whose logits are not all finite.
+pub(crate) fn check_finite(batch: &Batch, vocab: usize, logits: &[f32]) -> Result<(), ForwardError> {
+    let wanted = batch.sequences.iter().enumerate().filter(|(_, sequence)| sequence.logits);
+    for ((index, _), row) in wanted.zip(logits.chunks_exact(vocab)) {
+        // x - x is zero exactly for finite x, and sums of zeros vectorise.
+        if row.iter().map(|x| x - x).sum::<f32>() != 0.0 {
+            return Err(ForwardError::NonFinite { sequence: index });
+        }
+    }
+    Ok(())
+}
+
+fn bad(message: String) -> ForwardError {
+    ForwardError::Device { message: format!("malformed batch: {message}") }
+}

@@ -1,0 +1,273 @@
+//! The integer kernels with AVX2.
+//!
+//! Eight rows are transposed on the fly, straight from the checkpoint's layout, so that each 32-bit lane
+//! holds four consecutive columns of one row. The eight `maddubs` of a block then add up inside the lanes:
+//! no horizontal sum, and for 4-bit weights even the i16 sums of a whole block fit
+//! (8 * 2 * 15 * 127 = 30480). One token works from registers; several tokens share one unpacked copy.
+
+use super::{
+    integer::{Q4_0, Q4_1, Q8_0, Sink, block_bytes, values_at},
+    matrix::{GROUP, Matrix},
+    quant::{BLOCK, Quantised},
+};
+use std::{arch::x86_64::*, cell::RefCell, ops::Range};
+
+/// One block of eight rows, unpacked: bytes by (four columns, row), scales and minima by row.
+#[repr(C, align(32))]
+#[derive(Clone, Copy)]
+struct Packed {
+    w: [[u8; 32]; 8],
+    d: [f32; 8],
+    m: [f32; 8],
+}
+
+const EMPTY: Packed = Packed { w: [[0; 32]; 8], d: [0.0; 8], m: [0.0; 8] };
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<Packed>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Row groups that share each broadcast activation.
+const PAIR: usize = 2;
+/// Tokens that share each load of weights.
+const TILE: usize = 4;
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn multiply<const KIND: u8>(
+    matrix: &Matrix,
+    groups: Range<usize>,
+    input: &Quantised,
+    tokens: Range<usize>,
+    mut sink: impl Sink,
+) {
+    assert!(matrix.row_bytes() == input.blocks() * block_bytes(KIND));
+    if tokens.len() == 1 {
+        for group in groups {
+            let out = one_token::<KIND>(matrix.group(group), matrix.row_bytes(), input.row(tokens.start));
+            sink(tokens.start, group, &out);
+        }
+        return;
+    }
+    SCRATCH.with_borrow_mut(|scratch| {
+        let blocks = input.blocks();
+        scratch.resize(scratch.len().max(PAIR * blocks), EMPTY);
+        let (first, second) = scratch[..PAIR * blocks].split_at_mut(blocks);
+        let mut group = groups.start;
+        while group < groups.end {
+            pack::<KIND>(matrix.group(group), matrix.row_bytes(), first);
+            if group + 1 < groups.end {
+                pack::<KIND>(matrix.group(group + 1), matrix.row_bytes(), second);
+                tiles::<KIND, PAIR>([first, second], group, input, tokens.clone(), &mut sink);
+            } else {
+                tiles::<KIND, 1>([first], group, input, tokens.clone(), &mut sink);
+            }
+            group += PAIR;
+        }
+    });
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn tiles<const KIND: u8, const G: usize>(
+    packed: [&[Packed]; G],
+    group: usize,
+    input: &Quantised,
+    tokens: Range<usize>,
+    sink: &mut impl Sink,
+) {
+    let mut token = tokens.start;
+    while token < tokens.end {
+        match tokens.end - token {
+            1 => token = tile::<KIND, G, 1>(packed, group, input, token, sink),
+            2 => token = tile::<KIND, G, 2>(packed, group, input, token, sink),
+            3 => token = tile::<KIND, G, 3>(packed, group, input, token, sink),
+            _ => token = tile::<KIND, G, TILE>(packed, group, input, token, sink),
+        }
+    }
+}
+
+/// The unpacked block: eight registers of bytes, scales, minima.
+struct Unpacked {
+    w: [__m256i; 8],
+    d: __m256,
+    m: __m256,
+}
+
+/// Four dwords of each of eight rows (`row_bytes` apart) -> four registers with one dword of every row.
+///
+/// # Safety
+/// 16 bytes at `base + i * row_bytes` must be readable for i in 0..8.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn transpose(base: *const u8, row_bytes: usize) -> [__m256i; 4] {
+    let load = |row: usize| {
+        // SAFETY: within the range that the caller vouches for.
+        unsafe {
+            let low = _mm_loadu_si128(base.add(row * row_bytes).cast());
+            let high = _mm_loadu_si128(base.add((row + 4) * row_bytes).cast());
+            _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(low), high)
+        }
+    };
+    let (r0, r1, r2, r3) = (load(0), load(1), load(2), load(3));
+    let (a, b) = (_mm256_unpacklo_epi32(r0, r1), _mm256_unpacklo_epi32(r2, r3));
+    let (c, d) = (_mm256_unpackhi_epi32(r0, r1), _mm256_unpackhi_epi32(r2, r3));
+    [_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b), _mm256_unpacklo_epi64(c, d), _mm256_unpackhi_epi64(c, d)]
+}
+
+/// # Safety
+/// A whole block must be readable at `base + i * row_bytes` for i in 0..8.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn unpack<const KIND: u8>(base: *const u8, row_bytes: usize) -> Unpacked {
+    // SAFETY: the values and the scale lie inside the block that the caller vouches for.
+    unsafe {
+        let values = base.add(values_at(KIND));
+        let low = transpose(values, row_bytes);
+        let w = if KIND == Q8_0 {
+            let high = transpose(values.add(16), row_bytes);
+            [low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]]
+        } else {
+            let mask = _mm256_set1_epi8(15);
+            let lo = low.map(|x| _mm256_and_si256(x, mask));
+            let hi = low.map(|x| _mm256_and_si256(_mm256_srli_epi16::<4>(x), mask));
+            [lo[0], lo[1], lo[2], lo[3], hi[0], hi[1], hi[2], hi[3]]
+        };
+        let word = |row: usize| base.add(row * row_bytes).cast::<u16>().read_unaligned() as i16;
+        if KIND == Q4_1 {
+            let pair = |row: usize| base.add(row * row_bytes).cast::<i32>().read_unaligned();
+            let x = _mm256_setr_epi32(pair(0), pair(1), pair(2), pair(3), pair(4), pair(5), pair(6), pair(7));
+            let split = _mm256_setr_epi8(
+                0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14,
+                15,
+            );
+            let x = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_shuffle_epi8(x, split));
+            let d = _mm256_cvtph_ps(_mm256_castsi256_si128(x));
+            return Unpacked { w, d, m: _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(x)) };
+        }
+        let d = _mm_setr_epi16(word(0), word(1), word(2), word(3), word(4), word(5), word(6), word(7));
+        let d = _mm256_cvtph_ps(d);
+        let m = if KIND == Q4_0 { _mm256_mul_ps(d, _mm256_set1_ps(-8.0)) } else { _mm256_setzero_ps() };
+        Unpacked { w, d, m }
+    }
+}
+
+/// Four activations in every lane.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn broadcast(q: &[i8; BLOCK], dword: usize) -> __m256i {
+    let four = [q[4 * dword], q[4 * dword + 1], q[4 * dword + 2], q[4 * dword + 3]];
+    _mm256_set1_epi32(i32::from_le_bytes(four.map(|x| x as u8)))
+}
+
+/// Adds four products per lane: to i16 sums for 4-bit weights, to i32 sums for 8-bit ones.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn step<const KIND: u8>(sum: __m256i, w: __m256i, a: __m256i) -> __m256i {
+    if KIND == Q8_0 {
+        // |w| * sign(a, w): the first factor must be unsigned. 2 * 128 * 127 still fits i16.
+        let products = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
+        return _mm256_add_epi32(sum, _mm256_madd_epi16(products, _mm256_set1_epi16(1)));
+    }
+    _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, a))
+}
+
+/// Folds one block's integer sums into the f32 sums.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn fold<const KIND: u8>(acc: __m256, sum: __m256i, d: __m256, m: __m256, scale: &[f32; 2]) -> __m256 {
+    let dot = if KIND == Q8_0 { sum } else { _mm256_madd_epi16(sum, _mm256_set1_epi16(1)) };
+    let acc = _mm256_fmadd_ps(_mm256_mul_ps(d, _mm256_set1_ps(scale[0])), _mm256_cvtepi32_ps(dot), acc);
+    if KIND == Q8_0 { acc } else { _mm256_fmadd_ps(m, _mm256_set1_ps(scale[1]), acc) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn one_token<const KIND: u8>(bytes: &[u8], row_bytes: usize, input: (&[[i8; BLOCK]], &[[f32; 2]])) -> [f32; 8] {
+    let (q, scale) = input;
+    assert!(bytes.len() == GROUP * row_bytes && q.len() * block_bytes(KIND) == row_bytes);
+    let mut acc = _mm256_setzero_ps();
+    for (index, (q, scale)) in q.iter().zip(scale).enumerate() {
+        // SAFETY: `index` is below the number of blocks in each of the eight rows, by the assertion.
+        let block = unsafe { unpack::<KIND>(bytes.as_ptr().add(index * block_bytes(KIND)), row_bytes) };
+        let mut sum = _mm256_setzero_si256();
+        for (dword, w) in block.w.into_iter().enumerate() {
+            sum = step::<KIND>(sum, w, broadcast(q, dword));
+        }
+        acc = fold::<KIND>(acc, sum, block.d, block.m, scale);
+    }
+    to_array(acc)
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn pack<const KIND: u8>(bytes: &[u8], row_bytes: usize, out: &mut [Packed]) {
+    assert!(bytes.len() == GROUP * row_bytes && out.len() * block_bytes(KIND) == row_bytes);
+    for (index, out) in out.iter_mut().enumerate() {
+        // SAFETY: `index` is below the number of blocks in each of the eight rows, by the assertion; stores go
+        // to the arrays of `out`, whose alignment is 32.
+        unsafe {
+            let block = unpack::<KIND>(bytes.as_ptr().add(index * block_bytes(KIND)), row_bytes);
+            for (out, w) in out.w.iter_mut().zip(block.w) {
+                _mm256_store_si256(out.as_mut_ptr().cast(), w);
+            }
+            _mm256_store_ps(out.d.as_mut_ptr(), block.d);
+            _mm256_store_ps(out.m.as_mut_ptr(), block.m);
+        }
+    }
+}
+
+/// `G` groups of rows times `T` tokens from `token` on; returns the next token.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn tile<const KIND: u8, const G: usize, const T: usize>(
+    packed: [&[Packed]; G],
+    group: usize,
+    input: &Quantised,
+    token: usize,
+    sink: &mut impl Sink,
+) -> usize {
+    let blocks = input.blocks();
+    let packed: [&[Packed]; G] = packed.map(|rows| &rows[..blocks]);
+    let rows: [(&[[i8; BLOCK]], &[[f32; 2]]); T] = std::array::from_fn(|t| {
+        let (q, scale) = input.row(token + t);
+        (&q[..blocks], &scale[..blocks])
+    });
+    let mut acc = [[_mm256_setzero_ps(); T]; G];
+    for index in 0..blocks {
+        let mut sum = [[_mm256_setzero_si256(); T]; G];
+        for dword in 0..8 {
+            // SAFETY: reads 32 bytes of an array of 32, aligned by the type.
+            let w: [__m256i; G] =
+                std::array::from_fn(|g| unsafe { _mm256_load_si256(packed[g][index].w[dword].as_ptr().cast()) });
+            for t in 0..T {
+                let a = broadcast(&rows[t].0[index], dword);
+                for g in 0..G {
+                    sum[g][t] = step::<KIND>(sum[g][t], w[g], a);
+                }
+            }
+        }
+        for g in 0..G {
+            // SAFETY: reads arrays of eight f32, aligned by the type.
+            let (d, m) = unsafe {
+                let block = &packed[g][index];
+                (_mm256_load_ps(block.d.as_ptr()), _mm256_load_ps(block.m.as_ptr()))
+            };
+            for t in 0..T {
+                acc[g][t] = fold::<KIND>(acc[g][t], sum[g][t], d, m, &rows[t].1[index]);
+            }
+        }
+    }
+    for (g, acc) in acc.into_iter().enumerate() {
+        for (t, acc) in acc.into_iter().enumerate() {
+            sink(token + t, group + g, &to_array(acc));
+        }
+    }
+    token + T
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn to_array(v: __m256) -> [f32; 8] {
+    let mut out = [0.0; 8];
+    // SAFETY: writes eight f32 into an array of eight.
+    unsafe { _mm256_storeu_ps(out.as_mut_ptr(), v) };
+    out
+}

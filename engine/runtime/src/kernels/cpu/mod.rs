@@ -1,0 +1,16 @@
+//! CPU kernels. AVX2 (with FMA and F16C) is chosen at run time; the portable code computes the very same
+//! bits, because both take every sum in the same order and both fuse the same multiply-adds.
+
+pub mod attention;
+pub mod elementwise;
+pub mod integer;
+#[cfg(target_arch = "x86_64")]
+mod integer_avx2;
+mod integer_portable;
+pub mod kv;
+pub mod matmul;
+pub mod matrix;
+pub mod pool;
+pub mod quant;
+pub mod real;
+pub mod simd;

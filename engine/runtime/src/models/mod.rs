@@ -1,0 +1,3 @@
+//! Model architectures, each one readable file over the shared kernels.
+
+pub mod llama;
