@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 /// Demand on one model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct ModelDemand {
-    /// Generation requests that named the model, each once, refused ones too.
+    /// Generations asked of the model (a request with several prompts or choices asks for several), each once
+    /// and never again when it resumes; refused ones too.
     pub arrivals_total: u64,
     /// Requests that wait for an instance, or at one that is still loading.
     pub held: u32,
@@ -19,7 +20,7 @@ pub struct ModelDemand {
     pub in_flight: u32,
     /// Prompt tokens of requests that got their first token.
     pub prompt_tokens_total: u64,
-    /// Tokens delivered.
+    /// Tokens passed on to clients, as they come.
     pub output_tokens_total: u64,
     /// How long the oldest held request has been waiting, milliseconds.
     pub oldest_held_ms: Option<u64>,

@@ -2,7 +2,7 @@
 //! counters for the controller on the other.
 
 use crate::demand::ModelDemand;
-use crate::meters::count_rejected;
+use crate::meters::{count_rejected, meter};
 use crate::model::{ModelState, TextCell};
 use crate::options::GatewayOptions;
 use crate::outlet::Outlet;
@@ -98,10 +98,13 @@ impl Gateway {
         count.untuple_one().and(routes).boxed()
     }
 
-    /// What the HTTP layer calls with its record of each generation request.
+    /// What the HTTP layer calls with its record of each generation request: it is metered and kept.
     pub fn access_hook(&self) -> AccessHook {
         let shared = self.shared.clone();
-        Arc::new(move |record| shared.records.accessed(record))
+        Arc::new(move |record| {
+            meter(&record);
+            shared.records.accessed(record);
+        })
     }
 
     /// HTTP requests that came through [`Gateway::counted`] so far.

@@ -1,6 +1,7 @@
 //! Handles of the metrics that belong to one model. They are looked up once, at the model's first request,
 //! because a lookup by name and labels costs more than the rest of the gateway's bookkeeping.
 
+use engine_http::{AccessOutcome, AccessRecord};
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
 /// Metric handles of one model.
@@ -48,8 +49,14 @@ pub fn count_failed(model: &str, reason: &'static str) {
     counter!(telemetry::FAILED_STREAMS_TOTAL.name, "model" => model.to_owned(), "reason" => reason).increment(1);
 }
 
-/// The tenant's token counters: prompt, output.
-pub fn token_counters(model: &str, tenant: &str) -> (Counter, Counter) {
-    let labels = [("model", model.to_owned()), ("tenant", tenant.to_owned())];
-    (counter!(telemetry::PROMPT_TOKENS_TOTAL.name, &labels), counter!(telemetry::OUTPUT_TOKENS_TOTAL.name, &labels))
+/// Meters what a client got. The HTTP layer's record is the source, not the tokens passed to it, because only
+/// that layer knows which of them were taken: a client may leave, or a stop string end the text, with tokens
+/// still on their way. Prompt tokens count when there was any answer to them.
+pub fn meter(record: &AccessRecord) {
+    if record.output_tokens == 0 && record.outcome != AccessOutcome::Finished {
+        return;
+    }
+    let labels = [("model", record.model.clone()), ("tenant", record.tenant.clone())];
+    counter!(telemetry::PROMPT_TOKENS_TOTAL.name, &labels).increment(u64::from(record.prompt_tokens));
+    counter!(telemetry::OUTPUT_TOKENS_TOTAL.name, &labels).increment(u64::from(record.output_tokens));
 }

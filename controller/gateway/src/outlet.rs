@@ -12,6 +12,9 @@ use tokio::sync::{mpsc, oneshot};
 /// that were metered and not sent, and a slow client soon slows its own sequence.
 const EVENTS: usize = 8;
 
+/// Takes, once, whether the stream started or what went wrong before.
+type Start = oneshot::Sender<Result<(), ApiError>>;
+
 /// The client is gone.
 #[derive(Debug, PartialEq)]
 pub struct ClientGone;
@@ -20,7 +23,7 @@ pub struct ClientGone;
 #[derive(Clone)]
 pub struct Outlet {
     events: mpsc::Sender<Result<StreamEvent, ApiError>>,
-    started: Arc<Mutex<Option<oneshot::Sender<Result<(), ApiError>>>>>,
+    started: Arc<Mutex<Option<Start>>>,
     sent: Arc<AtomicU64>,
 }
 

@@ -17,8 +17,8 @@ pub const RECORD_INSTANCES: usize = 16;
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     Finished,
-    /// The client went away.
-    Disconnected,
+    /// The HTTP layer wanted no more: the client went away, or a stop string ended the text.
+    Cancelled,
     /// Refused before an instance produced anything.
     Rejected,
     /// Ended with an error after its start.

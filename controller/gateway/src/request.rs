@@ -10,7 +10,7 @@ use crate::demand::DemandGuard;
 use crate::endpoint::Lease;
 use crate::gateway::Shared;
 use crate::hop::{self, HopStream, Setback};
-use crate::meters::{count_failed, count_rejected, token_counters};
+use crate::meters::{count_failed, count_rejected};
 use crate::model::{ModelState, TextCell};
 use crate::outlet::Outlet;
 use crate::records::{Outcome, RECORD_INSTANCES};
@@ -43,8 +43,6 @@ pub struct Active {
     outlet: Outlet,
     demand: DemandGuard,
     progress: Progress,
-    output_counter: metrics::Counter,
-    prompt_counter: metrics::Counter,
 }
 
 /// Times and counts of one request.
@@ -76,7 +74,6 @@ impl Active {
         request: GenerateRequest,
         outlet: Outlet,
     ) -> Self {
-        let (prompt_counter, output_counter) = token_counters(&model.name, &context.tenant);
         Self {
             demand: DemandGuard::new(model.clone()),
             progress: Progress { emitted_before: request.emitted.len(), ..Progress::default() },
@@ -87,8 +84,6 @@ impl Active {
             context,
             request,
             outlet,
-            output_counter,
-            prompt_counter,
         }
     }
 
@@ -228,7 +223,6 @@ impl Active {
         }
         self.progress.last_token_at = Some(now);
         self.model.output_tokens_total.fetch_add(tokens.len() as u64, Ordering::Relaxed);
-        self.output_counter.increment(tokens.len() as u64);
         self.request.emitted.extend(tokens);
         Ok(Ok(()))
     }
@@ -240,7 +234,6 @@ impl Active {
         if self.progress.first_token_at.is_none() {
             let prompt_tokens = self.request.prompt.len() as u64;
             self.model.prompt_tokens_total.fetch_add(prompt_tokens, Ordering::Relaxed);
-            self.prompt_counter.increment(prompt_tokens);
         }
         self.progress.unserved_since = None;
         self.progress.broken = 0;
@@ -288,7 +281,7 @@ impl Active {
         let produced = self.progress.first_token_at.is_some();
         let (outcome, error) = match &served {
             Ok(_) => (Outcome::Finished, None),
-            Err(Ending::ClientGone) => (Outcome::Disconnected, None),
+            Err(Ending::ClientGone) => (Outcome::Cancelled, None),
             Err(Ending::Failed(error, reason)) => {
                 if self.progress.instances.is_empty() {
                     count_rejected(&self.model.name, reason);

@@ -114,7 +114,7 @@ async fn a_client_that_leaves_cancels_the_work() {
     bench.gateway.idle().await;
     assert_eq!((bench.demand().held, bench.demand().in_flight), (0, 0));
     let outcomes: Vec<Outcome> = bench.gateway.generation_records(9).iter().map(|record| record.outcome).collect();
-    assert_eq!(outcomes, [Outcome::Disconnected, Outcome::Disconnected]);
+    assert_eq!(outcomes, [Outcome::Cancelled, Outcome::Cancelled]);
 }
 
 #[tokio::test]
