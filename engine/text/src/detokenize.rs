@@ -145,7 +145,9 @@ mod tests {
         let pieces = Arc::new(pieces);
         for (skip, expected) in [(true, "aa"), (false, "a<s>a")] {
             let (mut detokenizer, mut text) = (Detokenizer::new(pieces.clone(), skip), String::new());
-            [0, 1, 7, u32::MAX, 0].map(|id| detokenizer.push(id, &mut text));
+            for id in [0, 1, 7, u32::MAX, 0] {
+                detokenizer.push(id, &mut text);
+            }
             assert_eq!(text, expected);
         }
     }

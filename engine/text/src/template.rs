@@ -70,6 +70,7 @@ fn strftime_now(format: &str) -> String {
     python::strftime(format, since.as_secs())
 }
 
+/// As `json.dumps`, but with keys in alphabetical order.
 fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
     let indent: Option<usize> = options.get("indent")?;
     // Accepted for compatibility: the output is not ASCII-escaped, which is transformers' default.
@@ -109,10 +110,10 @@ mod tests {
             Ok("system\nuser\n"),
         );
         check("{{ messages[0]['content'].strip() | upper }}", Ok("BE BRIEF."));
-        check("{{ messages[0]['content'].split()[1].startswith('b') }}", Ok("False"));
+        check("{{ messages[0]['content'].split()[1].startswith('b') }}", Ok("True"));
         check("{% if tools %}x{% endif %}{% if tools is none %}none{% endif %}", Ok("none"));
         check("{% if add_generation_prompt %}a{% endif %}{{ undefined_name }}", Ok("a"));
-        check("{{ messages[1] | tojson }}", Ok(r#"{"role": "user", "content": "<Hi> & 日"}"#));
+        check("{{ messages[1] | tojson }}", Ok(r#"{"content": "<Hi> & 日", "role": "user"}"#));
         check(
             "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.role }}{% endfor %}",
             Ok("user"),
