@@ -1,6 +1,6 @@
 //! docs/metrics.md: what is exported, for people.
 
-use crate::{ALL, Kind};
+use crate::{Kind, METRICS};
 use std::fmt::Write;
 
 /// The page.
@@ -13,7 +13,7 @@ pub fn markdown() -> String {
          (probes, at the engine's port), `gateway` (at its own edge) or `engine` (inside the instance).\n\n\
          | metric | type | unit | labels | meaning |\n|---|---|---|---|---|\n",
     );
-    for metric in ALL {
+    for metric in METRICS {
         let labels: Vec<_> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
         // Writing to a String cannot fail.
         let _ = writeln!(
@@ -27,7 +27,7 @@ pub fn markdown() -> String {
         );
     }
     page.push_str("\n## Histogram bounds\n\n");
-    for metric in ALL {
+    for metric in METRICS {
         if let Kind::Histogram(bounds) = metric.kind {
             let bounds: Vec<_> = bounds.iter().map(f64::to_string).collect();
             let _ = writeln!(page, "- `{}`: {}", metric.name, bounds.join(", "));

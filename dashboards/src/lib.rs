@@ -32,7 +32,7 @@ pub fn metrics_in(expression: &str) -> Vec<String> {
 
 fn histogram_of(series: &str) -> Option<&'static Metric> {
     let base = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| series.strip_suffix(suffix))?;
-    ALL.iter().find(|metric| metric.name == base && matches!(metric.kind, Kind::Histogram(_)))
+    METRICS.iter().find(|metric| metric.name == base && matches!(metric.kind, Kind::Histogram(_)))
 }
 
 #[cfg(test)]
@@ -41,19 +41,19 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn table() -> BTreeSet<&'static str> {
-        ALL.iter().map(|metric| metric.name).collect()
+        METRICS.iter().map(|metric| metric.name).collect()
     }
 
     #[test]
     fn the_list_holds_every_constant_once() {
         let constants = include_str!("table.rs").lines().filter(|line| line.contains(": Metric =")).count();
-        assert_eq!(ALL.len(), constants, "ALL lacks a constant of table.rs");
-        assert_eq!(table().len(), ALL.len(), "a name stands twice");
+        assert_eq!(METRICS.len(), constants, "METRICS lacks a constant of table.rs");
+        assert_eq!(table().len(), METRICS.len(), "a name stands twice");
     }
 
     #[test]
     fn names_follow_prometheus() {
-        for metric in ALL {
+        for metric in METRICS {
             let name = metric.name;
             assert!(name.starts_with("foreshock_"), "{name}");
             assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{name}");
@@ -104,7 +104,8 @@ mod tests {
         let panels = panels::ROWS.iter().flat_map(|row| row.panels).flat_map(|panel| panel.queries);
         for query in panels {
             for (name, selectors) in selectors(query.expression) {
-                let Some(metric) = ALL.iter().find(|metric| metrics_in(&name).contains(&metric.name.to_owned())) else {
+                let Some(metric) = METRICS.iter().find(|metric| metrics_in(&name).contains(&metric.name.to_owned()))
+                else {
                     continue;
                 };
                 for label in selectors {

@@ -160,7 +160,7 @@ pub const MEMORY_PLACED_BYTES: Metric = gauge("foreshock_memory_placed_bytes", &
 pub const BUILD_INFO: Metric = gauge("foreshock_build_info", &["version"], "1, with the version.");
 
 /// All of them, in the order of this file: what the documentation lists and the tests walk.
-pub const ALL: &[Metric] = &[
+pub const METRICS: &[Metric] = &[
     REQUESTS_TOTAL,
     ARRIVALS_TOTAL,
     HELD_REQUESTS,
