@@ -124,11 +124,10 @@ impl DemandGuard {
             return Err(book.retry_after_s());
         }
         let ticket = book.enter();
-        let held = book.len();
         drop(book);
         self.leave_flight();
         self.standing = Standing::Held { ticket };
-        self.model.meters().held.set(held as f64);
+        self.model.meters().held.increment(1);
         Ok(true)
     }
 
@@ -141,20 +140,17 @@ impl DemandGuard {
             self.model.hold_book().served_after(hold);
             self.model.meters().hold_seconds.record(hold.as_secs_f64());
         }
-        let in_flight = self.model.in_flight.fetch_add(1, Ordering::AcqRel) + 1;
-        self.model.meters().in_flight.set(f64::from(in_flight));
+        self.model.in_flight.fetch_add(1, Ordering::AcqRel);
+        self.model.meters().in_flight.increment(1);
         self.standing = Standing::InFlight;
     }
 
     fn leave_hold(&mut self) -> Option<Duration> {
         let Standing::Held { ticket } = self.standing else { return None };
-        let mut book = self.model.hold_book();
-        let hold = book.leave(ticket);
-        let held = book.len();
-        drop(book);
+        let hold = self.model.hold_book().leave(ticket);
         self.held_for += hold;
         self.standing = Standing::Arrived;
-        self.model.meters().held.set(held as f64);
+        self.model.meters().held.decrement(1);
         Some(hold)
     }
 
@@ -162,8 +158,8 @@ impl DemandGuard {
         if self.standing != Standing::InFlight {
             return;
         }
-        let in_flight = self.model.in_flight.fetch_sub(1, Ordering::AcqRel) - 1;
-        self.model.meters().in_flight.set(f64::from(in_flight));
+        self.model.in_flight.fetch_sub(1, Ordering::AcqRel);
+        self.model.meters().in_flight.decrement(1);
         self.standing = Standing::Arrived;
     }
 

@@ -61,16 +61,18 @@ impl EndpointState {
     }
 
     /// Avoids this endpoint for a while. Requests that fail together count as one failure, so that one death
-    /// with many streams does not lengthen the quarantine many times. Idle connections are closed.
-    pub fn failed(&self, now: Instant, quarantine: Duration) {
+    /// with many streams does not lengthen the quarantine many times; `true` for the first of them. Idle
+    /// connections are closed.
+    pub fn failed(&self, now: Instant, quarantine: Duration) -> bool {
         let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
         if health.avoid_until.is_some_and(|until| until > now) {
-            return;
+            return false;
         }
         health.avoid_until = Some(now + quarantine * (1 << health.failures.min(QUARANTINE_DOUBLINGS)));
         health.failures = health.failures.saturating_add(1);
         drop(health);
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        true
     }
 
     /// It produced something: failures are forgotten.

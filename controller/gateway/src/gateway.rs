@@ -157,12 +157,17 @@ impl Shared {
             cells.insert(route.revision.clone(), cell);
         }
         for (name, model) in models.iter() {
-            let route = table.models.get(name);
-            let cell = route.map(|route| cells.entry(route.revision.clone()).or_default().clone()).unwrap_or_default();
+            let Some(route) = table.models.get(name) else {
+                model.update(None, TextCell::default(), &[]);
+                continue;
+            };
             let endpoints = table.endpoints.get(name).map(Vec::as_slice).unwrap_or_default();
-            model.update(route, cell.clone(), endpoints);
-            if let Some(route) = route.filter(|_| cell.get().is_none()).cloned() {
-                let texts = self.texts.clone();
+            let known = cells.get(&route.revision).cloned();
+            let cell = known.clone().unwrap_or_default();
+            model.update(Some(route), cell.clone(), endpoints);
+            if known.is_none() {
+                cells.insert(route.revision.clone(), cell.clone());
+                let (texts, route) = (self.texts.clone(), route.clone());
                 tokio::spawn(async move { texts.get(&route, &cell).await.map(drop) });
             }
         }

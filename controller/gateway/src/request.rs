@@ -247,15 +247,18 @@ impl Active {
             Setback::Refused(message) => (message, false),
             Setback::Broken(message) => (message, true),
         };
-        tracing::warn!(
+        let (model, instance) = (&self.model.name, &lease.endpoint.instance);
+        if lease.endpoint.failed(Instant::now(), options.quarantine) {
+            tracing::warn!(model, instance, message, "an instance failed; its requests go on elsewhere");
+        }
+        let emitted = self.request.emitted.len();
+        tracing::debug!(
             request_id = self.context.request_id,
-            model = self.model.name,
-            instance = lease.endpoint.instance,
-            emitted = self.request.emitted.len(),
+            instance,
+            emitted,
             message,
-            "an instance failed a request, which goes on elsewhere"
+            "a request goes on elsewhere"
         );
-        lease.endpoint.failed(Instant::now(), options.quarantine);
         self.progress.unserved_since.get_or_insert_with(Instant::now);
         if broke {
             self.progress.broken += 1;

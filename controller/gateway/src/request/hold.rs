@@ -81,8 +81,9 @@ impl Active {
         };
         match opened {
             Err(error) => {
-                tracing::warn!(instance = lease.endpoint.instance, error, "an instance cannot be reached");
-                lease.endpoint.failed(Instant::now(), options.quarantine);
+                if lease.endpoint.failed(Instant::now(), options.quarantine) {
+                    tracing::warn!(instance = lease.endpoint.instance, error, "an instance cannot be reached");
+                }
                 self.progress.last_setback = error;
                 Ok(None)
             }
