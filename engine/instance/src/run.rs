@@ -61,9 +61,12 @@ async fn start_and_serve(options: EngineOptions, loader: Loader, voice: Voice) -
     // One more than there are requests, so that the message to stop always fits.
     let (messages, inbox) = mpsc::sync_channel(max_inside.saturating_add(1));
     let text = Arc::new(LazyText::new(options.model.clone()));
-    let backend = LocalBackend::new(shared.clone(), messages.clone(), text, server::unix_s());
+    let backend = LocalBackend::new(shared.clone(), messages.clone(), text, engine_http::clock::unix_s());
     let server = server::Server::start(listener, backend, shared.clone())?;
-    shared.ledger().phases.listening_ms = shared.ledger().since_start_ms(clock::monotonic_ns());
+    {
+        let mut ledger = shared.ledger();
+        ledger.phases.listening_ms = ledger.since_start_ms(clock::monotonic_ns());
+    }
     voice.listening(addr, &shared.identity.model);
 
     let drain_timeout = options.drain_timeout;
