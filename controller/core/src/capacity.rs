@@ -58,7 +58,8 @@ impl ServiceMark {
             observed_at_ns: view.observed_at_ns,
             busy_ns: view.busy_ns_total,
             requests: view.requests_total,
-            tokens: view.prefill_tokens_total.saturating_add(view.decode_tokens_total),
+            // Prefill comes in lumps at the start of a sequence; what a batch gains shows in decoding.
+            tokens: view.decode_tokens_total,
             running: view.running,
         })
     }
@@ -81,11 +82,15 @@ impl CapacityEstimator {
         let weight = f64::from(batch.min(BATCHES[BATCHES.len() - 1]));
         self.busy_s = keep * self.busy_s + weight * busy_s;
         self.requests = keep * self.requests + weight * requests;
+        self.samples = self.samples.saturating_add(1);
+        if before.running != after.running {
+            // The batch changed in between, so the tokens belong to no one size.
+            return;
+        }
         let slot = BATCHES.iter().rposition(|size| *size <= batch).unwrap_or(0);
         let sample = &mut self.batches[slot];
         sample.busy_s = keep * sample.busy_s + busy_s;
         sample.tokens = keep * sample.tokens + tokens;
-        self.samples = self.samples.saturating_add(1);
     }
 
     /// Requests per second of one instance that is kept busy.
@@ -98,7 +103,7 @@ impl CapacityEstimator {
     pub fn concurrency(&self) -> f64 {
         let rate = |slot: usize| {
             let sample = self.batches[slot];
-            (sample.busy_s > 0.2).then(|| sample.tokens / sample.busy_s)
+            (sample.busy_s > 0.5).then(|| sample.tokens / sample.busy_s)
         };
         for slot in 1..BATCHES.len() {
             let (Some(smaller), Some(larger)) = (rate(slot - 1), rate(slot)) else { continue };

@@ -54,16 +54,18 @@ pub(crate) fn sentence(
             measured(capacity.samples),
             instances(starts(plan, name)),
         ),
-        Reason::Idle => format!("Idle for {:.1} s: {}; {}.", seen.idle_s, because(&drains), stopping(&drains),),
+        Reason::Idle => {
+            format!("{}: idle for {:.1} s, and {}.", stopping(&drains), seen.idle_s, because(&drains))
+        }
         Reason::ForecastBelowCapacity => format!(
-            "{:.1} requests/s expected (p90) need {} of {}: {}; {}.",
+            "{}: {:.1} requests/s expected (p90) need {} of {}, and {}.",
+            stopping(&drains),
             need.forecast_view.requests_per_s_p90,
             instances(need.need.max(1)),
             seen.ready + seen.starting,
             because(&drains),
-            stopping(&drains),
         ),
-        Reason::Evicted | Reason::Unregistered => format!("{}: {}.", capital(&because(&drains)), stopping(&drains)),
+        Reason::Evicted | Reason::Unregistered => format!("{}: {}.", stopping(&drains), because(&drains)),
         Reason::NoRoom => format!(
             "{} held, {} wanted and no room: {}.",
             requests(u64::from(seen.held)),
@@ -81,12 +83,12 @@ pub(crate) fn unregistered(name: &str, plan: &Plan) -> String {
     if drains.is_empty() {
         return format!("{name} is not registered and its instance has not begun to drain: asking again.");
     }
-    format!("{}: {}.", capital(&because(&drains)), stopping(&drains))
+    format!("{}: {}.", stopping(&drains), because(&drains))
 }
 
 fn failed(model: &ModelState, drains: &[&PlannedDrain], now_ns: Nanos) -> String {
     if !drains.is_empty() {
-        return format!("{}: {}.", capital(&because(drains)), stopping(drains));
+        return format!("{}: {}.", stopping(drains), because(drains));
     }
     format!(
         "The last {} did not become ready: the next try is in {:.1} s. The instance's log says why.",
@@ -101,7 +103,7 @@ fn because(drains: &[&PlannedDrain]) -> String {
 
 fn stopping(drains: &[&PlannedDrain]) -> String {
     let names: Vec<&str> = drains.iter().map(|drain| drain.instance.as_str()).collect();
-    if names.is_empty() { "asking again".to_owned() } else { format!("draining {}", names.join(", ")) }
+    if names.is_empty() { "Asking again".to_owned() } else { format!("Draining {}", names.join(", ")) }
 }
 
 fn starts(plan: &Plan, name: &str) -> u32 {
@@ -122,9 +124,4 @@ fn measured(samples: u32) -> String {
         1 => "1 sample".to_owned(),
         n => format!("{n} samples"),
     }
-}
-
-fn capital(text: &str) -> String {
-    let mut chars = text.chars();
-    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
 }

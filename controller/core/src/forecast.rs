@@ -176,15 +176,21 @@ impl ArrivalEstimator {
     pub fn forecast(&self, horizon_s: f64, silent_s: f64) -> Forecast {
         let horizon_s = horizon_s.clamp(0.1, 600.0);
         let step_s = horizon_s / STEPS as f64;
-        let slope = (self.fast_per_s - self.slow_per_s) / (SLOW_S - FAST_S);
+        let dispersion = self.dispersion.max(DISPERSION.0);
+        let apart = self.fast_per_s - self.slow_per_s;
+        let news = significance(apart, self.slow_per_s, dispersion);
+        let believed = apart * news;
+        // Variance of the rate that is believed, per unit of rate.
+        let spread_per_rate = dispersion * (news / (2.0 * FAST_S) + (1.0 - news) / (2.0 * SLOW_S));
+        let slope = believed / (SLOW_S - FAST_S);
         let scenarios = BANDS
             .iter()
             .map(|band| {
                 let requests: Vec<f64> = (0..STEPS)
                     .map(|step| {
                         let ahead_s = (step as f64 + 1.0) * step_s + FAST_S;
-                        let mean = (self.fast_per_s + slope * ahead_s).max(0.0);
-                        let spread = (self.dispersion.max(DISPERSION.0) * mean / (2.0 * FAST_S)).sqrt();
+                        let mean = (self.slow_per_s + believed + slope * ahead_s).max(0.0);
+                        let spread = (spread_per_rate * mean).sqrt();
                         (mean + band * spread).clamp(0.0, MAX_RATE_PER_S) * step_s
                     })
                     .collect();
@@ -207,6 +213,15 @@ impl ArrivalEstimator {
         let silent_s = silent_s.max(1e-3);
         (self.slow_per_s * silent_s + 0.5).min(1.0) / silent_s
     }
+}
+
+/// How far a difference between the fast and the slow rate is news rather than noise, 0..1: z²/(z² + 4) of
+/// its distance in standard deviations. The variance of an exponentially weighted rate of a process with
+/// index of dispersion D is D·rate/2τ. Under steady load the slow rate speaks; a burst is believed at once.
+fn significance(apart: f64, slow_per_s: f64, dispersion: f64) -> f64 {
+    let variance = dispersion * slow_per_s.max(1.0 / SLOW_S) / (2.0 * FAST_S);
+    let z2 = apart * apart / variance;
+    z2 / (z2 + 4.0)
 }
 
 /// One step of an exponentially weighted mean over irregular intervals.

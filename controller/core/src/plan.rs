@@ -195,7 +195,7 @@ impl<'a> Planner<'a> {
                 plan.no_room.insert(name, format!("waiting for {} to finish", listed(&names)));
                 continue;
             }
-            let victims = self.victims(wish, need);
+            let victims = self.victims(plan, wish, need);
             let enough =
                 (1..=victims.len()).find(|count| coming.without(&members(&victims[..*count]), fleet).fits(bytes));
             let Some(count) = enough else {
@@ -210,7 +210,7 @@ impl<'a> Planner<'a> {
                     plan,
                     victim.member,
                     Reason::Evicted,
-                    format!("{}, and {name} has {} held", victim.why, need.seen.held),
+                    format!("{}, and {name} has {}", victim.why, present(need)),
                 );
             }
             let names: Vec<&str> = chosen.iter().map(|member| member.id.as_str()).collect();
@@ -232,7 +232,7 @@ impl<'a> Planner<'a> {
     /// Instances that may be drained for this wish, cheapest to lose first. Each has a price that the wish
     /// must be worth: an idle one the chance that it is missed, a further one the work that its neighbours
     /// take over, the last busy one a switch there and back.
-    fn victims(&self, wish: &Wish, need: &Need) -> Vec<Victim<'a>> {
+    fn victims(&self, plan: &Plan, wish: &Wish, need: &Need) -> Vec<Victim<'a>> {
         let at_zero = wish.order.0 == 0;
         let mut victims = Vec::new();
         for (name, other) in self.needs {
@@ -242,9 +242,15 @@ impl<'a> Planner<'a> {
             }
             let staying: Vec<&Member> =
                 cheapest_first(&group.ready).into_iter().filter(|member| !self.going.contains(&member.id)).collect();
-            let left = staying.len() + group.starting.len();
+            // Starts of this plan count: the next tick will see them, and must judge alike.
+            let starting = plan.starts.iter().filter(|start| start.model == *name).count() + group.starting.len();
+            let left = staying.len() + starting;
             for (at, member) in staying.into_iter().enumerate() {
                 let last = left - at == 1;
+                let needed = left - at <= other.need as usize;
+                if !at_zero && (needed || wish.order.0 > 1) {
+                    continue;
+                }
                 if let Some((price, why)) = self.price_of(member, other, last, at_zero, need) {
                     victims.push(Victim { price, member, why });
                 }
@@ -262,14 +268,14 @@ impl<'a> Planner<'a> {
             let price_of_loss = if last { missed * owner.miss_cost } else { missed * owner.restart_cost };
             let worth = need.miss_cost + self.wait_cost(need);
             return (at_zero || worth > price_of_loss + need.restart_cost)
-                .then(|| (price_of_loss, format!("{} is idle for {:.1} s", member.id, owner.seen.idle_s)));
+                .then(|| (price_of_loss, format!("{} has been idle for {:.1} s", member.model, owner.seen.idle_s)));
         }
         if !at_zero {
             return None;
         }
         if !last {
             let price = 1e6 + owner.restart_cost + member.load as f64;
-            return Some((price, format!("{} is not the only instance of {}", member.id, member.model)));
+            return Some((price, format!("it is not the only instance of {}", member.model)));
         }
         let served_s = seconds_between(member.ready_at_ns, self.snapshot.now_ns);
         let slice_s = self.slice_s(owner, need);
@@ -277,7 +283,7 @@ impl<'a> Planner<'a> {
         (served_s >= slice_s && self.wait_cost(need) > switch).then(|| {
             (
                 1e9 - served_s.min(1e8),
-                format!("{} has served for {served_s:.1} s, its slice is {slice_s:.1} s", member.id),
+                format!("{} has had its slice of {slice_s:.1} s, having served for {served_s:.1} s", member.model),
             )
         })
     }
@@ -313,6 +319,17 @@ fn cheapest_first(ready: &[Member]) -> Vec<&Member> {
     let mut order: Vec<&Member> = ready.iter().collect();
     order.sort_by_key(|member| (member.load, std::cmp::Reverse(member.ready_at_ns), member.id.clone()));
     order
+}
+
+/// What a model waits with, for the sentence about who makes room for it.
+fn present(need: &Need) -> String {
+    let held = need.seen.held;
+    let requests = if need.load == 1 { "request" } else { "requests" };
+    format!(
+        "{} {requests} present, {held} of them held, and {} instances",
+        need.load,
+        need.seen.ready + need.seen.starting
+    )
 }
 
 fn never_fits(room: &Room, bytes: u64) -> String {

@@ -85,6 +85,11 @@ impl State {
         failing.map(|(name, model)| (name.clone(), model.failures)).collect()
     }
 
+    /// What is known of a model's arrivals; none before its first tick.
+    pub fn arrivals(&self, model: &str) -> Option<&ArrivalEstimator> {
+        self.models.get(model).map(|model| &model.arrivals)
+    }
+
     /// Moves to the snapshot's time. False where the snapshot is older than the last one and must not be used.
     /// A new epoch is a new controller: its clock and counters may have started anew, and what the old one
     /// asked for either shows in the snapshot or never happened.

@@ -12,6 +12,8 @@ use std::collections::BTreeMap;
 
 /// The next tick while something is held, starting or draining, ns.
 const SOON_NS: Nanos = 100 * NS_PER_MS;
+/// The next tick while requests are served, ns: their queue may grow.
+const SERVING_NS: Nanos = 250 * NS_PER_MS;
 /// The next tick while nothing moves, ns.
 const LATER_NS: Nanos = NS_PER_S;
 /// The least time between ticks, ns.
@@ -129,7 +131,13 @@ fn next_tick_ns(
     let starting = fleet.groups.values().any(|group| !group.starting.is_empty());
     let moving = acted || held || starting || !fleet.leaving.is_empty() || !state.pending.is_empty();
     let now_ns = snapshot.now_ns;
-    let due_ns = now_ns.saturating_add(if moving { SOON_NS } else { LATER_NS });
+    let serving = needs.values().any(|need| need.load > 0);
+    let wait_ns = match (moving, serving) {
+        (true, _) => SOON_NS,
+        (false, true) => SERVING_NS,
+        (false, false) => LATER_NS,
+    };
+    let due_ns = now_ns.saturating_add(wait_ns);
     let expiry_ns = needs.values().filter_map(|need| need.keep_until_ns).min().unwrap_or(Nanos::MAX);
     due_ns.min(expiry_ns).max(now_ns.saturating_add(LEAST_NS))
 }

@@ -15,7 +15,7 @@ pub enum Invariant {
     HeldQueueBounded,
     /// No request waits without end for its first instance.
     NobodyStarves,
-    /// Under steady load and without faults nothing is drained that is started again within a cold start.
+    /// Under steady load and without faults what is drained is not, but by chance, started again within a cold start.
     NoFlapping,
     /// The same snapshot again asks for nothing more.
     Idempotent,

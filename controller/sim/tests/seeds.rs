@@ -69,8 +69,8 @@ fn two_busy_models_share_one_core() {
 
 #[test]
 fn steady_load_does_not_flap() {
-    for seed in 0..10 {
-        let rate_per_s = 0.1 + 0.4 * seed as f64;
+    for seed in 0..30 {
+        let rate_per_s = 0.1 + 0.4 * (seed % 10) as f64;
         let mut scenario = two_cores(seed, vec![model("a", Workload::Poisson { rate_per_s })]);
         scenario.steady = true;
         scenario.cores = 4;
