@@ -82,11 +82,12 @@ impl AccessGuard {
         Self { record, hook }
     }
 
-    /// Bytes are handed over now; `tokens` says whether they carry any.
+    /// Bytes are handed over now; `tokens` says whether they carry any. An output of nothing but its end carries
+    /// its only token with the finish.
     pub fn note_write(&mut self, tokens: bool) {
         let now = monotonic_ns();
         self.record.last_write_ns = Some(now);
-        if tokens {
+        if tokens || (self.record.first_token_write_ns.is_none() && self.record.output_tokens > 0) {
             self.record.first_token_write_ns.get_or_insert(now);
             self.record.last_token_write_ns = Some(now);
         }
