@@ -58,6 +58,8 @@ pub enum Change {
         port: Option<u16>,
         exit: Exit,
     },
+    /// It was told to drain by somebody else: an earlier controller, or a person's SIGTERM.
+    Draining,
     Fenced {
         message: String,
     },
@@ -228,10 +230,15 @@ impl Instance {
         if telemetry.running + telemetry.waiting > 0 || telemetry.requests_total > served {
             self.last_used_at_ns = now_ns;
         }
-        if telemetry.state == EngineState::Draining {
-            self.state = InstanceState::Draining;
-        }
-        let change = telemetry.ready_at_ns.map_or(Change::None, |at_ns| self.ready(at_ns));
+        let began_draining = telemetry.state == EngineState::Draining && self.state != InstanceState::Draining;
+        let change = match telemetry.ready_at_ns {
+            _ if began_draining => {
+                self.state = InstanceState::Draining;
+                Change::Draining
+            }
+            Some(at_ns) => self.ready(at_ns),
+            None => Change::None,
+        };
         self.telemetry = Some(telemetry);
         change
     }

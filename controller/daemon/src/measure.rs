@@ -1,9 +1,10 @@
 //! The daemon's metrics. Each is named by the metric table, so nothing is spelled here.
 
 use crate::actuate::Exit;
-use controller_core::Nanos;
 use controller_core::action::{Action, ActionKind, Decision};
+use controller_core::capacity::cold_start_quantiles_ms;
 use controller_core::snapshot::{InstanceState, InstanceView, ModelName, Snapshot};
+use controller_core::{Nanos, State};
 use engine_wire::control::{Outcome, Telemetry};
 use metrics::{counter, gauge, histogram};
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,19 +56,13 @@ pub fn action(decided: &BTreeMap<String, ModelName>, action: &Action, outcome: &
     counter!(telemetry::ACTIONS_TOTAL.name, "model" => model, "kind" => kind, "outcome" => outcome).increment(1);
 }
 
-/// Decisions by reason, with the plan and the forecast they stand on.
+/// Decisions by reason, and the plan they made.
 pub fn decisions(decisions: &[Decision]) {
     for decision in decisions {
         let model = decision.model.clone();
         let reason = reason_label(decision);
         counter!(telemetry::DECISIONS_TOTAL.name, "model" => model.clone(), "reason" => reason).increment(1);
         gauge!(telemetry::WANTED_INSTANCES.name, "model" => model.clone()).set(f64::from(decision.want));
-        for (quantile, value) in
-            [("0.5", decision.forecast.requests_per_s_p50), ("0.9", decision.forecast.requests_per_s_p90)]
-        {
-            let labels = [("model", model.clone()), ("quantile", quantile.to_owned())];
-            gauge!(telemetry::FORECAST_REQUESTS_PER_SECOND.name, &labels).set(value);
-        }
     }
 }
 
@@ -93,7 +88,7 @@ const RATE_WINDOW_NS: u64 = 2_000_000_000;
 
 impl Gauges {
     /// Sets all of them.
-    pub fn set(&mut self, snapshot: &Snapshot, kv_blocks: &BTreeMap<ModelName, (u64, u64)>) {
+    pub fn set(&mut self, state: &State, snapshot: &Snapshot, kv_blocks: &BTreeMap<ModelName, (u64, u64)>) {
         self.models.extend(snapshot.models.keys().cloned());
         self.models.extend(snapshot.instances.values().map(|instance| instance.model.clone()));
         for model in &self.models {
@@ -107,6 +102,7 @@ impl Gauges {
         gauge!(telemetry::MEMORY_PLACED_BYTES.name).set(placed as f64);
         gauge!(telemetry::MEMORY_BUDGET_BYTES.name).set(snapshot.node.memory_budget_bytes as f64);
         self.rates(snapshot);
+        forecasts(state, snapshot);
         self.busy(snapshot);
         let instances = &snapshot.instances;
         self.models.retain(|model| {
@@ -140,6 +136,20 @@ impl Gauges {
                 counter!(telemetry::ENGINE_BUSY_SECONDS_TOTAL.name, "model" => instance.model.clone())
                     .increment(seconds);
             }
+        }
+    }
+}
+
+/// The forecast at each model's cold-start horizon, which is where warming ahead is decided.
+fn forecasts(state: &State, snapshot: &Snapshot) {
+    for (model, view) in &snapshot.models {
+        let Some(arrivals) = state.arrivals(model) else { continue };
+        let (_, cold_start_ms_p90) = cold_start_quantiles_ms(&view.cold_start_ms);
+        // For how long the model has been silent bears on the next arrival's probability, not on rates.
+        let forecast = arrivals.forecast(cold_start_ms_p90 / 1e3, 0.0);
+        for (quantile, q) in [("0.5", 0.5), ("0.9", 0.9)] {
+            let labels = [("model", model.clone()), ("quantile", quantile.to_owned())];
+            gauge!(telemetry::FORECAST_REQUESTS_PER_SECOND.name, &labels).set(forecast.rate_quantile(q));
         }
     }
 }

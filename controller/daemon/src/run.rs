@@ -18,7 +18,7 @@ use controller_witness::record::PortRole;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 /// Ticks are at least this far apart, so that a flood of arrivals costs no flood of ticks.
 const TICK_SPACING: Duration = Duration::from_millis(1);
@@ -40,24 +40,29 @@ impl Daemon {
         let mut models_changed = self.catalog.models();
         let mut models = models_changed.borrow_and_update().clone();
         self.publish_routes(&models);
-        let mut next_tick = Instant::now();
         let wake = self.wake.clone();
+        let mut due = Instant::now();
+        let mut ticked = due - TICK_SPACING;
         loop {
-            let mut tick_due = true;
-            tokio::select! {
+            // Not left to the timer when it is due now: timers round up to the next millisecond.
+            if due <= Instant::now() {
+                ticked = Instant::now();
+                due = self.tick(&models).max(ticked + TICK_SPACING);
+            }
+            let changed = tokio::select! {
                 biased;
                 () = &mut shutdown => break,
-                () = wake.notified() => {}
-                Some(event) = self.events.recv() => tick_due = self.take_events(event, &models)?,
+                () = wake.notified() => true,
+                Some(event) = self.events.recv() => self.take_events(event, &models)?,
                 Ok(()) = models_changed.changed() => {
                     models = models_changed.borrow_and_update().clone();
                     self.publish_routes(&models);
+                    true
                 }
-                () = sleep_until(next_tick) => {}
-            }
-            if tick_due {
-                next_tick = self.tick(&models);
-                sleep(TICK_SPACING).await;
+                () = sleep_until(due) => false,
+            };
+            if changed {
+                due = due.min(ticked + TICK_SPACING);
             }
         }
         if !self.config.advise && self.config.drain_on_shutdown {
@@ -103,6 +108,7 @@ impl Daemon {
                     self.history.cold_start(&model, &revision, cold_start_ms);
                 }
             }
+            Change::Draining => self.publish_routes(models),
             Change::Exited { model, port, exit } => self.exited(&instance, &model, port, &exit, models),
             Change::Fenced { message } => return Err(DaemonError::Fenced { message }),
         }
@@ -133,7 +139,7 @@ impl Daemon {
         }
         measure::tick(took);
         self.record(decisions);
-        self.gauges.set(&snapshot, &self.kv_blocks());
+        self.gauges.set(&self.state, &snapshot, &self.kv_blocks());
         let wait_ns = next_tick_ns.saturating_sub(snapshot.now_ns);
         self.publisher.saw(snapshot);
         self.publisher.instances(self.fleet.instances());

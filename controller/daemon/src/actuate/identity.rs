@@ -66,10 +66,11 @@ impl InstancePaths {
 /// An identity may hold a model's name, with characters that mean something in a path. Its tail is what
 /// makes it unique, so that is kept when it is long: a socket's path has room for about a hundred bytes.
 fn file_stem(instance: &str) -> String {
-    let safe = |byte: u8| if byte.is_ascii_alphanumeric() || b"_-".contains(&byte) { byte as char } else { '_' };
+    let safe = |byte: u8| if byte.is_ascii_alphanumeric() || b"._-".contains(&byte) { byte as char } else { '_' };
     let tail = &instance.as_bytes()[instance.len().saturating_sub(STEM_LIMIT)..];
-    // A dot would hide the file or look like its ending.
-    tail.iter().map(|byte| safe(*byte)).collect()
+    let stem: String = tail.iter().map(|byte| safe(*byte)).collect();
+    // A leading dot would hide the file.
+    if stem.starts_with('.') { stem.replacen('.', "_", 1) } else { stem }
 }
 
 /// Longest file name of an instance, without its ending.

@@ -2,7 +2,6 @@
 
 use super::adopt::{self, Adopted};
 use super::control::ControlClient;
-use super::exit;
 use super::identity::{InstancePaths, ProcessHandle};
 use super::spawn::{self, Start};
 use super::supervise::{DrainOrder, Link, supervise};
@@ -98,7 +97,7 @@ impl ProcessActuator {
         client: Option<ControlClient>,
     ) -> Result<(), ActuateError> {
         let describe = |source| ActuateError::Spawn { program: PathBuf::from(&self.config.engine_exe), source };
-        let process = exit::watchable(process).map_err(describe)?;
+        let pidfd = process.fd.try_clone().map_err(describe)?;
         let notices = stdout.map(pipe::Receiver::from_owned_fd).transpose().map_err(describe)?;
         let (drain_sender, drain) = watch::channel(None);
         let link = Link {
@@ -114,7 +113,7 @@ impl ProcessActuator {
         self.drains.retain(|_, drain| !drain.is_closed());
         while self.tasks.try_join_next().is_some() {}
         self.drains.insert(instance.to_owned(), drain_sender);
-        self.tasks.spawn(supervise(link, process, notices, client));
+        self.tasks.spawn(supervise(link, process, pidfd, notices, client));
         Ok(())
     }
 

@@ -10,8 +10,8 @@ use controller_core::snapshot::InstanceId;
 use engine_wire::control::{Notice, PROTOCOL};
 use rustix::process::Signal;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
-use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, watch};
@@ -53,10 +53,11 @@ impl Link {
 }
 
 /// Supervises until the process ends; then cleans up and reports the exit. `client` is none for an engine
-/// that has yet to make its socket.
+/// that has yet to make its socket; `pidfd` is a second descriptor of the process, to wait by.
 pub(super) async fn supervise(
     mut link: Link,
-    process: AsyncFd<ProcessHandle>,
+    process: ProcessHandle,
+    pidfd: OwnedFd,
     notices: Option<pipe::Receiver>,
     client: Option<ControlClient>,
 ) {
@@ -67,11 +68,11 @@ pub(super) async fn supervise(
     let mut notices = notices.map(|pipe| BufReader::new(pipe).lines());
     let mut circumstances = Circumstances::default();
     let mut escalation = Escalation::default();
-    let ended = exit::wait(&process);
+    let ended = controller_witness::exit::wait(pidfd);
     tokio::pin!(ended);
-    let status = loop {
+    let ended = loop {
         tokio::select! {
-            status = &mut ended => break status,
+            ended = &mut ended => break ended,
             line = next_line(&mut notices) => match line {
                 Some(line) => notice(&link, &line).await,
                 None => notices = None,
@@ -83,7 +84,7 @@ pub(super) async fn supervise(
             signal = escalation.due() => {
                 circumstances.we_killed |= signal == Signal::KILL;
                 tracing::warn!(instance = link.instance, ?signal, "the engine did not end by its deadline");
-                process.get_ref().signal(signal);
+                process.signal(signal);
                 escalation.advance();
             }
         }
@@ -94,7 +95,7 @@ pub(super) async fn supervise(
     }
     link.paths.remove();
     circumstances.oom_kills_rose = exit::oom_kills() > oom_kills_before;
-    let (reason, detail) = exit::judge(status.as_ref(), circumstances);
+    let (reason, detail) = exit::judge(ended.unwrap_or(controller_witness::ExitReason::Unknown), circumstances);
     link.report(EngineEventKind::Exited(Exit { at_ns: monotonic_ns(), reason, detail })).await;
 }
 

@@ -4,7 +4,6 @@ use crate::stage::{PATIENCE, config, is_alive, record};
 use controller_daemon::{Daemon, DaemonConfig, DaemonError, GatewayReading, GatewaySignal, ModelDemand, Registry};
 use controller_gateway::RouteTable;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -184,20 +183,4 @@ async fn a_state_folder_too_deep_for_sockets_is_refused_before_anything_is_made(
     let message = Daemon::start(config(&deep)).await.err().unwrap().to_string();
     assert!(message.contains("too long for control sockets"), "{message}");
     assert!(!deep.exists());
-}
-
-#[tokio::test]
-async fn the_time_from_a_held_request_to_its_engine_is_short() {
-    let folder = tempfile::tempdir().unwrap();
-    register(folder.path(), "behaves");
-    let mut running = Running::begin(config(folder.path()), "behaves").await;
-    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    static HELD_AT_NS: AtomicU64 = AtomicU64::new(0);
-    HELD_AT_NS.store(controller_daemon::clock::monotonic_ns(), Ordering::Relaxed);
-    running.hold_one();
-    running.until(|table| is_ready(table, "behaves")).await;
-    let spawned_at_ns = running.view.instances().values().next().unwrap().spawned_at_ns;
-    let held_ms = (spawned_at_ns - HELD_AT_NS.load(Ordering::Relaxed)) as f64 / 1e6;
-    println!("from the held request to the spawn: {held_ms:.3} ms");
-    running.end().await;
 }

@@ -1,5 +1,6 @@
 //! The daemon against real files, sockets and processes.
 
+mod admin;
 mod adoption;
 mod daemon;
 mod process;

@@ -43,7 +43,7 @@ pub fn config(state_dir: &Path) -> DaemonConfig {
 
 /// A registry row for a file that only has to exist: the scripted engine opens none.
 pub fn record(state_dir: &Path, name: &str) -> ModelRecord {
-    let path = state_dir.join(format!("{name}.gguf"));
+    let path = state_dir.join(format!("{}.gguf", name.replace('/', "-")));
     std::fs::write(&path, name).unwrap();
     let modified = std::fs::metadata(&path).unwrap().modified().unwrap();
     ModelRecord {

@@ -1,0 +1,111 @@
+//! The admin API over a real socket.
+
+use crate::stage::{config, record};
+use controller_daemon::{Admin, Daemon, Registry, admin};
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use warp::{Filter, Reply};
+
+/// A daemon's admin port; the loop runs until the test ends.
+async fn begin(folder: &std::path::Path) -> SocketAddr {
+    Registry::open(folder).unwrap().put_model(&record(folder, "a/b:c")).unwrap();
+    let daemon = Daemon::start(config(folder)).await.unwrap();
+    let admin = Admin {
+        view: daemon.view(),
+        catalog: daemon.catalog(),
+        routes: daemon.routes(),
+        state_dir: folder.to_path_buf(),
+        requests: Arc::new(|limit| json!({ "limit": limit })),
+        probes: Arc::new(|_| json!({ "attached": [] })),
+        metrics: Arc::new(|| "metric 1\n".to_owned()),
+    };
+    tokio::spawn(daemon.run(std::future::pending()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let filter = admin::routes(admin).map(|reply| Reply::into_response(reply)).boxed();
+    tokio::spawn(engine_http::serve(listener, filter, std::future::pending(), engine_http::ServeOptions::default()));
+    addr
+}
+
+/// Status and body of one request, `head` being its first line and further headers.
+async fn ask(addr: SocketAddr, head: &str, body: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    let length = if body.is_empty() { String::new() } else { format!("content-length: {}\r\n", body.len()) };
+    let (first, headers) = head.split_once('\n').unwrap_or((head, ""));
+    let headers = if headers.is_empty() { String::new() } else { format!("{headers}\r\n") };
+    let request = format!("{first} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}{length}\r\n{body}");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
+}
+
+async fn check_error(addr: SocketAddr, head: &str, body: &str, status: u16, part: &str) {
+    let (found, text) = ask(addr, head, body).await;
+    assert_eq!(found, status, "{head}: {text}");
+    let error = serde_json::from_str::<Value>(&text).unwrap()["error"].clone();
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains(part), "{head}: {message}");
+    assert!(error["type"].is_string() && error.get("param").is_some() && error.get("code").is_some(), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let addr = begin(folder.path()).await;
+    let get = async |path: &str| {
+        let (status, text) = ask(addr, &format!("GET {path}"), "").await;
+        assert_eq!(status, 200, "{path}: {text}");
+        text
+    };
+    let object = |text: String| serde_json::from_str::<Value>(&text).unwrap();
+    assert_eq!(get("/healthz").await, "ok\n");
+    assert_eq!(get("/metrics").await, "metric 1\n");
+    assert_eq!(object(get("/v1/foreshock/requests?limit=7").await), json!({ "limit": 7 }));
+    assert_eq!(object(get("/v1/foreshock/probes").await), json!({ "attached": [] }));
+    assert_eq!(object(get("/v1/foreshock/instances").await), json!({ "object": "list", "data": [] }));
+    assert_eq!(object(get("/v1/foreshock/models").await)["data"][0]["name"], "a/b:c");
+    assert!(object(get("/v1/foreshock/decisions?model=a/b:c&limit=5").await)["data"].is_array());
+    let deadline = tokio::time::Instant::now() + crate::stage::PATIENCE;
+    while ask(addr, "GET /v1/foreshock/snapshot", "").await.0 != 200 {
+        assert!(tokio::time::Instant::now() < deadline, "no tick was made");
+    }
+    assert!(object(get("/v1/foreshock/snapshot").await)["models"]["a/b:c"].is_object());
+}
+
+#[tokio::test]
+async fn bad_input_gets_the_error_object() {
+    let folder = tempfile::tempdir().unwrap();
+    let addr = begin(folder.path()).await;
+    const POST: &str = "POST /v1/foreshock/models\ncontent-type: application/json";
+    check_error(addr, "GET /nowhere", "", 404, "nothing at this path").await;
+    check_error(addr, "GET /v1/foreshock/decisions?limit=0", "", 400, "`limit`").await;
+    check_error(addr, "GET /v1/foreshock/requests?limit=x", "", 400, "`limit`").await;
+    check_error(addr, "DELETE /v1/foreshock/models/none", "", 404, "`none` is not registered").await;
+    check_error(addr, "DELETE /v1/foreshock/models/%ff", "", 400, "UTF-8").await;
+    check_error(addr, "POST /v1/foreshock/models", "{}", 415, "application/json").await;
+    check_error(addr, POST, "{", 400, "The body must be").await;
+    check_error(addr, POST, r#"{"name": "x", "path": "/x", "gpus": 8}"#, 400, "gpus").await;
+    check_error(addr, POST, r#"{"name": "x", "path": "here.gguf"}"#, 400, "absolute").await;
+    check_error(addr, POST, r#"{"name": "x y", "path": "/x"}"#, 400, "no model name").await;
+    check_error(addr, POST, r#"{"name": "x", "path": "/nowhere/x.gguf"}"#, 400, "No such file").await;
+    let chunked = format!("{POST}\r\ntransfer-encoding: chunked");
+    check_error(addr, &chunked, "", 411, "Content-Length").await;
+    let large = format!("{{\"name\": \"{}\"}}", "x".repeat(70_000));
+    check_error(addr, POST, &large, 413, "larger than").await;
+}
+
+#[tokio::test]
+async fn a_model_with_slashes_in_its_name_is_removed_when_the_answer_comes() {
+    let folder = tempfile::tempdir().unwrap();
+    let addr = begin(folder.path()).await;
+    let (status, text) = ask(addr, "DELETE /v1/foreshock/models/a/b%3Ac", "").await;
+    assert_eq!(status, 200, "{text}");
+    let (_, text) = ask(addr, "GET /v1/foreshock/models", "").await;
+    assert_eq!(serde_json::from_str::<Value>(&text).unwrap()["data"], json!([]));
+    assert!(Registry::open(folder.path()).unwrap().models().unwrap().is_empty());
+}
