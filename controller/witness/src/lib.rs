@@ -1,4 +1,22 @@
 //! The kernel as witness: loads the probes, reads their events and rebuilds each request's timeline.
+//!
+//! It measures any engine, ours or not, without its help, and counts demand while user space is stalled.
+//! What the kernel or the permissions do not allow is said once ([`Witness::summary`]) and left out.
 
+mod answer;
+mod attach;
+mod btf;
+pub mod exit;
+mod export;
+mod maps;
+mod permission;
+mod reader;
+pub mod reassembly;
 pub mod record;
-pub use record::RequestRecord;
+mod token;
+mod witness;
+
+pub use attach::ProbeStatus;
+pub use exit::ExitReason;
+pub use record::{PortRole, RequestEnd, RequestRecord};
+pub use witness::{PortSnapshot, ProbeError, Witness, WitnessOptions};

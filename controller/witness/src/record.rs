@@ -12,6 +12,8 @@ pub struct RequestRecord {
     pub client: SocketAddr,
     /// Number of the request on its connection, from 0.
     pub sequence: u32,
+    /// Request line up to a query, such as `POST /v1/completions HTTP/1.1`; at most 64 bytes.
+    pub line: String,
     /// SYN of the connection; only meaningful for `sequence` 0.
     pub syn_ns: u64,
     pub start_ns: u64,
@@ -25,6 +27,8 @@ pub struct RequestRecord {
     pub response_bytes: u64,
     /// `data:` segments: a lower bound on tokens, since segments coalesce.
     pub data_segments: u32,
+    /// Mean gap between `data:` segments after the first token, ns; 0 when there were none.
+    pub itl_ns_mean: u64,
     pub end: RequestEnd,
 }
 
@@ -38,10 +42,22 @@ pub enum PortRole {
     Engine { model: String, instance: String },
 }
 
+impl PortRole {
+    /// Value of the metric label `port_role`.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Gateway => "gateway",
+            Self::Engine { .. } => "engine",
+        }
+    }
+}
+
 /// How it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RequestEnd {
+    /// Still going on: only in a record looked up before its end.
+    InProgress,
     Complete,
     /// The connection was closed or reset before the answer was complete.
     Aborted,

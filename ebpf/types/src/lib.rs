@@ -1,3 +1,21 @@
 //! Events and map layouts shared by the kernel programs and user space: sized integers only, no padding
 //! that is not named, sizes asserted at compile time.
+//!
+//! The kernel programs report what crossed a watched port and leave its meaning to user space. Every
+//! flow event therefore carries the whole timeline of its request so far: when some events are lost,
+//! any later one is enough to rebuild what the lost ones said.
 #![no_std]
+
+mod event;
+mod maps;
+#[cfg(feature = "pod")]
+mod parse;
+
+pub use event::{
+    EVENT_CLOSED, EVENT_ESTABLISHED, EVENT_EXIT, EVENT_REQUEST, EVENT_RESPONSE, EVENT_SYN, EXIT_OOM_VICTIM,
+    EventHeader, ExitEvent, FLAG_FIRST, FLAG_RETRY, FLAG_TERMINATOR, FlowEvent, FlowKey, HEAD_BYTES, LINE_BYTES,
+    SEGMENT_BYTES,
+};
+pub use maps::{FlowState, ListenQueue, PHASE_IDLE, PHASE_REQUEST, PHASE_RESPONSE, PortCounters, SynSeen};
+#[cfg(feature = "pod")]
+pub use parse::{Event, ParseError, parse};

@@ -1,0 +1,93 @@
+//! Reads the ring and feeds the state machine, in a task of its own. A reader that falls behind loses
+//! events, which the kernel counts; counters in maps are not touched by that.
+
+use crate::exit::ExitReason;
+use crate::witness::{ProbeError, Shared, locked};
+use aya::maps::{MapData, RingBuf};
+use ebpf_types::Event;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::task::JoinHandle;
+
+/// Entries read before others get a turn.
+const BATCH: usize = 1024;
+/// How often forgotten connections are looked for, and after how long without an event they count as such.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
+
+/// Starts the task.
+pub(crate) fn start(ring: RingBuf<MapData>, shared: Arc<Shared>) -> Result<JoinHandle<()>, ProbeError> {
+    // SAFETY: the ring owns its map's descriptor, which stays the same and open for as long as the ring lives.
+    let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
+        .map_err(|error| ProbeError::Runtime(error.to_string()))?;
+    Ok(tokio::spawn(run(ring, shared)))
+}
+
+async fn run(mut ring: AsyncFd<RingBuf<MapData>>, shared: Arc<Shared>) {
+    let mut sweep = tokio::time::interval(SWEEP_EVERY);
+    sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut latest_ns = 0;
+    loop {
+        tokio::select! {
+            ready = ring.readable_mut() => {
+                let Ok(mut ready) = ready else {
+                    tracing::error!("the probes' event ring can no longer be polled; kernel times stop here");
+                    return;
+                };
+                let drained = drain(ready.get_inner_mut(), &shared, &mut latest_ns);
+                if drained {
+                    ready.clear_ready();
+                } else {
+                    tokio::task::yield_now().await;
+                }
+            }
+            _ = sweep.tick() => {
+                let mut finished = Vec::new();
+                let before_ns = latest_ns.saturating_sub(FORGOTTEN_AFTER.as_nanos() as u64);
+                locked(&shared.reassembly).sweep(before_ns, &mut finished);
+                shared.publish(finished);
+            }
+        }
+    }
+}
+
+/// Reads up to a batch; true when the ring is empty.
+fn drain(ring: &mut RingBuf<MapData>, shared: &Shared, latest_ns: &mut u64) -> bool {
+    let mut finished = Vec::new();
+    let mut empty = false;
+    {
+        let mut reassembly = locked(&shared.reassembly);
+        for _ in 0..BATCH {
+            let Some(entry) = ring.next() else {
+                empty = true;
+                break;
+            };
+            match ebpf_types::parse(&entry) {
+                Ok(Event::Exit(exit)) => shared.process_ended(exit.pid, ExitReason::from_event(&exit)),
+                Ok(event) => {
+                    *latest_ns = (*latest_ns).max(at_ns(&event));
+                    reassembly.apply(&event, &mut finished);
+                }
+                Err(_) => {
+                    shared.malformed.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+    shared.publish(finished);
+    empty
+}
+
+fn at_ns(event: &Event<'_>) -> u64 {
+    match event {
+        Event::Exit(exit) => exit.header.at_ns,
+        Event::Syn(flow)
+        | Event::Established(flow)
+        | Event::Request(flow, _)
+        | Event::Response(flow, _)
+        | Event::Closed(flow) => flow.header.at_ns,
+    }
+}

@@ -1,0 +1,268 @@
+//! Turns events into request records. Pure: no clock, no I/O; the same events give the same records.
+//!
+//! One connection carries one request at a time. Events may be missing (the ring was full), so nothing
+//! waits for a particular one: each carries its request's timeline so far, and a later request on the same
+//! connection, its closing, or want of room ends what is still open. Memory is bounded by the number of
+//! connections that are kept.
+
+use crate::answer::{Answer, Framing};
+use crate::record::{PortRole, RequestEnd, RequestRecord};
+use ebpf_types::{Event, FLAG_TERMINATOR, FlowEvent, FlowKey};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
+/// A connection that carried a request.
+struct Connection {
+    /// Number of its latest request.
+    request: u32,
+    /// That request, until its record is finished.
+    open: Option<OpenRequest>,
+    /// Time of the latest event, ns.
+    touched_ns: u64,
+}
+
+struct OpenRequest {
+    record: RequestRecord,
+    answer: Answer,
+    /// `data:` segments that the kernel did not count, since something else stood before them.
+    hidden_segments: u32,
+    kernel_segments: u32,
+    segments_at_token: u32,
+}
+
+/// Totals of one port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortTotals {
+    pub in_flight: u64,
+    pub ended: u64,
+}
+
+/// The state machine.
+pub struct Reassembly {
+    roles: HashMap<u16, PortRole>,
+    totals: HashMap<u16, PortTotals>,
+    connections: HashMap<FlowKey, Connection>,
+    capacity: usize,
+}
+
+impl Reassembly {
+    /// Keeps at most `capacity` connections (at least 8).
+    pub fn new(capacity: usize) -> Self {
+        Self { roles: HashMap::new(), totals: HashMap::new(), connections: HashMap::new(), capacity: capacity.max(8) }
+    }
+
+    /// Events of a port are dropped until its role is known.
+    pub fn watch(&mut self, port: u16, role: PortRole) {
+        self.roles.insert(port, role);
+        self.totals.entry(port).or_default();
+    }
+
+    /// Forgets a port; its open requests are finished as lost.
+    pub fn unwatch(&mut self, port: u16, finished: &mut Vec<RequestRecord>) {
+        let keys: Vec<FlowKey> = self.connections.keys().filter(|key| key.server_port == port).copied().collect();
+        for key in keys {
+            self.drop_connection(&key, finished);
+        }
+        self.roles.remove(&port);
+        self.totals.remove(&port);
+    }
+
+    pub fn role(&self, port: u16) -> Option<&PortRole> {
+        self.roles.get(&port)
+    }
+
+    /// Watched ports in order.
+    pub fn ports(&self) -> Vec<u16> {
+        let mut ports: Vec<u16> = self.roles.keys().copied().collect();
+        ports.sort_unstable();
+        ports
+    }
+
+    pub fn totals(&self, port: u16) -> PortTotals {
+        self.totals.get(&port).copied().unwrap_or_default()
+    }
+
+    /// Connections kept now.
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Applies one event; finished records are appended.
+    pub fn apply(&mut self, event: &Event<'_>, finished: &mut Vec<RequestRecord>) {
+        match event {
+            Event::Request(flow, line) => self.request(flow, line, finished),
+            Event::Response(flow, text) => self.response(flow, text, finished),
+            Event::Closed(flow) => self.closed(flow, finished),
+            Event::Syn(_) | Event::Established(_) | Event::Exit(_) => {}
+        }
+    }
+
+    /// The record of a request that is going on.
+    pub fn open_record(&self, client: SocketAddr, sequence: u32) -> Option<RequestRecord> {
+        self.connections
+            .iter()
+            .filter(|(key, connection)| connection.request == sequence && key.client_addr() == client)
+            .find_map(|(_, connection)| connection.open.as_ref().map(|open| open.record.clone()))
+    }
+
+    /// Finishes, as lost, what has seen no event since `before_ns`: its closing was lost.
+    pub fn sweep(&mut self, before_ns: u64, finished: &mut Vec<RequestRecord>) {
+        let stale: Vec<FlowKey> =
+            self.connections.iter().filter(|(_, c)| c.touched_ns < before_ns).map(|(key, _)| *key).collect();
+        for key in stale {
+            self.drop_connection(&key, finished);
+        }
+    }
+
+    fn request(&mut self, flow: &FlowEvent, line: &[u8], finished: &mut Vec<RequestRecord>) {
+        if let Some(connection) = self.connections.get_mut(&flow.key)
+            && let Some(open) = connection.open.take()
+        {
+            // The client goes on, so it has the answer before; unless that never began, or it is a new
+            // connection on the same ports whose predecessor's closing was lost.
+            let answered = open.record.first_byte_ns != 0 && flow.request == connection.request.wrapping_add(1);
+            self.finish(open, if answered { RequestEnd::Complete } else { RequestEnd::Lost }, finished);
+        }
+        self.begin(flow, line, finished);
+    }
+
+    fn response(&mut self, flow: &FlowEvent, text: &[u8], finished: &mut Vec<RequestRecord>) {
+        let known = self.connections.get(&flow.key).is_some_and(|connection| connection.request >= flow.request);
+        if !known {
+            self.request(flow, b"", finished);
+        }
+        let Some(connection) = self.connections.get_mut(&flow.key) else { return };
+        connection.touched_ns = flow.header.at_ns;
+        if connection.request != flow.request {
+            return;
+        }
+        let Some(open) = connection.open.as_mut() else { return };
+        open.advance(flow);
+        open.read(flow, text);
+        if open.answer.complete(flow.response_bytes, flow.header.flags & FLAG_TERMINATOR != 0)
+            && let Some(open) = connection.open.take()
+        {
+            self.finish(open, RequestEnd::Complete, finished);
+        }
+    }
+
+    fn closed(&mut self, flow: &FlowEvent, finished: &mut Vec<RequestRecord>) {
+        let Some(connection) = self.connections.remove(&flow.key) else { return };
+        let Some(mut open) = connection.open else { return };
+        if connection.request != flow.request {
+            return self.finish(open, RequestEnd::Lost, finished);
+        }
+        open.advance(flow);
+        let terminated = flow.header.flags & FLAG_TERMINATOR != 0;
+        let complete = flow.first_byte_ns != 0 && open.answer.complete_at_close(flow.response_bytes, terminated);
+        let head_missed = flow.first_byte_ns != 0 && open.answer.framing == Framing::Unknown;
+        let end = match (complete, head_missed) {
+            (true, _) => RequestEnd::Complete,
+            (false, true) => RequestEnd::Lost,
+            (false, false) => RequestEnd::Aborted,
+        };
+        self.finish(open, end, finished);
+    }
+
+    /// Opens a request. Its port must be watched.
+    fn begin(&mut self, flow: &FlowEvent, line: &[u8], finished: &mut Vec<RequestRecord>) {
+        let Some(role) = self.roles.get(&flow.key.server_port).cloned() else { return };
+        if self.connections.len() >= self.capacity && !self.connections.contains_key(&flow.key) {
+            self.make_room(finished);
+        }
+        let open = OpenRequest::new(flow, role, line);
+        self.totals.entry(flow.key.server_port).or_default().in_flight += 1;
+        let connection = Connection { request: flow.request, open: Some(open), touched_ns: flow.header.at_ns };
+        self.connections.insert(flow.key, connection);
+    }
+
+    /// Drops the eighth of the connections that were quiet longest; in one go, so that a flood of new ones
+    /// costs each of them little.
+    fn make_room(&mut self, finished: &mut Vec<RequestRecord>) {
+        let mut by_age: Vec<(u64, FlowKey)> = self.connections.iter().map(|(key, c)| (c.touched_ns, *key)).collect();
+        by_age.sort_unstable();
+        for (_, key) in by_age.into_iter().take((self.capacity / 8).max(1)) {
+            self.drop_connection(&key, finished);
+        }
+    }
+
+    fn drop_connection(&mut self, key: &FlowKey, finished: &mut Vec<RequestRecord>) {
+        if let Some(open) = self.connections.remove(key).and_then(|connection| connection.open) {
+            self.finish(open, RequestEnd::Lost, finished);
+        }
+    }
+
+    fn finish(&mut self, open: OpenRequest, end: RequestEnd, finished: &mut Vec<RequestRecord>) {
+        let totals = self.totals.entry(open.record.port).or_default();
+        totals.in_flight = totals.in_flight.saturating_sub(1);
+        totals.ended += 1;
+        finished.push(open.into_record(end));
+    }
+}
+
+impl OpenRequest {
+    fn new(flow: &FlowEvent, role: PortRole, line: &[u8]) -> Self {
+        let record = RequestRecord {
+            port: flow.key.server_port,
+            role,
+            client: flow.key.client_addr(),
+            sequence: flow.request,
+            line: String::from_utf8_lossy(line).into_owned(),
+            syn_ns: flow.syn_ns,
+            start_ns: flow.start_ns,
+            first_byte_ns: flow.first_byte_ns,
+            first_token_ns: 0,
+            last_byte_ns: flow.last_byte_ns,
+            status: 0,
+            request_bytes: flow.request_bytes,
+            response_bytes: flow.response_bytes,
+            data_segments: flow.data_segments,
+            itl_ns_mean: 0,
+            end: RequestEnd::InProgress,
+        };
+        let answer = Answer::new(line.starts_with(b"HEAD "));
+        Self { record, answer, hidden_segments: 0, kernel_segments: 0, segments_at_token: 0 }
+    }
+
+    /// Takes over the kernel's totals.
+    fn advance(&mut self, flow: &FlowEvent) {
+        let record = &mut self.record;
+        record.first_byte_ns = flow.first_byte_ns;
+        record.last_byte_ns = record.last_byte_ns.max(flow.last_byte_ns);
+        record.request_bytes = record.request_bytes.max(flow.request_bytes);
+        record.response_bytes = record.response_bytes.max(flow.response_bytes);
+        record.data_segments = flow.data_segments.saturating_add(self.hidden_segments);
+    }
+
+    /// Reads a segment's text.
+    fn read(&mut self, flow: &FlowEvent, text: &[u8]) {
+        // An event without a segment repeats totals only.
+        if flow.segment_bytes == 0 {
+            return;
+        }
+        let segment = self.answer.segment(text, flow.segment_bytes, flow.response_bytes);
+        self.record.status = self.answer.status;
+        if segment.data && flow.data_segments == self.kernel_segments {
+            self.hidden_segments = self.hidden_segments.saturating_add(1);
+        }
+        self.kernel_segments = flow.data_segments;
+        self.record.data_segments = flow.data_segments.saturating_add(self.hidden_segments);
+        if segment.token && self.record.first_token_ns == 0 {
+            self.record.first_token_ns = flow.header.at_ns;
+            self.segments_at_token = self.record.data_segments;
+        }
+    }
+
+    fn into_record(mut self, end: RequestEnd) -> RequestRecord {
+        self.record.end = end;
+        let gaps = u64::from(self.record.data_segments.saturating_sub(self.segments_at_token));
+        if self.record.first_token_ns != 0 && gaps > 0 {
+            self.record.itl_ns_mean = self.record.last_byte_ns.saturating_sub(self.record.first_token_ns) / gaps;
+        }
+        self.record
+    }
+}
+
+#[cfg(test)]
+#[path = "reassembly_tests.rs"]
+mod tests;

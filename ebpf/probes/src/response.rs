@@ -1,0 +1,184 @@
+//! What leaves from watched ports: answers, told as segments with the beginning of their text while that
+//! can still matter (status, length, first token) and silently counted after it.
+
+use crate::connection::sample_queue;
+use crate::kernel::in_watched_namespace;
+use crate::maps::{EVENTS, FLOWS, PORTS, add, count_lost, emit, flow_event, terminated};
+use crate::packet::{self, Segment, after};
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::macros::cgroup_skb;
+use aya_ebpf::programs::SkBuffContext;
+use ebpf_types::{
+    EVENT_RESPONSE, FLAG_FIRST, FlowEvent, FlowKey, FlowState, HEAD_BYTES, LINE_BYTES, PHASE_IDLE, PHASE_REQUEST,
+    PHASE_RESPONSE, SEGMENT_BYTES,
+};
+
+/// Segments that begin with `data:` and are told with their text: the first token is among them, unless a
+/// server sends more than this many empty events before it.
+const DATA_SEGMENTS_TOLD: u32 = 8;
+/// The same for segments that begin otherwise: headers, chunk sizes on their own, JSON bodies.
+const OTHER_SEGMENTS_TOLD: u32 = 16;
+
+/// An event and the beginning of its segment.
+#[repr(C)]
+struct TextEvent<const N: usize> {
+    event: FlowEvent,
+    text: [u8; N],
+}
+
+/// What a segment begins with.
+#[derive(Clone, Copy, PartialEq)]
+enum Begin {
+    Data,
+    Comment,
+    Other,
+}
+
+/// Lets every packet pass.
+#[cgroup_skb(egress)]
+pub fn http_response(ctx: SkBuffContext) -> i32 {
+    let _ = left(&ctx);
+    1
+}
+
+#[inline(always)]
+fn left(ctx: &SkBuffContext) -> Option<()> {
+    let transport = packet::transport(ctx)?;
+    let (server_port, client_port) = packet::ports(ctx, transport)?;
+    let counters = PORTS.get_ptr_mut(server_port)?;
+    let mut segment = packet::segment(ctx, transport)?;
+    if segment.payload_bytes == 0 || !in_watched_namespace(packet::tcp_socket(ctx)?) {
+        return None;
+    }
+    let key = packet::flow_key(ctx, transport, false, client_port, server_port)?;
+    let flow = FLOWS.get_ptr_mut(&key)?;
+    // SAFETY: a checked map value; see `request::on_payload` for who writes what.
+    let flow = unsafe { &mut *flow };
+    if flow.phase == PHASE_IDLE {
+        return None;
+    }
+    drop_repeated(flow, &mut segment)?;
+    let mut flags = 0;
+    if flow.phase == PHASE_REQUEST {
+        flags |= FLAG_FIRST;
+        // SAFETY: a checked map value; only the address of the field is taken.
+        add(unsafe { &raw mut (*counters).responses }, 1);
+        sample_queue(server_port, counters);
+    }
+    advance(ctx, flow, &segment);
+    tell(ctx, &key, flow, &segment, flags);
+    None
+}
+
+/// Cuts what was sent before off the segment; None when that is all of it.
+#[inline(always)]
+fn drop_repeated(flow: &mut FlowState, segment: &mut Segment) -> Option<()> {
+    let end = segment.tcp_seq.wrapping_add(segment.payload_bytes);
+    if flow.response_seen == 0 {
+        flow.response_seen = 1;
+        flow.response_end = segment.tcp_seq;
+    }
+    if !after(end, flow.response_end) {
+        return None;
+    }
+    if after(flow.response_end, segment.tcp_seq) {
+        let repeated = flow.response_end.wrapping_sub(segment.tcp_seq);
+        segment.payload_offset += repeated as usize;
+        segment.payload_bytes = segment.payload_bytes.saturating_sub(repeated);
+        segment.tcp_seq = flow.response_end;
+    }
+    Some(())
+}
+
+/// Moves the flow on over a new segment.
+#[inline(always)]
+fn advance(ctx: &SkBuffContext, flow: &mut FlowState, segment: &Segment) {
+    // SAFETY: a plain kernel helper.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if flow.phase == PHASE_REQUEST {
+        flow.phase = PHASE_RESPONSE;
+        flow.first_byte_ns = now;
+        flow.response_seq = segment.tcp_seq;
+    }
+    flow.last_byte_ns = now;
+    flow.response_end = segment.tcp_seq.wrapping_add(segment.payload_bytes);
+    if segment.payload_bytes >= 8 {
+        let tail: [u8; 8] = ctx.load(segment.payload_offset + segment.payload_bytes as usize - 8).unwrap_or([0; 8]);
+        flow.tail = u64::from_be_bytes(tail);
+    } else {
+        for i in 0..7usize {
+            if (i as u32) < segment.payload_bytes {
+                let byte: u8 = ctx.load(segment.payload_offset + i).unwrap_or(0);
+                flow.tail = flow.tail << 8 | byte as u64;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn tell(ctx: &SkBuffContext, key: &FlowKey, flow: &mut FlowState, segment: &Segment, flags: u16) {
+    let with_text = match begin(ctx, segment) {
+        Begin::Data => {
+            flow.data_segments += 1;
+            flow.data_segments <= DATA_SEGMENTS_TOLD
+        }
+        Begin::Comment => true,
+        Begin::Other => {
+            flow.other_segments += 1;
+            flow.other_segments <= OTHER_SEGMENTS_TOLD
+        }
+    };
+    let now = flow.last_byte_ns;
+    if !with_text {
+        // In a stream the ends are enough; elsewhere user space counts bytes towards the announced length.
+        if flow.data_segments == 0 || terminated(flow) {
+            let mut event = flow_event(EVENT_RESPONSE, flags, now, key, flow);
+            event.segment_bytes = segment.payload_bytes;
+            emit(&event);
+        }
+    } else if segment.payload_bytes <= LINE_BYTES as u32 {
+        tell_text::<LINE_BYTES>(ctx, key, flow, segment, flags);
+    } else if segment.payload_bytes <= SEGMENT_BYTES as u32 {
+        tell_text::<SEGMENT_BYTES>(ctx, key, flow, segment, flags);
+    } else {
+        tell_text::<HEAD_BYTES>(ctx, key, flow, segment, flags);
+    }
+}
+
+#[inline(always)]
+fn tell_text<const N: usize>(ctx: &SkBuffContext, key: &FlowKey, flow: &FlowState, segment: &Segment, flags: u16) {
+    let Some(mut entry) = EVENTS.reserve::<TextEvent<N>>(0) else {
+        count_lost();
+        return;
+    };
+    let target = entry.as_mut_ptr();
+    // SAFETY: the reserved entry has room for the event and N bytes of text; `copy` stays within that.
+    unsafe {
+        (*target).event = flow_event(EVENT_RESPONSE, flags, flow.last_byte_ns, key, flow);
+        (*target).event.segment_bytes = segment.payload_bytes;
+        let text = (&raw mut (*target).text).cast::<u8>();
+        (*target).event.header.text_bytes = packet::copy::<N>(ctx, segment.payload_offset, segment.payload_bytes, text);
+    }
+    entry.submit(0);
+}
+
+/// Looks at the first bytes of a segment, over a chunk's size line.
+#[inline(always)]
+fn begin(ctx: &SkBuffContext, segment: &Segment) -> Begin {
+    let mut head = [0u8; 16];
+    // SAFETY: the array has 16 bytes.
+    unsafe { packet::copy::<16>(ctx, segment.payload_offset, segment.payload_bytes, head.as_mut_ptr()) };
+    for i in 0..11usize {
+        let line_start = i == 0 || head[i - 1] == b'\n';
+        if !line_start {
+            continue;
+        }
+        if head[i] == b':' {
+            return Begin::Comment;
+        }
+        if head[i] == b'd' && head[i + 1] == b'a' && head[i + 2] == b't' && head[i + 3] == b'a' && head[i + 4] == b':' {
+            return Begin::Data;
+        }
+    }
+    Begin::Other
+}
