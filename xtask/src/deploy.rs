@@ -11,7 +11,7 @@ use std::net::{Ipv4Addr, TcpListener};
 
 /// Name under which the demo checkpoint is registered.
 const MODEL: &str = "smollm2";
-const QUESTION: &str = "What is a foreshock? Answer in one sentence.";
+const QUESTION: &str = "What is the capital of France? Answer in one sentence.";
 
 /// Sets up, builds, starts, registers, asks, and says where everything is.
 pub fn deploy(args: &DeployArgs) -> Result<()> {

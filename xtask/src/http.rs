@@ -145,10 +145,12 @@ pub fn wait_ok(addr: SocketAddr, path: &str, patience: Duration, alive: &mut dyn
     let begun = Instant::now();
     loop {
         alive()?;
-        if call(addr, "GET", path, b"").is_ok_and(|answer| answer.status == 200) {
-            return Ok(());
-        }
-        ensure!(begun.elapsed() < patience, "{addr}{path} does not answer 200 after {} s", patience.as_secs());
+        let said = match call(addr, "GET", path, b"") {
+            Ok(answer) if answer.status == 200 => return Ok(()),
+            Ok(answer) => format!("it says {} {}", answer.status, String::from_utf8_lossy(&answer.body)),
+            Err(error) => format!("{error:#}"),
+        };
+        ensure!(begun.elapsed() < patience, "{addr}{path} is not ready after {} s: {said}", patience.as_secs());
         std::thread::sleep(Duration::from_millis(20));
     }
 }

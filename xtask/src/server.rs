@@ -78,7 +78,12 @@ impl Serve {
         let mut setsid = command("setsid", &[&layout::foreshock().to_string_lossy()]);
         let mut child = spawn_serve(&mut setsid, state, data, admin, &[])?;
         let serve = Self { pid: child.id(), data, admin, state: state.to_owned() };
-        serve.wait_ready(&mut child)?;
+        if let Err(error) = serve.wait_ready(&mut child) {
+            // What never became ready is of no use to anyone, and would hold the ports.
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(error);
+        }
         Ok(serve)
     }
 
