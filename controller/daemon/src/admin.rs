@@ -59,35 +59,35 @@ pub fn routes(admin: Admin) -> impl Filter<Extract = (impl Reply,), Error = Infa
         let admin = admin.clone();
         warp::any().map(move || admin.clone())
     };
-    let get = warp::get().and(
-        warp::path!("v1" / "foreshock" / "decisions")
-            .and(with())
-            .and(query())
-            .map(decisions)
-            .or(warp::path!("v1" / "foreshock" / "snapshot").and(with()).map(snapshot))
-            .unify()
-            .or(warp::path!("v1" / "foreshock" / "instances").and(with()).map(instances))
-            .unify()
-            .or(warp::path!("v1" / "foreshock" / "requests").and(with()).and(query()).map(requests))
-            .unify()
-            .or(warp::path!("v1" / "foreshock" / "probes").and(with()).map(probes))
-            .unify()
-            .or(warp::path!("v1" / "foreshock" / "models").and(with()).map(models))
-            .unify()
-            .or(warp::path!("metrics").and(with()).map(metrics))
-            .unify()
-            .or(warp::path!("healthz").map(|| text(StatusCode::OK, "text/plain", "ok\n".to_owned())))
-            .unify(),
-    );
-    let add = warp::post()
-        .and(warp::path!("v1" / "foreshock" / "models"))
+    // Paths before methods, so that an unknown path is not found rather than a wrong method.
+    let get = warp::path!("v1" / "foreshock" / "decisions")
+        .and(warp::get())
+        .and(with())
+        .and(query())
+        .map(decisions)
+        .or(warp::path!("v1" / "foreshock" / "snapshot").and(warp::get()).and(with()).map(snapshot))
+        .unify()
+        .or(warp::path!("v1" / "foreshock" / "instances").and(warp::get()).and(with()).map(instances))
+        .unify()
+        .or(warp::path!("v1" / "foreshock" / "requests").and(warp::get()).and(with()).and(query()).map(requests))
+        .unify()
+        .or(warp::path!("v1" / "foreshock" / "probes").and(warp::get()).and(with()).map(probes))
+        .unify()
+        .or(warp::path!("v1" / "foreshock" / "models").and(warp::get()).and(with()).map(models))
+        .unify()
+        .or(warp::path!("metrics").and(warp::get()).and(with()).map(metrics))
+        .unify()
+        .or(warp::path!("healthz").and(warp::get()).map(|| text(StatusCode::OK, "text/plain", "ok\n".to_owned())))
+        .unify();
+    let add = warp::path!("v1" / "foreshock" / "models")
+        .and(warp::post())
         .and(with())
         .and(warp::header::optional::<String>("content-type"))
         .and(warp::body::content_length_limit(BODY_LIMIT_BYTES))
         .and(warp::body::bytes())
         .then(add);
-    let remove = warp::delete()
-        .and(warp::path!("v1" / "foreshock" / "models" / ..))
+    let remove = warp::path!("v1" / "foreshock" / "models" / ..)
+        .and(warp::delete())
         .and(warp::path::tail())
         .and(with())
         .then(remove);
@@ -240,14 +240,15 @@ fn percent_decoded(text: &str) -> Option<String> {
 }
 
 async fn refused(rejection: Rejection) -> Result<Answer, Infallible> {
-    let (status, message) = if rejection.is_not_found() {
-        (StatusCode::NOT_FOUND, "There is nothing at this path of the admin port")
-    } else if rejection.find::<warp::reject::MethodNotAllowed>().is_some() {
-        (StatusCode::METHOD_NOT_ALLOWED, "Method not allowed for this path")
-    } else if rejection.find::<warp::reject::LengthRequired>().is_some() {
+    // A rejection names what every route had against the request; what is wrong with its body says most.
+    let (status, message) = if rejection.find::<warp::reject::LengthRequired>().is_some() {
         (StatusCode::LENGTH_REQUIRED, "The body must come with a Content-Length")
     } else if rejection.find::<warp::reject::PayloadTooLarge>().is_some() {
         (StatusCode::PAYLOAD_TOO_LARGE, "The request body is larger than the limit of 65536 bytes")
+    } else if rejection.is_not_found() {
+        (StatusCode::NOT_FOUND, "There is nothing at this path of the admin port")
+    } else if rejection.find::<warp::reject::MethodNotAllowed>().is_some() {
+        (StatusCode::METHOD_NOT_ALLOWED, "Method not allowed for this path")
     } else {
         (StatusCode::BAD_REQUEST, "The request is malformed")
     };

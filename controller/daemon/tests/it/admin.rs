@@ -83,6 +83,7 @@ async fn bad_input_gets_the_error_object() {
     let addr = begin(folder.path()).await;
     const POST: &str = "POST /v1/foreshock/models\ncontent-type: application/json";
     check_error(addr, "GET /nowhere", "", 404, "nothing at this path").await;
+    check_error(addr, "POST /v1/foreshock/decisions", "", 405, "Method not allowed").await;
     check_error(addr, "GET /v1/foreshock/decisions?limit=0", "", 400, "`limit`").await;
     check_error(addr, "GET /v1/foreshock/requests?limit=x", "", 400, "`limit`").await;
     check_error(addr, "DELETE /v1/foreshock/models/none", "", 404, "`none` is not registered").await;
