@@ -36,7 +36,6 @@ pub struct Shared {
     pub records: Records,
     /// Wakes the controller when a request is held.
     pub demand_changed: Notify,
-    published: AtomicBool,
     draining: AtomicBool,
     http_requests_total: AtomicU64,
     /// Requests whose tasks run.
@@ -44,8 +43,9 @@ pub struct Shared {
 }
 
 impl Gateway {
-    /// Starts a gateway that follows `routes` until their sender is dropped. Must be called within a tokio
-    /// runtime, and after the metrics recorder is installed.
+    /// Starts a gateway that follows `routes` until their sender is dropped. The table that is in it now counts as
+    /// published, an empty one too: a registry may have no model. Must be called within a tokio runtime, and
+    /// after the metrics recorder is installed.
     pub fn new(options: GatewayOptions, mut routes: watch::Receiver<Arc<RouteTable>>) -> Self {
         let shared = Arc::new(Shared {
             texts: TextModels::new(options.load_text.clone()),
@@ -53,15 +53,12 @@ impl Gateway {
             options,
             models: RwLock::default(),
             demand_changed: Notify::new(),
-            published: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             http_requests_total: AtomicU64::new(0),
             active: watch::Sender::new(0),
         });
         let first = routes.borrow_and_update().clone();
-        if *first != RouteTable::default() {
-            shared.follow(&first);
-        }
+        shared.follow(&first);
         let follower = Arc::downgrade(&shared);
         tokio::spawn(async move {
             while routes.changed().await.is_ok() {
@@ -171,8 +168,6 @@ impl Shared {
                 tokio::spawn(async move { texts.get(&route, &cell).await.map(drop) });
             }
         }
-        drop(models);
-        self.published.store(true, Ordering::Release);
     }
 }
 
@@ -224,9 +219,6 @@ impl Backend for Gateway {
     fn ready(&self) -> Result<(), String> {
         if self.shared.draining.load(Ordering::Acquire) {
             return Err("the gateway is shutting down".to_owned());
-        }
-        if !self.shared.published.load(Ordering::Acquire) {
-            return Err("the controller has not published its models yet".to_owned());
         }
         Ok(())
     }
