@@ -111,6 +111,9 @@ pub struct CapacityView {
     pub concurrency_per_instance: f64,
     pub cold_start_ms_p50: f64,
     pub cold_start_ms_p90: f64,
-    /// Samples behind the figures; 0 means assumed.
+    /// Samples behind the service figures; 0 means assumed.
     pub samples: u32,
+    /// Cold starts behind those figures; 0 means assumed.
+    #[serde(default)]
+    pub cold_start_samples: u32,
 }

@@ -124,6 +124,7 @@ impl CapacityEstimator {
             cold_start_ms_p50: p50,
             cold_start_ms_p90: p90,
             samples: self.samples,
+            cold_start_samples: cold_start_ms.iter().filter(|ms| measured(**ms)).count() as u32,
         }
     }
 }
@@ -132,11 +133,15 @@ impl CapacityEstimator {
 /// say little about a tail, so the 90th percentile of fewer than ten is their maximum.
 pub fn cold_start_quantiles_ms(samples: &[f64]) -> (f64, f64) {
     let mut sane: Vec<f64> =
-        samples.iter().copied().filter(|ms| ms.is_finite() && *ms >= 0.0).map(|ms| ms.clamp(1.0, 600_000.0)).collect();
+        samples.iter().copied().filter(|ms| measured(*ms)).map(|ms| ms.clamp(1.0, 600_000.0)).collect();
     if sane.is_empty() {
         return PRIOR_COLD_START_MS;
     }
     sane.sort_by(f64::total_cmp);
     let at = |q: f64| sane[((sane.len() as f64 * q).ceil() as usize).clamp(1, sane.len()) - 1];
     (at(0.5), at(0.9))
+}
+
+fn measured(cold_start_ms: f64) -> bool {
+    cold_start_ms.is_finite() && cold_start_ms >= 0.0
 }

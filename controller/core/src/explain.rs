@@ -25,7 +25,7 @@ pub(crate) fn sentence(
             instances(starts(plan, name)),
             capacity.cold_start_ms_p50 / 1e3,
             capacity.cold_start_ms_p90 / 1e3,
-            measured(capacity.samples),
+            measured(capacity.cold_start_samples),
         ),
         Reason::ReplaceLost => format!(
             "{} died with {} present: starting {}.",
@@ -46,12 +46,13 @@ pub(crate) fn sentence(
             instances(starts(plan, name)),
         ),
         Reason::ForecastAboveCapacity => format!(
-            "{:.1} requests/s expected (p90) in {:.1} s, and {} at {:.1} requests/s each ({}) carry less: starting {}.",
+            "{:.1} requests/s expected (p90) in {:.1} s, more than {} at {:.1} requests/s each ({}), filled to {:.0} %: starting {}.",
             need.forecast_view.requests_per_s_p90,
             need.forecast_view.horizon_s,
             instances(seen.ready + seen.starting),
             capacity.requests_per_s_per_instance,
             measured(capacity.samples),
+            need.target_utilisation * 100.0,
             instances(starts(plan, name)),
         ),
         Reason::Idle => {

@@ -93,7 +93,6 @@ fn learn_instance(state: &mut State, id: &str, view: &InstanceView) {
             model.failures = 0;
             model.failure_untold = false;
             model.retry_at_ns = 0;
-            model.lost = model.lost.saturating_sub(1);
         }
     }
     let known = Known { model: view.model.clone(), state: view.state, ready_at_ns: view.ready_at_ns, mark };

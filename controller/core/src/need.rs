@@ -17,6 +17,8 @@ pub(crate) struct Need {
     pub(crate) forecast_view: ForecastView,
     pub(crate) forecast: Forecast,
     pub(crate) instance_bytes: u64,
+    /// Share of an instance's capacity that the forecast may fill.
+    pub(crate) target_utilisation: f64,
     /// Instances for the requests that are there.
     pub(crate) for_queue: u32,
     /// Those, or the ones for the p90 scenario at the cold-start horizon if that is more.
@@ -86,6 +88,7 @@ fn need_of(model: &mut ModelState, view: &ModelView, group: &Group, snapshot: &S
         capacity,
         forecast,
         instance_bytes: view.instance_bytes,
+        target_utilisation: policy.usable_share(),
         for_queue,
         need,
         keep: need,
@@ -128,7 +131,7 @@ fn remember_use(model: &mut ModelState, view: &ModelView, group: &Group, load: u
 /// instance's worth, the first instance is a matter of keep-alive or of a request that is there. Requests
 /// that only the kernel has seen, twice, count as there: the gateway may be too busy to name them.
 fn for_forecast(model: &ModelState, forecast: &Forecast, capacity: &CapacityView, policy: &Policy) -> u32 {
-    let usable = capacity.requests_per_s_per_instance * policy.target_utilisation.clamp(0.05, 1.0);
+    let usable = capacity.requests_per_s_per_instance * policy.usable_share();
     let instances = (forecast.rate_quantile(0.9) / usable).ceil().clamp(0.0, f64::from(policy.max_instances)) as u32;
     let unseen = u32::from(model.arrivals.lasting_unidentified >= 0.5);
     if instances >= 2 { instances } else { unseen }

@@ -83,6 +83,11 @@ impl Policy {
         price(self.start_cost) + price(self.wait_cost_per_s) * cold_start_s * 0.5
     }
 
+    /// `target_utilisation`, made safe.
+    pub(crate) fn usable_share(&self) -> f64 {
+        if self.target_utilisation.is_finite() { self.target_utilisation.clamp(0.05, 1.0) } else { 0.8 }
+    }
+
     /// The wait before the next try after so many failed starts in a row, ns.
     pub(crate) fn backoff_ns(&self, failures: u32) -> u64 {
         let doubled = self.backoff_ms.saturating_mul(1u64 << failures.saturating_sub(1).min(32));

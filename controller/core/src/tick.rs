@@ -6,7 +6,7 @@ use crate::fleet::Fleet;
 use crate::need::{Need, needs};
 use crate::plan::{Plan, solve};
 use crate::snapshot::{ModelName, Snapshot};
-use crate::state::State;
+use crate::state::{ModelState, State};
 use crate::{NS_PER_MS, NS_PER_S, Nanos, diff, learn};
 use std::collections::BTreeMap;
 
@@ -73,10 +73,12 @@ fn decide(
     let told = actions.is_empty() && (reason == Reason::Steady || said_before);
     model.told = Some((want, reason));
     if told && !model.failure_untold {
+        forget_lost(model, plan, name, need);
         return None;
     }
     let why = explain::sentence(name, need, model, plan, reason, snapshot.now_ns);
     model.failure_untold = false;
+    forget_lost(model, plan, name, need);
     Some(Decision {
         at_ns: snapshot.now_ns,
         epoch: snapshot.epoch,
@@ -90,6 +92,14 @@ fn decide(
         why,
         actions,
     })
+}
+
+/// A death is remembered until it is made good or until nobody misses it.
+fn forget_lost(model: &mut ModelState, plan: &Plan, name: &str, need: &Need) {
+    let replaced = plan.starts.iter().any(|start| start.model == name);
+    if replaced || need.need <= need.seen.ready + need.seen.starting {
+        model.lost = 0;
+    }
 }
 
 /// The reason that says most: what is started for, else why something is drained, else what stands in the way.

@@ -1,0 +1,5 @@
+//! Tests of the tick, in one binary: stories, each with its sentence, and properties of any input.
+
+mod node;
+mod properties;
+mod stories;
