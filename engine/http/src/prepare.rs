@@ -92,9 +92,11 @@ async fn tokenize(
     input: Input,
     tokenizers: &Arc<Semaphore>,
 ) -> Result<Vec<Vec<TokenId>>, ApiError> {
-    if input_bytes(&input) <= INLINE_BYTES {
+    if longest_text_bytes(&input) <= INLINE_BYTES {
         return encode_all(&text, input);
     }
+    // Before it waits for its turn, so that what cannot fit is not kept in memory.
+    refuse_hopeless(&text, longest_text_bytes(&input))?;
     let closed = |_| ApiError::ShuttingDown;
     let permit = tokenizers.clone().acquire_owned().await.map_err(closed)?;
     let work = spawn_blocking(move || {
@@ -105,13 +107,22 @@ async fn tokenize(
     work.await.map_err(|error| ApiError::Internal { message: format!("tokenizing failed: {error}") })?
 }
 
-fn input_bytes(input: &Input) -> usize {
+fn longest_text_bytes(input: &Input) -> usize {
+    let text = |prompt: &Prompt| if let Prompt::Text(text) = prompt { text.len() } else { 0 };
     match input {
-        Input::Chat(messages) => messages.iter().map(|message| message.content.len() + 16).sum(),
-        Input::Prompts(prompts) => {
-            prompts.iter().map(|prompt| if let Prompt::Text(text) = prompt { text.len() } else { 0 }).sum()
-        }
+        Input::Chat(messages) => messages.iter().map(|message| message.content.len()).sum(),
+        Input::Prompts(prompts) => prompts.iter().map(text).max().unwrap_or(0),
     }
+}
+
+/// A text that cannot fit, by its length alone, is not worth a second of a core.
+fn refuse_hopeless(model: &TextModel, text_bytes: usize) -> Result<(), ApiError> {
+    let at_least = model.tokens_at_least(text_bytes);
+    if at_least <= u64::from(model.context_tokens) {
+        return Ok(());
+    }
+    let prompt_tokens = u32::try_from(at_least).unwrap_or(u32::MAX);
+    Err(ApiError::ContextLength { context_tokens: model.context_tokens, prompt_tokens, max_tokens: 1 })
 }
 
 fn encode_all(text: &TextModel, input: Input) -> Result<Vec<Vec<TokenId>>, ApiError> {
@@ -134,12 +145,7 @@ fn encode_all(text: &TextModel, input: Input) -> Result<Vec<Vec<TokenId>>, ApiEr
 }
 
 fn encode(model: &TextModel, text: &str, add_special: bool, param: &str) -> Result<Vec<TokenId>, ApiError> {
-    // A text that cannot fit is not worth a second of a core.
-    let at_least = model.tokens_at_least(text.len());
-    if at_least > u64::from(model.context_tokens) {
-        let prompt_tokens = u32::try_from(at_least).unwrap_or(u32::MAX);
-        return Err(ApiError::ContextLength { context_tokens: model.context_tokens, prompt_tokens, max_tokens: 1 });
-    }
+    refuse_hopeless(model, text.len())?;
     non_empty(model.encode(text, add_special)?, param)
 }
 

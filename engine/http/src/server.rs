@@ -21,6 +21,9 @@ use tower_service::Service;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
 
+/// What a connection buffers in either direction, and so the longest head that is read.
+const CONNECTION_BUFFER_BYTES: usize = 64 << 10;
+
 /// Bounds of a server.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ServeOptions {
@@ -129,6 +132,7 @@ async fn connection(
         .timer(TokioTimer::new())
         .header_read_timeout(options.header_read_timeout)
         .keep_alive(true)
+        .max_buf_size(CONNECTION_BUFFER_BYTES)
         .serve_connection(io, service);
     let mut connection = pin!(connection);
     let mut draining = false;

@@ -32,9 +32,8 @@ pub struct TextModel {
     pub context_tokens: u32,
     tokenizer: Tokenizer,
     pieces: Arc<Pieces>,
-    /// The error is kept: a checkpoint without a (usable) template still serves plain completions.
-    template: Result<ChatTemplate, String>,
-    has_template: bool,
+    /// An error is kept: a checkpoint without a usable template still serves plain completions.
+    template: Option<Result<ChatTemplate, String>>,
     bos_id: Option<TokenId>,
     eos_id: Option<TokenId>,
     eos_ids: Vec<TokenId>,
@@ -54,8 +53,7 @@ impl TextModel {
         let eos_ids = end_tokens(&parts);
         let text_of = |id: Option<TokenId>| id.map_or_else(String::new, |id| parts.tokens[id as usize].clone());
         let (bos_text, eos_text) = (text_of(parts.bos), text_of(parts.eos));
-        let has_template = parts.template.is_some();
-        let template = ChatTemplate::new(parts.template.unwrap_or_default(), bos_text, eos_text);
+        let template = parts.template.map(|source| ChatTemplate::new(source, bos_text, eos_text));
         let pieces = build_pieces(&parts.tokens, &parts.kinds);
         let longest = pieces.longest();
         let tokenizer = build_tokenizer(&parts.pre, parts.tokens, &parts.kinds, parts.merges)?;
@@ -64,8 +62,7 @@ impl TextModel {
             context_tokens: parts.context_tokens,
             tokenizer,
             pieces: Arc::new(pieces),
-            template: template.map_err(|error| error.to_string()),
-            has_template,
+            template,
             bos_id: parts.bos,
             eos_id: parts.eos,
             eos_ids,
@@ -133,14 +130,22 @@ impl TextModel {
         Detokenizer::new(self.pieces.clone(), skip_special_tokens)
     }
 
+    /// Why chats cannot be served, if they cannot: there is no template, or it cannot be used.
+    pub fn template_error(&self) -> Option<String> {
+        self.template().err().map(|error| error.to_string())
+    }
+
     /// The prompt of a conversation, with the opening of the assistant's answer at its end.
     pub fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, TextError> {
-        if !self.has_template {
-            return Err(TextError::NoTemplate);
+        self.template()?.render(messages)
+    }
+
+    fn template(&self) -> Result<&ChatTemplate, TextError> {
+        match &self.template {
+            None => Err(TextError::NoTemplate),
+            Some(Ok(template)) => Ok(template),
+            Some(Err(message)) => Err(TextError::TemplateSyntax { message: message.clone() }),
         }
-        let template =
-            self.template.as_ref().map_err(|message| TextError::TemplateSyntax { message: message.clone() })?;
-        template.render(messages)
     }
 }
 

@@ -63,3 +63,35 @@ fn split_by(pattern: &str) -> Result<Vec<PreTokenizerWrapper>, TextError> {
         .map_err(|error| TextError::Build { message: error.to_string() })?;
     Ok(vec![split.into(), ByteLevel::new(false, false, false).into()])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
+
+    fn check(pre: &str, expected: &[&str]) {
+        let family = family(pre).expect("a known name");
+        let mut text = PreTokenizedString::from("Hello  world'S 12345\n\n x");
+        family.pre_tokenizer.pre_tokenize(&mut text).expect("words");
+        let words = text.get_splits(OffsetReferential::Original, OffsetType::Byte);
+        let words: Vec<&str> = words.into_iter().map(|(word, _, _)| word).collect();
+        assert_eq!(words, expected, "{pre}");
+    }
+
+    #[test]
+    fn words_are_cut_as_the_models_were_trained() {
+        check("gpt-2", &["Hello", "Ġ", "Ġworld", "'", "S", "Ġ12345", "ĊĊ", "Ġx"]);
+        check("smollm", &["Hello", "Ġ", "Ġworld", "'", "S", "Ġ", "1", "2", "3", "4", "5", "ĊĊ", "Ġx"]);
+        check("llama-bpe", &["Hello", "Ġ", "Ġworld", "'S", "Ġ", "123", "45", "ĊĊ", "Ġx"]);
+        check("qwen2", &["Hello", "Ġ", "Ġworld", "'S", "Ġ", "1", "2", "3", "4", "5", "ĊĊ", "Ġx"]);
+    }
+
+    #[test]
+    fn every_supported_name_is_known_and_others_are_refused() {
+        for pre in SUPPORTED {
+            assert!(family(pre).is_ok(), "{pre}");
+        }
+        let error = family("tekken").err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(error.contains("pre-tokenizer \"tekken\"") && error.contains("smollm"), "{error}");
+    }
+}

@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 const NAME: &str = "chat_template";
 /// Instructions that one rendering may take: an ordinary template needs some tens per message.
-const FUEL: u64 = 10_000_000;
+const FUEL: u64 = 2_000_000;
 
 /// A compiled template with the file's texts for the beginning and end of a sequence.
 pub struct ChatTemplate {
@@ -21,8 +21,8 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Compiles a template.
-    pub fn new(source: String, bos_text: String, eos_text: String) -> Result<Self, TextError> {
+    /// Compiles a template; the error is the template engine's.
+    pub fn new(source: String, bos_text: String, eos_text: String) -> Result<Self, String> {
         let mut environment = Environment::new();
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
@@ -31,9 +31,7 @@ impl ChatTemplate {
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", to_json);
-        environment
-            .add_template_owned(NAME, source)
-            .map_err(|error| TextError::TemplateSyntax { message: error.to_string() })?;
+        environment.add_template_owned(NAME, source).map_err(|error| error.to_string())?;
         Ok(Self { environment, bos_text, eos_text })
     }
 
@@ -93,8 +91,7 @@ mod tests {
     fn check(source: &str, expected: Result<&str, &str>) {
         let messages = [message(Role::System, " Be brief. "), message(Role::User, "<Hi> & 日")];
         let rendered = ChatTemplate::new(source.to_owned(), "<s>".into(), "</s>".into())
-            .and_then(|template| template.render(&messages))
-            .map_err(|error| error.to_string());
+            .and_then(|template| template.render(&messages).map_err(|error| error.to_string()));
         match (rendered, expected) {
             (Ok(text), Ok(expected)) => assert_eq!(text, expected, "{source}"),
             (Err(message), Err(expected)) => assert!(message.contains(expected), "{source}: {message}"),
@@ -128,7 +125,7 @@ mod tests {
     #[test]
     fn says_why_it_refuses() {
         check("{{ raise_exception('roles must alternate') }}", Err("refused the messages: roles must alternate"));
-        check("{% for m in messages %}", Err("cannot be used: syntax error"));
+        check("{% for m in messages %}", Err("syntax error"));
         check("{% for a in range(9999) %}{% for b in range(9999) %}{{ b }}{% endfor %}{% endfor %}", Err("fuel"));
         check("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", Err("recursion"));
         check("{{ messages[0].nothing.more }}", Err("undefined"));

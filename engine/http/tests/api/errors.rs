@@ -215,6 +215,13 @@ async fn a_chunked_body_is_as_good_as_any() {
 }
 
 #[tokio::test]
+async fn a_body_larger_than_the_buffers_is_read_whole() {
+    let server = Setup { scripts: vec![crate::support::says("ok")], ..Setup::default() }.start().await;
+    let body = format!(r#"{{"model":"tiny",{}"prompt":"hi"}}"#, " ".repeat(3 << 20));
+    assert_eq!(server.post(TEXT, &body).await.status, 200);
+}
+
+#[tokio::test]
 async fn refusals_of_the_backend_say_when_to_come_back() {
     let full = ApiError::QueueFull { model: "tiny".to_owned(), limit: 3, retry_after_s: 9 };
     let down = ApiError::Unavailable { message: "no instance".to_owned(), retry_after_s: None };

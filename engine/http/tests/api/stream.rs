@@ -127,6 +127,17 @@ async fn a_late_failure_is_an_event() {
 }
 
 #[tokio::test]
+async fn a_deadline_that_passes_in_a_stream_is_an_event() {
+    let mut server = server(vec![Step::Tokens(ids("a")), Step::Hang]).await;
+    let body = br#"{"model":"tiny","prompt":"x","stream":true}"#;
+    let answer = server.exchange(&post(TEXT, "x-foreshock-deadline-ms: 100\r\n", body)).await;
+    let expected = "The request's deadline of 100 ms passed before the answer was complete";
+    assert!(answer.body().contains(expected) && answer.body().ends_with("data: [DONE]\n\n"), "{answer:?}");
+    server.cancelled().await;
+    assert_eq!(server.record().await.outcome, AccessOutcome::Failed);
+}
+
+#[tokio::test]
 async fn a_stream_that_breaks_off_is_not_taken_for_complete() {
     let server = server(vec![Step::Tokens(ids("a"))]).await;
     let answer = server.post(TEXT, r#"{"model":"tiny","prompt":"x","stream":true}"#).await;
