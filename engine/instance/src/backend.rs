@@ -1,6 +1,5 @@
 //! This engine as a [`Backend`]: the OpenAI routes and the hop hand their requests to the step thread.
 
-use crate::clock;
 use crate::delivery::{CHANNEL_EVENTS, Delivery};
 use crate::limits;
 use crate::request::{Message, Work};
@@ -65,11 +64,10 @@ impl Backend for LocalBackend {
             limits::check(&request, facts)?;
         }
         let slot = self.shared.enter()?;
-        let waited_ns = context.arrived_at.elapsed().as_nanos() as u64;
         let (sender, events) = mpsc::channel(CHANNEL_EVENTS);
         let work = Work {
             request_id: context.request_id,
-            arrived_at_ns: clock::monotonic_ns().saturating_sub(waited_ns),
+            arrived_at_ns: context.arrived_at_ns,
             request,
             delivery: Delivery::new(sender, context.arrived_at, context.deadline, slot),
         };

@@ -4,14 +4,12 @@
 use rustix::time::{ClockId, clock_gettime};
 use std::fs;
 
-/// CLOCK_MONOTONIC now, ns.
-pub fn monotonic_ns() -> u64 {
-    clock_ns(ClockId::Monotonic)
-}
+pub use engine_http::clock::monotonic_ns;
 
-fn clock_ns(clock: ClockId) -> u64 {
-    let time = clock_gettime(clock);
-    (time.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec as u64)
+/// CLOCK_BOOTTIME now, ns: it runs on while the machine is suspended.
+fn boottime_ns() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    (now.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(now.tv_nsec as u64)
 }
 
 /// CLOCK_MONOTONIC when this process began, ns, to the kernel's clock tick (10 ms); `now_ns` where /proc does not say.
@@ -21,7 +19,7 @@ pub fn process_started_ns(now_ns: u64) -> u64 {
     let ticks_per_s = rustix::param::clock_ticks_per_second().max(1);
     let started_boottime_ns = ticks.saturating_mul(1_000_000_000 / ticks_per_s);
     // The kernel counts it since boot, suspension included; the difference of the clocks takes that out.
-    let suspended_ns = clock_ns(ClockId::Boottime).saturating_sub(now_ns);
+    let suspended_ns = boottime_ns().saturating_sub(now_ns);
     started_boottime_ns.saturating_sub(suspended_ns).min(now_ns)
 }
 

@@ -9,9 +9,6 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use std::sync::Arc;
 use std::sync::OnceLock;
 use telemetry::table;
-use warp::Filter;
-use warp::filters::BoxedFilter;
-use warp::reply::Response;
 
 /// One recorder for a process, whoever asks first.
 static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
@@ -37,19 +34,16 @@ pub(crate) fn install() -> Result<PrometheusHandle, EngineError> {
     Ok(RECORDER.get_or_init(|| handle).clone())
 }
 
-/// GET /metrics.
-pub(crate) fn route(handle: PrometheusHandle, shared: Arc<Shared>) -> BoxedFilter<(Response,)> {
-    warp::path!("metrics")
-        .and(warp::get())
-        .map(move || {
-            let telemetry = shared.ledger().peek(shared.state());
-            record(&shared.identity.model, &telemetry);
-            let mut response = Response::new(handle.render().into());
-            let kind = warp::http::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-            response.headers_mut().insert(warp::http::header::CONTENT_TYPE, kind);
-            response
-        })
-        .boxed()
+/// What /metrics says, each time it is asked.
+pub(crate) fn render(
+    handle: PrometheusHandle,
+    shared: Arc<Shared>,
+) -> impl Fn() -> String + Clone + Send + Sync + 'static {
+    move || {
+        let telemetry = shared.ledger().peek(shared.state());
+        record(&shared.identity.model, &telemetry);
+        handle.render()
+    }
 }
 
 fn record(model: &str, telemetry: &Telemetry) {

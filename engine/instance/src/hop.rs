@@ -5,19 +5,36 @@
 
 use bytes::Bytes;
 use engine_http::backend::StreamEvent;
-use engine_http::{ApiError, Backend, RequestContext, TokenStream};
-use engine_wire::hop::{GenerateRequest, HopEvent};
+use engine_http::{ApiError, Backend, Limits, RequestContext, TokenStream};
+use engine_wire::hop::{GenerateRequest, HEADER_REQUEST_ID, HopEvent};
 use futures_util::stream::{self, Stream};
-use warp::http::HeaderValue;
+use warp::Filter;
+use warp::filters::BoxedFilter;
 use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use warp::http::{HeaderMap, HeaderValue};
 use warp::reply::{Reply, Response};
 
-/// Serves one hop request whose body has arrived.
-pub(crate) async fn generate<B: Backend>(backend: B, context: RequestContext, body: Bytes) -> Response {
-    match start(backend, context, &body).await {
-        Ok(stream) => events(stream),
-        Err(error) => crate::server::error_response(&error),
-    }
+/// `POST /v1/foreshock/generate`.
+pub(crate) fn route<B: Backend>(backend: B, limits: Limits) -> BoxedFilter<(Response,)> {
+    warp::path!("v1" / "foreshock" / "generate")
+        .and(warp::post())
+        .and(engine_http::context(limits))
+        .and(warp::header::headers_cloned())
+        .and(warp::body::stream())
+        .then(move |context: RequestContext, headers: HeaderMap, body| {
+            let backend = backend.clone();
+            async move {
+                let started = match engine_http::read_body(&headers, body, &limits).await {
+                    Ok(body) => start(backend, context.clone(), &body).await,
+                    Err(error) => Err(error),
+                };
+                match started {
+                    Ok(stream) => events(stream, &context),
+                    Err(error) => engine_http::error_response(&error, &context),
+                }
+            }
+        })
+        .boxed()
 }
 
 async fn start<B: Backend>(backend: B, context: RequestContext, body: &[u8]) -> Result<TokenStream, ApiError> {
@@ -28,11 +45,14 @@ async fn start<B: Backend>(backend: B, context: RequestContext, body: &[u8]) -> 
     backend.generate(context, request).await
 }
 
-fn events(stream: TokenStream) -> Response {
+fn events(stream: TokenStream, context: &RequestContext) -> Response {
     let mut response = warp::reply::stream(frames(stream)).into_response();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Ok(request_id) = HeaderValue::from_str(&context.request_id) {
+        headers.insert(HEADER_REQUEST_ID, request_id);
+    }
     response
 }
 
@@ -81,9 +101,5 @@ fn frame(event: Result<StreamEvent, ApiError>) -> (Bytes, bool) {
 }
 
 fn failed(error: &ApiError) -> HopEvent {
-    HopEvent::Failed {
-        status: crate::server::status_and_code(error).0.as_u16(),
-        code: crate::server::status_and_code(error).1.to_string(),
-        message: error.to_string(),
-    }
+    HopEvent::Failed { status: error.status().as_u16(), code: error.code().to_string(), message: error.to_string() }
 }

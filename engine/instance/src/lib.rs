@@ -9,6 +9,7 @@ mod clock;
 mod control;
 mod cores;
 mod delivery;
+mod ends;
 mod error;
 mod exposition;
 mod hop;

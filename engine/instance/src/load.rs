@@ -1,6 +1,7 @@
 //! From options to a device: the one place that knows checkpoints and the CPU runtime.
 
 use crate::clock;
+use crate::ends;
 use crate::error::EngineError;
 use crate::options::{Compute, EngineOptions};
 use engine_core::{Forward, TokenId};
@@ -19,16 +20,12 @@ pub struct LoadedModel {
 /// Makes the device on the step thread, which then owns it. `cores` are those that the process has.
 pub type Loader = Box<dyn FnOnce(&EngineOptions, &[u32]) -> Result<LoadedModel, EngineError> + Send>;
 
-/// Keys of the tokens that end a text or a turn, as GGUF writers name them.
-const EOS_KEYS: [&str; 2] = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"];
-
 /// Loads the checkpoint that the options name.
 pub fn load_checkpoint(options: &EngineOptions, cores: &[u32]) -> Result<LoadedModel, EngineError> {
     let failed = |message: String| EngineError::Model { path: options.model.clone(), message };
     let gguf = Gguf::open(&options.model).map_err(|error| failed(error.to_string()))?;
     let mapped_at_ns = clock::monotonic_ns();
-    let mut eos_token_ids: Vec<TokenId> = EOS_KEYS.iter().filter_map(|key| gguf.u32(key).ok()).collect();
-    eos_token_ids.dedup();
+    let eos_token_ids = ends::end_tokens(&gguf).map_err(|error| failed(error.to_string()))?;
     let load_options = LoadOptions {
         compute: match options.compute {
             Compute::F32 => engine_runtime::Compute::F32,

@@ -1,45 +1,20 @@
-//! The engine's port.
+//! The engine's port: the OpenAI routes, the hop beside them, and /metrics.
 
 use crate::backend::LocalBackend;
 use crate::error::EngineError;
 use crate::exposition;
 use crate::hop;
 use crate::shared::Shared;
-use engine_http::{ApiError, Backend, RequestContext};
-use engine_wire::hop::GENERATE_PATH;
+use engine_http::{Limits, RouteOptions, ServeOptions};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use warp::Filter;
-use warp::http::StatusCode;
-use warp::reply::Response;
 
 /// Time for answers to reach their clients after the last request has ended.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
-
-/// Unix time, s.
-pub(crate) fn unix_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-pub(crate) fn error_response(error: &ApiError) -> Response {
-    let (status, code) = status_and_code(error);
-    let body = serde_json::json!({"error": {"message": error.to_string(), "type": "x", "param": null, "code": code}});
-    let mut response = Response::new(body.to_string().into());
-    *response.status_mut() = status;
-    response
-}
-
-pub(crate) fn status_and_code(error: &ApiError) -> (StatusCode, &'static str) {
-    match error {
-        ApiError::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
-        ApiError::ModelNotFound { .. } => (StatusCode::NOT_FOUND, "model_not_found"),
-        ApiError::Internal { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
-        _ => (StatusCode::BAD_REQUEST, "invalid"),
-    }
-}
 
 /// The running server.
 pub(crate) struct Server {
@@ -48,37 +23,26 @@ pub(crate) struct Server {
 }
 
 impl Server {
+    /// Answers from now on: /readyz says no until the model is loaded, generations wait inside.
     pub fn start(listener: TcpListener, backend: LocalBackend, shared: Arc<Shared>) -> Result<Self, EngineError> {
-        let handle = exposition::install()?;
-        let generate = warp::path(GENERATE_PATH.trim_start_matches('/').split('/').next().unwrap_or(""))
-            .and(warp::path::path("foreshock"))
-            .and(warp::path::path("generate"))
-            .and(warp::post())
-            .and(warp::body::bytes())
-            .then(move |body| hop::generate(backend.clone(), context(), body));
-        let filter = generate.or(exposition::route(handle, shared));
+        let limits = Limits::default();
+        let metrics = engine_http::metrics_route(exposition::render(exposition::install()?, shared));
+        let hop = hop::route(backend.clone(), limits);
+        // The engine's own records of requests are the step thread's.
+        let api = engine_http::routes(backend, RouteOptions { limits, access: Arc::new(|_| {}) });
+        let filter = engine_http::with_fallback(hop.or(metrics).unify().or(api).unify().boxed(), limits);
         let (stop, stopped) = oneshot::channel::<()>();
-        let server = warp::serve(filter).incoming(listener).graceful(async move {
+        let shutdown = async move {
             let _ = stopped.await;
-        });
-        Ok(Self { stop, task: tokio::spawn(server.run()) })
+        };
+        let options = ServeOptions { drain_deadline: STOP_LIMIT, ..ServeOptions::default() };
+        Ok(Self { stop, task: tokio::spawn(engine_http::serve(listener, filter, shutdown, options)) })
     }
 
+    /// Lets the last bytes go out, then closes everything.
     pub async fn stop(self) {
         let _ = self.stop.send(());
-        let _ = tokio::time::timeout(STOP_LIMIT, self.task).await;
-    }
-}
-
-fn context() -> RequestContext {
-    let now = Instant::now();
-    RequestContext {
-        request_id: "r".into(),
-        tenant: "default".into(),
-        key: None,
-        arrived_at: now,
-        deadline: now + Duration::from_secs(60),
-        trace_parent: String::new(),
-        peer: None,
+        // `serve` keeps its own deadline; this one is for the case that it cannot.
+        let _ = tokio::time::timeout(STOP_LIMIT * 2, self.task).await;
     }
 }

@@ -1,0 +1,44 @@
+//! The tokens that end an output, from a checkpoint's metadata.
+//!
+//! `TextModel` knows them too, but building one costs tens of milliseconds, which a cold start does not
+//! have. A test holds the two to the same answer.
+
+use engine_core::TokenId;
+use engine_store::{Gguf, GgufError};
+
+/// Keys under which a file names its own end tokens.
+const ID_KEYS: [&str; 3] =
+    ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
+
+/// Control tokens that end a turn in one model family or another; files often name only one of the two
+/// that their template uses.
+const TEXTS: [&str; 8] = [
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end_of_text|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|return|>",
+];
+
+/// Token types of llama.cpp that are no text: unknown, control, unused.
+const CONTROL_TYPES: [i64; 3] = [2, 3, 5];
+
+/// End tokens in order of id; none when the file has no vocabulary, as test files may.
+pub(crate) fn end_tokens(gguf: &Gguf) -> Result<Vec<TokenId>, GgufError> {
+    let mut ids = Vec::new();
+    for key in ID_KEYS {
+        ids.extend(gguf.optional(key, Gguf::u32)?);
+    }
+    let tokens = gguf.optional("tokenizer.ggml.tokens", Gguf::strings)?;
+    let types = gguf.optional("tokenizer.ggml.token_type", Gguf::i64s)?;
+    if let (Some(tokens), Some(types)) = (tokens, types) {
+        let control = tokens.zip(types).enumerate().filter(|(_, (_, kind))| CONTROL_TYPES.contains(kind));
+        ids.extend(control.filter(|(_, (text, _))| TEXTS.contains(text)).map(|(id, _)| id as TokenId));
+    }
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(ids)
+}
