@@ -14,6 +14,8 @@ mod stop;
 mod template;
 
 pub use detokenize::Detokenizer;
+/// What [`TextModel::from_gguf`] reads.
+pub use engine_store::Gguf;
 pub use error::TextError;
 pub use model::TextModel;
 pub use stop::{StopMatch, StopMatcher};

@@ -1,7 +1,6 @@
 //! The smallest checkpoint with a text side: one token per byte, two control tokens and a chat template, as GGUF bytes.
 
-use engine_store::Gguf;
-use engine_text::TextModel;
+use engine_text::{Gguf, TextModel};
 
 /// Start and end of a turn; ids below 256 are bytes.
 pub const TURN_END: u32 = 257;
