@@ -1,4 +1,5 @@
-//! Prefill and decode speed of the CPU device: `speed FILE.gguf [f32|fast] [threads]`.
+//! Prefill and decode speed of the CPU device: `speed FILE.gguf [f32|fast] [threads] [case]`,
+//! `case` being the first word(s) of the cases to run.
 //!
 //! Prints tokens per second of wall time and of CPU time, every sample, because the machine may be shared.
 
@@ -17,6 +18,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = args.next().ok_or("usage: speed FILE.gguf [f32|fast] [threads]")?;
     let compute = if args.next().as_deref() == Some("f32") { Compute::F32 } else { Compute::Fast };
     let threads: usize = args.next().map_or(Ok(1), |count| count.parse())?;
+    let only = args.next().unwrap_or_default();
     let start = Instant::now();
     let gguf = Gguf::open(&path)?;
     let opened = start.elapsed();
@@ -26,7 +28,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         step(&mut *device, &[(0, 0, 1)])?;
         start.elapsed()
     });
-    for _ in 0..SAMPLES {
+    for _ in 0..if "prefill 512".starts_with(&only) { SAMPLES } else { 0 } {
         report("prefill 512", PREFILL_TOKENS, || step(&mut *device, &[(0, 0, PREFILL_TOKENS)]))?;
     }
     for (name, streams, at) in [
@@ -35,7 +37,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ("decode 1 at 2048", 1, 2048),
         ("decode 8 at 128", 8, 128),
     ] {
-        for _ in 0..SAMPLES {
+        for _ in 0..if name.starts_with(&only) { SAMPLES } else { 0 } {
             report(name, streams * DECODE_TOKENS, || {
                 for position in at..at + DECODE_TOKENS {
                     let parts: Vec<_> = (0..streams).map(|stream| (stream, position, 1)).collect();

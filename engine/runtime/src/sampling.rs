@@ -155,3 +155,122 @@ fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn sampling(temperature: f32, top_k: u32, top_p: f32, min_p: f32, seed: u64) -> Sampling {
+        Sampling { temperature, top_k, top_p, min_p, seed }
+    }
+
+    #[test]
+    fn greedy_takes_the_lowest_of_equals_and_refuses_non_finite() {
+        let greedy = sampling(0.0, 0, 1.0, 0.0, 0);
+        assert_eq!(sample(&[1.0, 3.0, 3.0, -2.0], &greedy, 0), Ok(1));
+        assert_eq!(sample(&[-0.0, 0.0], &greedy, 0), Ok(0));
+        assert_eq!(sample(&[], &greedy, 0), Err(SampleError::Empty));
+        let nan = sample(&[0.0, f32::NAN], &greedy, 0);
+        assert!(matches!(nan, Err(SampleError::NonFinite { token: 1, .. })), "{nan:?}");
+        let bad = sample(&[0.0], &sampling(f32::NAN, 0, 1.0, 0.0, 0), 0);
+        assert!(matches!(bad, Err(SampleError::Parameter { name: "temperature", .. })), "{bad:?}");
+        let bad = sample(&[0.0], &sampling(1.0, 0, 0.0, 0.0, 0), 0);
+        assert!(matches!(bad, Err(SampleError::Parameter { name: "top_p", .. })), "{bad:?}");
+    }
+
+    /// Pearson's statistic of 20,000 draws against the softmax of the logits that survive.
+    fn chi_square(logits: &[f32], sampling: &Sampling, survivors: &[usize]) -> f64 {
+        const DRAWS: usize = 20_000;
+        let mut counts = vec![0usize; logits.len()];
+        for position in 0..DRAWS {
+            counts[sample(logits, sampling, position).unwrap() as usize] += 1;
+        }
+        let weight = |index: &usize| f64::from(logits[*index] / sampling.temperature).exp();
+        let total: f64 = survivors.iter().map(weight).sum();
+        let drawn: usize = survivors.iter().map(|index| counts[*index]).sum();
+        assert_eq!(drawn, DRAWS, "a token was drawn that should have been cut: {counts:?}");
+        survivors
+            .iter()
+            .map(|index| {
+                let expected = weight(index) / total * DRAWS as f64;
+                (counts[*index] as f64 - expected).powi(2) / expected
+            })
+            .sum()
+    }
+
+    #[test]
+    fn draws_follow_the_softmax_of_the_survivors() {
+        // Probabilities at temperature 1: about 0.56, 0.21, 0.13, 0.08, 0.03.
+        let logits = [0.0, 2.0, 1.0, 3.0, 1.5];
+        let all = [0, 1, 2, 3, 4];
+        // 99.9 % of chi-square statistics with 4 degrees of freedom lie below 18.5.
+        for (sampling, survivors) in [
+            (sampling(1.0, 0, 1.0, 0.0, 1), &all[..]),
+            (sampling(0.7, 0, 1.0, 0.0, 2), &all[..]),
+            (sampling(2.0, 0, 1.0, 0.0, 3), &all[..]),
+            (sampling(1.0, 3, 1.0, 0.0, 4), &[3, 1, 4][..]),
+            (sampling(1.0, 0, 0.7, 0.0, 5), &[3, 1][..]),
+            (sampling(1.0, 0, 1.0, 0.2, 6), &[3, 1, 4][..]),
+            (sampling(1.0, 4, 0.7, 0.1, 7), &[3, 1][..]),
+        ] {
+            let statistic = chi_square(&logits, &sampling, survivors);
+            assert!(statistic < 18.5, "{sampling:?}: {statistic}");
+        }
+    }
+
+    #[test]
+    fn draws_at_neighbouring_positions_and_seeds_are_unrelated() {
+        let mut sum = 0.0;
+        for seed in 0..100 {
+            for position in 0..100 {
+                let (here, next) = (uniform(seed, position), uniform(seed, position + 1));
+                sum += (here - 0.5) * (next - 0.5) + (here - 0.5) * (uniform(seed + 1, position) - 0.5);
+            }
+        }
+        // 20,000 products of standard deviation 1/12: the sum's deviation is 11.8.
+        assert!(f64::abs(sum) < 4.0 * 11.8, "{sum}");
+    }
+
+    proptest! {
+        #[test]
+        fn result_is_a_function_and_top_k_one_is_greedy(
+            logits in proptest::collection::vec(-20.0f32..20.0, 1..300),
+            seed: u64,
+            position in 0usize..100_000,
+            temperature in 0.01f32..5.0,
+            top_p in 0.01f32..1.0,
+            min_p in 0.0f32..0.5,
+            top_k in 0u32..50,
+        ) {
+            let params = sampling(temperature, top_k, top_p, min_p, seed);
+            let first = sample(&logits, &params, position).unwrap();
+            prop_assert_eq!(sample(&logits, &params, position).unwrap(), first);
+            let one = sampling(temperature, 1, top_p, min_p, seed);
+            prop_assert_eq!(sample(&logits, &one, position).unwrap(), argmax(&logits).unwrap());
+            // The likeliest token is never cut, and only the k likeliest may come.
+            if top_k > 0 {
+                let better = logits.iter().filter(|logit| **logit > logits[first as usize]).count();
+                prop_assert!(better < top_k as usize);
+            }
+        }
+
+        #[test]
+        fn nucleus_is_the_same_as_by_full_sort(
+            logits in proptest::collection::vec(-3.0f32..3.0, 2..400),
+            top_p in 0.05f32..0.999,
+        ) {
+            let kept = candidates(&logits, &sampling(1.0, 0, top_p, 0.0, 0), |logit| f64::from(logit).exp());
+            let mut order: Vec<usize> = (0..logits.len()).collect();
+            order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b)));
+            let target = f64::from(top_p) * logits.iter().map(|logit| f64::from(*logit).exp()).sum::<f64>();
+            let mut sum = 0.0;
+            let count = 1 + order.iter().take_while(|index| {
+                sum += f64::from(logits[**index]).exp();
+                sum < target
+            }).count();
+            let expected: Vec<u32> = order.iter().take(count).map(|index| *index as u32).collect();
+            prop_assert_eq!(kept.iter().map(|candidate| candidate.token).collect::<Vec<_>>(), expected);
+        }
+    }
+}

@@ -1,1 +1,68 @@
-//! x
+//! The fast path against the reference tokens and against our own f32 logits, at every reference step.
+
+use crate::support::{device, device_on, golden, teacher_forced};
+use engine_runtime::{Compute, kernels::cpu::simd::Isa, sampling::argmax};
+
+/// Root-mean-square error of the logits over their standard deviation: measured 0.058 in the mean of 320 steps and
+/// 0.191 at worst. Rounding activations to int8 makes nearly all of it.
+const MEAN_ERROR_MAX: f64 = 0.08;
+const WORST_ERROR_MAX: f64 = 0.25;
+/// Perplexity of the reference tokens, fast over f32: measured 1.0026.
+const PERPLEXITY_RATIO_MAX: f64 = 1.02;
+
+#[test]
+fn fast_path_stays_within_the_stated_bounds() {
+    let cases = golden().cases;
+    let fast = teacher_forced(&mut device(Compute::Fast), &cases);
+    let exact = teacher_forced(&mut device(Compute::F32), &cases);
+    let (mut errors, mut fast_nll, mut exact_nll) = (Vec::new(), 0.0, 0.0);
+    let mut decided = 0;
+    for (index, case) in cases.iter().enumerate() {
+        for (step, expected) in case.greedy_ids.iter().enumerate() {
+            let (fast, exact) = (&fast[index][step], &exact[index][step]);
+            if case.top1_minus_top2[step] > 0.5 {
+                assert_eq!(argmax(fast), Ok(*expected), "case {index}, step {step}");
+                decided += 1;
+            }
+            errors.push(relative_error(fast, exact));
+            fast_nll += negative_log_likelihood(fast, *expected);
+            exact_nll += negative_log_likelihood(exact, *expected);
+        }
+    }
+    let mean = errors.iter().sum::<f64>() / errors.len() as f64;
+    let worst = errors.iter().copied().fold(0.0, f64::max);
+    let ratio = ((fast_nll - exact_nll) / errors.len() as f64).exp();
+    println!("{decided} decided steps; relative error mean {mean:.4}, worst {worst:.4}; perplexity ratio {ratio:.4}");
+    assert!(decided > 200, "only {decided} steps have a clear winner");
+    assert!(mean < MEAN_ERROR_MAX && worst < WORST_ERROR_MAX, "mean {mean}, worst {worst}");
+    assert!((1.0 / PERPLEXITY_RATIO_MAX..PERPLEXITY_RATIO_MAX).contains(&ratio), "perplexity ratio {ratio}");
+}
+
+#[test]
+fn portable_code_computes_the_same_bits() {
+    let prompt = &golden().cases[1].prompt_ids;
+    for compute in [Compute::Fast, Compute::F32] {
+        let logits = [Isa::detect(), Isa::Portable].map(|isa| {
+            let mut driver = device_on(compute, 2, isa);
+            let mut sequence = driver.sequence(prompt, 2);
+            let first = driver.finish(&mut sequence);
+            sequence.tokens.push(42);
+            [first, driver.finish(&mut sequence)].concat()
+        });
+        assert!(logits[0] == logits[1], "{compute:?}");
+    }
+}
+
+fn relative_error(found: &[f32], exact: &[f32]) -> f64 {
+    let count = exact.len() as f64;
+    let mean = exact.iter().map(|x| f64::from(*x)).sum::<f64>() / count;
+    let variance = exact.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / count;
+    let square = found.iter().zip(exact).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>() / count;
+    (square / variance).sqrt()
+}
+
+fn negative_log_likelihood(logits: &[f32], token: u32) -> f64 {
+    let high = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let total: f64 = logits.iter().map(|x| f64::from(x - high).exp()).sum();
+    total.ln() - f64::from(logits[token as usize] - high)
+}

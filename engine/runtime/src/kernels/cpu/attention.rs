@@ -5,6 +5,9 @@
 //! computed beside it. Queries that share keys (tokens of one prefill, query heads of one KV head) also
 //! share each tile's conversion to f32, which changes no bit of the result.
 
+// See integer_avx2.rs: vectors go through plain loops, never through closures.
+#![allow(clippy::needless_range_loop)]
+
 use super::{
     kv::{KvElement, KvPool, TILE},
     pool::{Pool, SharedMut},
@@ -241,8 +244,10 @@ fn rows_step<S: Simd, const R: usize>(s: S, scratch: &mut Scratch, row: usize, t
     }
     let width = dim / 8;
     for column in 0..width {
-        let mut acc: [S::V; R] =
-            std::array::from_fn(|r| s.mul(s.load(&scratch.sums[(row + r) * width + column]), s.splat(factors[r])));
+        let mut acc = [s.zero(); R];
+        for r in 0..R {
+            acc[r] = s.mul(s.load(&scratch.sums[(row + r) * width + column]), s.splat(factors[r]));
+        }
         for position in 0..TILE {
             let v = s.load(&scratch.values[position * width + column]);
             for r in 0..R {
@@ -259,15 +264,16 @@ fn rows_step<S: Simd, const R: usize>(s: S, scratch: &mut Scratch, row: usize, t
 /// One step of the online softmax: the factor for what was summed before, and the tile's weights.
 #[inline(always)]
 fn soften<S: Simd>(s: S, state: &mut State, scores: [S::V; 2], tile: usize) -> (f32, [[f32; 8]; 2]) {
-    let mut scores = scores.map(|v| s.array(v));
+    let mut scores = [s.array(scores[0]), s.array(scores[1])];
     let valid = (state.position + 1 - tile * TILE).min(TILE);
     scores.as_flattened_mut()[valid..].fill(f32::NEG_INFINITY);
     let scores = [s.load(&scores[0]), s.load(&scores[1])];
     let lanes = s.array(s.max(scores[0], scores[1]));
     let high = lanes.into_iter().fold(state.high, |a, b| if a > b { a } else { b });
     let factor = s.array(s.exp(s.splat(state.high - high)))[0];
-    let weights = scores.map(|v| s.exp(s.sub(v, s.splat(high))));
+    let shift = s.splat(high);
+    let weights = [s.exp(s.sub(scores[0], shift)), s.exp(s.sub(scores[1], shift))];
     state.total = state.total * factor + s.sum(s.add(weights[0], weights[1]));
     state.high = high;
-    (factor, weights.map(|v| s.array(v)))
+    (factor, [s.array(weights[0]), s.array(weights[1])])
 }

@@ -5,6 +5,10 @@
 //! no horizontal sum, and for 4-bit weights even the i16 sums of a whole block fit
 //! (8 * 2 * 15 * 127 = 30480). One token works from registers; several tokens share one unpacked copy.
 
+// Vectors go through plain loops here, never through closures: the library functions that would call the
+// closure (`array::map`, `from_fn`) lack the target features, and nothing would be inlined across them.
+#![allow(clippy::needless_range_loop)]
+
 use super::{
     integer::{Q4_0, Q4_1, Q8_0, Sink, block_bytes, values_at},
     matrix::{GROUP, Matrix},
@@ -99,18 +103,32 @@ struct Unpacked {
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn transpose(base: *const u8, row_bytes: usize) -> [__m256i; 4] {
-    let load = |row: usize| {
-        // SAFETY: within the range that the caller vouches for.
-        unsafe {
-            let low = _mm_loadu_si128(base.add(row * row_bytes).cast());
-            let high = _mm_loadu_si128(base.add((row + 4) * row_bytes).cast());
-            _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(low), high)
-        }
+    // SAFETY: within the range that the caller vouches for.
+    let (r0, r1, r2, r3) = unsafe {
+        (
+            load_pair(base, 4 * row_bytes),
+            load_pair(base.add(row_bytes), 4 * row_bytes),
+            load_pair(base.add(2 * row_bytes), 4 * row_bytes),
+            load_pair(base.add(3 * row_bytes), 4 * row_bytes),
+        )
     };
-    let (r0, r1, r2, r3) = (load(0), load(1), load(2), load(3));
     let (a, b) = (_mm256_unpacklo_epi32(r0, r1), _mm256_unpacklo_epi32(r2, r3));
     let (c, d) = (_mm256_unpackhi_epi32(r0, r1), _mm256_unpackhi_epi32(r2, r3));
     [_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b), _mm256_unpacklo_epi64(c, d), _mm256_unpackhi_epi64(c, d)]
+}
+
+/// 16 bytes at `low` and 16 more `apart` bytes later.
+///
+/// # Safety
+/// Both must be readable.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn load_pair(low: *const u8, apart: usize) -> __m256i {
+    // SAFETY: the caller vouches for both reads.
+    unsafe {
+        let high = _mm_loadu_si128(low.add(apart).cast());
+        _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(_mm_loadu_si128(low.cast())), high)
+    }
 }
 
 /// # Safety
@@ -127,9 +145,12 @@ unsafe fn unpack<const KIND: u8>(base: *const u8, row_bytes: usize) -> Unpacked 
             [low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]]
         } else {
             let mask = _mm256_set1_epi8(15);
-            let lo = low.map(|x| _mm256_and_si256(x, mask));
-            let hi = low.map(|x| _mm256_and_si256(_mm256_srli_epi16::<4>(x), mask));
-            [lo[0], lo[1], lo[2], lo[3], hi[0], hi[1], hi[2], hi[3]]
+            let mut w = [_mm256_setzero_si256(); 8];
+            for i in 0..4 {
+                w[i] = _mm256_and_si256(low[i], mask);
+                w[i + 4] = _mm256_and_si256(_mm256_srli_epi16::<4>(low[i]), mask);
+            }
+            w
         };
         let word = |row: usize| base.add(row * row_bytes).cast::<u16>().read_unaligned() as i16;
         if KIND == Q4_1 {
@@ -154,8 +175,9 @@ unsafe fn unpack<const KIND: u8>(base: *const u8, row_bytes: usize) -> Unpacked 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn broadcast(q: &[i8; BLOCK], dword: usize) -> __m256i {
-    let four = [q[4 * dword], q[4 * dword + 1], q[4 * dword + 2], q[4 * dword + 3]];
-    _mm256_set1_epi32(i32::from_le_bytes(four.map(|x| x as u8)))
+    let (words, _) = q.as_chunks::<4>();
+    let [a, b, c, d] = words[dword];
+    _mm256_set1_epi32(i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8]))
 }
 
 /// Adds four products per lane: to i16 sums for 4-bit weights, to i32 sums for 8-bit ones.
@@ -179,6 +201,21 @@ fn fold<const KIND: u8>(acc: __m256, sum: __m256i, d: __m256, m: __m256, scale: 
     if KIND == Q8_0 { acc } else { _mm256_fmadd_ps(m, _mm256_set1_ps(scale[1]), acc) }
 }
 
+/// How far ahead of the current group weights are fetched: farther than memory's latency, nearer than the
+/// first-level cache is large.
+const PREFETCH_BYTES: usize = 6144;
+
+/// Fetches the lines of a stretch of a matrix. Groups follow one another in memory, but within a group the
+/// kernel walks eight rows at once in steps of 18 to 34 bytes, which the hardware prefetchers follow badly.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn prefetch(from: *const u8, bytes: usize) {
+    for line in (0..bytes).step_by(64) {
+        // A hint: it never faults, whatever the address, also past the last row.
+        _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(line).cast());
+    }
+}
+
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn one_token<const KIND: u8>(bytes: &[u8], row_bytes: usize, input: (&[[i8; BLOCK]], &[[f32; 2]])) -> [f32; 8] {
@@ -186,11 +223,15 @@ fn one_token<const KIND: u8>(bytes: &[u8], row_bytes: usize, input: (&[[i8; BLOC
     assert!(bytes.len() == GROUP * row_bytes && q.len() * block_bytes(KIND) == row_bytes);
     let mut acc = _mm256_setzero_ps();
     for (index, (q, scale)) in q.iter().zip(scale).enumerate() {
+        prefetch(
+            bytes.as_ptr().wrapping_add(PREFETCH_BYTES + index * GROUP * block_bytes(KIND)),
+            GROUP * block_bytes(KIND),
+        );
         // SAFETY: `index` is below the number of blocks in each of the eight rows, by the assertion.
         let block = unsafe { unpack::<KIND>(bytes.as_ptr().add(index * block_bytes(KIND)), row_bytes) };
         let mut sum = _mm256_setzero_si256();
-        for (dword, w) in block.w.into_iter().enumerate() {
-            sum = step::<KIND>(sum, w, broadcast(q, dword));
+        for dword in 0..8 {
+            sum = step::<KIND>(sum, block.w[dword], broadcast(q, dword));
         }
         acc = fold::<KIND>(acc, sum, block.d, block.m, scale);
     }
@@ -205,8 +246,8 @@ fn pack<const KIND: u8>(bytes: &[u8], row_bytes: usize, out: &mut [Packed]) {
         // to the arrays of `out`, whose alignment is 32.
         unsafe {
             let block = unpack::<KIND>(bytes.as_ptr().add(index * block_bytes(KIND)), row_bytes);
-            for (out, w) in out.w.iter_mut().zip(block.w) {
-                _mm256_store_si256(out.as_mut_ptr().cast(), w);
+            for dword in 0..8 {
+                _mm256_store_si256(out.w[dword].as_mut_ptr().cast(), block.w[dword]);
             }
             _mm256_store_ps(out.d.as_mut_ptr(), block.d);
             _mm256_store_ps(out.m.as_mut_ptr(), block.m);
@@ -234,9 +275,11 @@ fn tile<const KIND: u8, const G: usize, const T: usize>(
     for index in 0..blocks {
         let mut sum = [[_mm256_setzero_si256(); T]; G];
         for dword in 0..8 {
-            // SAFETY: reads 32 bytes of an array of 32, aligned by the type.
-            let w: [__m256i; G] =
-                std::array::from_fn(|g| unsafe { _mm256_load_si256(packed[g][index].w[dword].as_ptr().cast()) });
+            let mut w = [_mm256_setzero_si256(); G];
+            for g in 0..G {
+                // SAFETY: reads 32 bytes of an array of 32, aligned by the type.
+                w[g] = unsafe { _mm256_load_si256(packed[g][index].w[dword].as_ptr().cast()) };
+            }
             for t in 0..T {
                 let a = broadcast(&rows[t].0[index], dword);
                 for g in 0..G {
@@ -255,9 +298,9 @@ fn tile<const KIND: u8, const G: usize, const T: usize>(
             }
         }
     }
-    for (g, acc) in acc.into_iter().enumerate() {
-        for (t, acc) in acc.into_iter().enumerate() {
-            sink(token + t, group + g, &to_array(acc));
+    for g in 0..G {
+        for t in 0..T {
+            sink(token + t, group + g, &to_array(acc[g][t]));
         }
     }
     token + T

@@ -128,7 +128,10 @@ impl Kernel for QuantiseRow<'_> {
             }
             let high = s.array(high).into_iter().fold(0.0f32, |a, b| if a > b { a } else { b });
             let inverse = s.splat(if high > 0.0 { 127.0 / high } else { 0.0 });
-            let rounded = x.map(|v| s.round(s.mul(v, inverse)));
+            let mut rounded = x;
+            for v in &mut rounded {
+                *v = s.round(s.mul(*v, inverse));
+            }
             s.store_i8(rounded, q);
             let sum = s.sum(s.add(s.add(rounded[0], rounded[1]), s.add(rounded[2], rounded[3])));
             let step = high / 127.0 + s.sum(poison);

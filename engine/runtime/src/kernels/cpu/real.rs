@@ -1,6 +1,9 @@
 //! Weights of any type, dequantised, times f32 activations: the reference, and the path of F16 and F32
 //! weights. Lanes run across eight rows; each row's sum runs in column order, whatever the tile.
 
+// See integer_avx2.rs: vectors go through plain loops, never through closures.
+#![allow(clippy::needless_range_loop)]
+
 use super::{
     integer::Sink,
     matrix::{GROUP, Matrix},
@@ -85,5 +88,9 @@ fn tile<S: Simd, const T: usize>(s: S, job: &Tiles<'_, impl Sink>, token: usize)
             acc[t] = s.fma(w, s.splat(rows[t][index]), acc[t]);
         }
     }
-    Results(acc.map(|v| s.array(v)))
+    let mut out = [[0.0; 8]; T];
+    for t in 0..T {
+        s.store(acc[t], &mut out[t]);
+    }
+    Results(out)
 }
