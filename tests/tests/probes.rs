@@ -129,6 +129,88 @@ async fn every_request_is_counted_once_and_timed_between_write_and_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_load_is_counted_exactly() {
+    let Some(witness) = attach(WitnessOptions::default()) else { return };
+    let (server, _) = start(&witness, "127.0.0.1:0");
+    let clients: Vec<_> = (0..8)
+        .map(|_| {
+            std::thread::spawn(move || {
+                let mut lasting = Client::connect(server);
+                for _ in 0..100 {
+                    lasting.post("/missing");
+                    Client::connect(server).post("/packed");
+                }
+            })
+        })
+        .collect();
+    for client in clients {
+        client.join().expect("client");
+    }
+    let counts = settled(&witness, server.port(), |c| c.ended == 1600 && c.closed == 808).await;
+    assert_eq!((counts.requests, counts.ended, counts.in_flight), (1600, 1600, 0), "{counts:?}");
+    assert_eq!((counts.syns, counts.connections, counts.closed), (808, 808, 808), "{counts:?}");
+    assert!(witness.recent(usize::MAX).iter().all(|record| record.end == RequestEnd::Complete));
+    assert_eq!(witness.events_lost(), 0);
+}
+
+/// A link that drops what exceeds a small queue, in a network namespace of its own.
+#[test]
+fn retransmitted_segments_count_once() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("runtime");
+    let Some(observer) =
+        runtime.block_on(async { attach(WitnessOptions { all_namespaces: true, ..WitnessOptions::default() }) })
+    else {
+        return;
+    };
+    let (address, server_port, seen, retransmitted) = std::thread::scope(|scope| {
+        #[expect(
+            deprecated,
+            reason = "unsafe only where threads share descriptors by CLONE_FILES, which is not asked for"
+        )]
+        let lossy = || {
+            // Only this thread, and those it starts, are there.
+            rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET).expect("a network namespace");
+            for command in
+                ["ip link set lo mtu 1500 up", "tc qdisc add dev lo root tbf rate 20mbit burst 4000 limit 9000"]
+            {
+                let mut words = command.split(' ');
+                let status = Command::new(words.next().expect("a word")).args(words).status().expect("needs iproute2");
+                assert!(status.success(), "{command}");
+            }
+            let (server, _) = start(&observer, "127.0.0.1:0");
+            let mut client = Client::connect(server);
+            let big = vec![b'b'; 60_000];
+            let head = format!("POST /whole HTTP/1.1\r\nContent-Length: {}\r\n\r\n", big.len());
+            let seen: Vec<Seen> = (0..5).map(|_| client.request(&[head.as_bytes(), &big])).collect();
+            (client.address(), server.port(), seen, retransmissions())
+        };
+        scope.spawn(lossy).join().expect("client")
+    });
+    assert!(retransmitted > 0, "the link dropped nothing");
+    runtime.block_on(async {
+        let counts = settled(&observer, server_port, |c| c.ended == 5).await;
+        assert_eq!((counts.requests, counts.ended, counts.syns), (5, 5, 1), "{counts:?}");
+    });
+    for (sequence, seen) in (0..).zip(&seen) {
+        let record = observer.find(address, sequence).expect("a record");
+        assert_eq!(record.response_bytes, seen.response_bytes, "{record:?}");
+        assert_eq!(record.request_bytes, seen.request_bytes, "{record:?}");
+        assert_eq!(record.end, RequestEnd::Complete, "{record:?}");
+        assert!(record.last_byte_ns <= seen.last_byte_ns, "{record:?}");
+    }
+    println!("{retransmitted} segments retransmitted, each counted once");
+}
+
+/// TCP segments retransmitted in this thread's network namespace.
+fn retransmissions() -> u64 {
+    let snmp = std::fs::read_to_string("/proc/thread-self/net/snmp").expect("snmp");
+    let mut tcp = snmp.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+    let (names, values) = (tcp.next().expect("names"), tcp.next().expect("values"));
+    let found = names.split(' ').zip(values.split(' ')).find(|(name, _)| *name == "RetransSegs");
+    found.and_then(|(_, value)| value.parse().ok()).expect("a count")
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn requests_split_over_segments_are_one_request() {
     let Some(witness) = attach(WitnessOptions::default()) else { return };
     let (server, log) = start(&witness, "127.0.0.1:0");

@@ -138,7 +138,9 @@ mod tests {
     #[tokio::test]
     async fn children_tell_how_they_ended() {
         let check = async |script: &str, expected: ExitReason| {
-            let child = Command::new("sh").args(["-c", script]).spawn().expect("sh starts");
+            // `wait` reaps it, so the Child is asked for its number only.
+            let child =
+                std::mem::ManuallyDrop::new(Command::new("sh").args(["-c", script]).spawn().expect("sh starts"));
             let pidfd = open(child.id()).expect("pidfd");
             assert_eq!(wait(pidfd).await.expect("waited"), expected, "{script}");
         };

@@ -35,17 +35,12 @@ impl Totals {
 }
 
 /// Writes the metrics once a second.
-#[derive(Default)]
-pub(crate) struct Exporter;
-
-impl Exporter {
-    pub async fn run(self, shared: Arc<Shared>) {
-        let mut every = tokio::time::interval(EXPORT_EVERY);
-        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-        loop {
-            every.tick().await;
-            export(&shared);
-        }
+pub(crate) async fn run(shared: Arc<Shared>) {
+    let mut every = tokio::time::interval(EXPORT_EVERY);
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    loop {
+        every.tick().await;
+        export(&shared);
     }
 }
 

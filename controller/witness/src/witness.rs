@@ -2,7 +2,6 @@
 
 use crate::attach::{self, Attached, ProbeStatus};
 use crate::exit::ExitReason;
-use crate::export::Exporter;
 use crate::maps::KernelMaps;
 use crate::reader;
 use crate::reassembly::Reassembly;
@@ -151,7 +150,7 @@ impl Witness {
         let mut tasks = Vec::new();
         if let Some(ring) = ring {
             tasks.push(reader::start(ring, shared.clone())?);
-            tasks.push(runtime.spawn(Exporter::default().run(shared.clone())));
+            tasks.push(runtime.spawn(crate::export::run(shared.clone())));
         }
         crate::export::probes_attached(&probes);
         Ok(Self { shared, probes, tasks, _ebpf: ebpf })
