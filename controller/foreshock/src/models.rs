@@ -53,7 +53,7 @@ fn describe(record: &ModelRecord) -> String {
 fn list(state: &StateArgs) -> Result<()> {
     let models = open(state)?.models()?;
     if models.is_empty() {
-        println!("No model is registered. `foreshock models add NAME PATH` registers one.");
+        println!("No models yet: `foreshock models add NAME PATH`");
     }
     for record in models {
         println!("{:<24} {}  {}", record.name, describe(&record), record.path.display());

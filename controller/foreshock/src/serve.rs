@@ -67,9 +67,9 @@ async fn serve(args: ServeArgs, daemon_config: DaemonConfig) -> Result<()> {
     let data = bind(args.listen, "--listen").await?;
     let admin = bind(args.admin, "--admin").await?;
     let data_addr = data.local_addr()?;
+    let mut daemon = Daemon::start(daemon_config).await.map_err(classify)?;
     let witness = Arc::new(Witness::attach(WitnessOptions { enabled: !args.no_probes, ..WitnessOptions::default() })?);
     tracing::info!("{}", witness.summary());
-    let mut daemon = Daemon::start(daemon_config).await.map_err(classify)?;
     let gateway = Gateway::new(gateway_options(&args), daemon.routes());
     wire_signals(&mut daemon, &gateway, &witness, data_addr.port());
     witness.watch(data_addr.port(), PortRole::Gateway)?;
