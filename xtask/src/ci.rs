@@ -1,7 +1,7 @@
 //! `cargo xtask ci`: every check, cheapest first, so that a slip is found early. The first failure ends it.
 
 use crate::shell::{cargo, run};
-use crate::{codegen, test, tidy};
+use crate::{codegen, probes, test, tidy};
 use anyhow::{Context, Result};
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ const STAGES: &[Stage] = &[
     ("tidy", tidy::run),
     ("generated files", || codegen::run(true)),
     ("clippy", clippy),
+    ("probes", probes::check),
     ("tests", test::run_all),
 ];
 

@@ -7,6 +7,7 @@ mod codegen;
 mod deploy;
 mod http;
 mod layout;
+mod probes;
 mod server;
 mod setup;
 mod shell;
@@ -45,11 +46,22 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// The kernel programs.
+    #[command(subcommand)]
+    Probes(Probes),
     /// Measure beside a peer: a table here, samples in target/bench/NAME.json.
     Bench {
         #[arg(value_enum)]
         name: bench::Name,
     },
+}
+
+#[derive(Subcommand)]
+enum Probes {
+    /// Build the object and record the toolchain beside it.
+    Build,
+    /// Rebuild it and compare it with the committed one.
+    Check,
 }
 
 fn main() -> ExitCode {
@@ -61,6 +73,8 @@ fn main() -> ExitCode {
         Command::Ci => ci::run_all(),
         Command::Tidy => tidy::run(),
         Command::Codegen { check } => codegen::run(check),
+        Command::Probes(Probes::Build) => probes::build(),
+        Command::Probes(Probes::Check) => probes::check(),
         Command::Bench { name } => bench::run(name),
     };
     match outcome {

@@ -4,7 +4,7 @@
 //! object needs a compiler that has `core` for the BPF target: a nightly with rust-src builds it itself,
 //! Debian's `rustc-web` has it ready. Either needs bpf-linker, made for the compiler's own LLVM.
 
-use crate::shell::{command, have, is_root, quiet, run, step, stdout};
+use crate::shell::{command, have, is_root, quiet, run, stdout, step};
 use crate::{layout, shell};
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
