@@ -14,7 +14,7 @@ use crate::registry::{HistoryWriter, Registry, RegistryError};
 use crate::view::{View, ViewPublisher};
 use controller_core::State;
 use controller_gateway::RouteTable;
-use controller_witness::record::PortRole;
+use controller_witness::{PortRole, Witness};
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -51,6 +51,18 @@ pub trait PortWatch: Send {
     fn watch(&mut self, port: u16, role: PortRole);
     /// It does no more.
     fn unwatch(&mut self, port: u16);
+}
+
+impl PortWatch for Arc<Witness> {
+    fn watch(&mut self, port: u16, role: PortRole) {
+        if let Err(error) = Witness::watch(self, port, role) {
+            tracing::warn!(port, %error, "an engine's port is not watched");
+        }
+    }
+
+    fn unwatch(&mut self, port: u16) {
+        Witness::unwatch(self, port);
+    }
 }
 
 /// Watches nothing: no probes.
@@ -160,6 +172,16 @@ impl Daemon {
         }
     }
 
+    /// Lets the kernel witness watch the engines' ports and tell how their processes end, which a pidfd
+    /// alone does not always tell of adopted ones.
+    pub fn set_witness(&mut self, witness: &Arc<Witness>) {
+        self.actuator.set_witness(witness);
+        for instance in self.fleet.instances().values() {
+            watch_process(witness, instance.pid);
+        }
+        self.set_port_watch(witness.clone());
+    }
+
     /// What the admin API shows.
     pub fn view(&self) -> View {
         self.publisher.view()
@@ -178,6 +200,13 @@ impl Daemon {
     /// The state folder.
     pub fn state_dir(&self) -> &std::path::Path {
         &self.config.state_dir
+    }
+}
+
+/// Without it, an engine's end is known all the same; only its reason may not be.
+pub(crate) fn watch_process(witness: &Witness, pid: u32) {
+    if let Err(error) = witness.watch_pid(pid) {
+        tracing::warn!(pid, %error, "the kernel will not tell how this engine ends");
     }
 }
 

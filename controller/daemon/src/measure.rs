@@ -104,10 +104,14 @@ impl Gauges {
         self.rates(snapshot);
         forecasts(state, snapshot);
         self.busy(snapshot);
-        let instances = &snapshot.instances;
-        self.models.retain(|model| {
-            snapshot.models.contains_key(model) || instances.values().any(|instance| &instance.model == model)
-        });
+        let is_present = |model: &ModelName| {
+            let mut instances = snapshot.instances.values();
+            snapshot.models.contains_key(model) || instances.any(|instance| &instance.model == model)
+        };
+        for model in self.models.iter().filter(|model| !is_present(model)) {
+            forget(model);
+        }
+        self.models.retain(is_present);
     }
 
     fn rates(&mut self, snapshot: &Snapshot) {
@@ -151,6 +155,17 @@ fn forecasts(state: &State, snapshot: &Snapshot) {
             let labels = [("model", model.clone()), ("quantile", quantile.to_owned())];
             gauge!(telemetry::FORECAST_REQUESTS_PER_SECOND.name, &labels).set(forecast.rate_quantile(q));
         }
+    }
+}
+
+/// A model that is gone wants and expects nothing; its last figures must not stand for ever.
+fn forget(model: &str) {
+    let model = model.to_owned();
+    gauge!(telemetry::WANTED_INSTANCES.name, "model" => model.clone()).set(0.0);
+    gauge!(telemetry::ACTUAL_REQUESTS_PER_SECOND.name, "model" => model.clone()).set(0.0);
+    for quantile in ["0.5", "0.9"] {
+        let labels = [("model", model.clone()), ("quantile", quantile.to_owned())];
+        gauge!(telemetry::FORECAST_REQUESTS_PER_SECOND.name, &labels).set(0.0);
     }
 }
 

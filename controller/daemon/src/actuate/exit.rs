@@ -75,9 +75,9 @@ pub(super) fn judge(ended: Ended, circumstances: Circumstances) -> (ExitReason, 
             (reason, format!("signal {signal}"))
         }
         Ended::Signaled { signal, .. } => (ExitReason::Crashed, format!("signal {signal}")),
-        Ended::Unknown if asked_to_drain => (ExitReason::Drained, "adopted; status unknown".to_owned()),
-        Ended::Unknown if oom_kills_rose => (ExitReason::Oom, "adopted; status unknown".to_owned()),
-        Ended::Unknown => (ExitReason::Crashed, "adopted; status unknown".to_owned()),
+        Ended::Unknown if asked_to_drain => (ExitReason::Drained, "how is not known".to_owned()),
+        Ended::Unknown if oom_kills_rose => (ExitReason::Oom, "how is not known".to_owned()),
+        Ended::Unknown => (ExitReason::Crashed, "how is not known".to_owned()),
     }
 }
 

@@ -7,12 +7,14 @@ use super::spawn::{self, Start};
 use super::supervise::{DrainOrder, Link, supervise};
 use super::{ActuateError, Actuator, Applied, EngineEvent, Models};
 use crate::config::DaemonConfig;
+use crate::daemon::watch_process;
 use controller_core::action::{Action, ActionKind};
 use controller_core::snapshot::InstanceId;
+use controller_witness::Witness;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, watch};
@@ -34,6 +36,8 @@ pub struct ProcessActuator {
     drains: BTreeMap<InstanceId, watch::Sender<Option<DrainOrder>>>,
     applied: AppliedKeys,
     tasks: JoinSet<()>,
+    /// Set once at most, possibly after engines were adopted, whose tasks then find it.
+    witness: Arc<OnceLock<Arc<Witness>>>,
 }
 
 impl ProcessActuator {
@@ -50,7 +54,13 @@ impl ProcessActuator {
             drains: BTreeMap::new(),
             applied: AppliedKeys::default(),
             tasks: JoinSet::new(),
+            witness: Arc::default(),
         })
+    }
+
+    /// Lets the kernel witness tell how engines end. Only the first one counts.
+    pub fn set_witness(&mut self, witness: &Arc<Witness>) {
+        let _ = self.witness.set(witness.clone());
     }
 
     /// Takes over the engines that an earlier controller left in the state folder, and cleans up after
@@ -98,6 +108,9 @@ impl ProcessActuator {
     ) -> Result<(), ActuateError> {
         let describe = |source| ActuateError::Spawn { program: PathBuf::from(&self.config.engine_exe), source };
         let pidfd = process.fd.try_clone().map_err(describe)?;
+        if let Some(witness) = self.witness.get() {
+            watch_process(witness, process.pid);
+        }
         let notices = stdout.map(pipe::Receiver::from_owned_fd).transpose().map_err(describe)?;
         let (drain_sender, drain) = watch::channel(None);
         let link = Link {
@@ -108,6 +121,7 @@ impl ProcessActuator {
             paths,
             events: self.events.clone(),
             drain,
+            witness: self.witness.clone(),
         };
         // Engines that have ended are swept here, so both collections stay as small as the fleet.
         self.drains.retain(|_, drain| !drain.is_closed());

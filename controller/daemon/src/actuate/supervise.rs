@@ -7,10 +7,12 @@ use super::identity::{InstancePaths, ProcessHandle};
 use super::{EngineEvent, EngineEventKind};
 use crate::clock::monotonic_ns;
 use controller_core::snapshot::InstanceId;
+use controller_witness::{ExitReason as Ended, Witness};
 use engine_wire::control::{Notice, PROTOCOL};
 use rustix::process::Signal;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
@@ -22,6 +24,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 const DRAIN_GRACE: Duration = Duration::from_millis(500);
 /// From SIGTERM to SIGKILL.
 const TERM_GRACE: Duration = Duration::from_secs(2);
+/// The kernel's event of an end is there within this time, or was lost.
+const EXIT_EVENT_LIMIT: Duration = Duration::from_millis(20);
 /// While an engine has not made its control socket, the next try comes after this long.
 const CONNECT_EVERY: Duration = Duration::from_millis(10);
 
@@ -34,7 +38,7 @@ pub(super) struct DrainOrder {
 }
 
 /// What both tasks know of their engine.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Link {
     pub instance: InstanceId,
     pub epoch: u64,
@@ -43,12 +47,25 @@ pub(super) struct Link {
     pub paths: InstancePaths,
     pub events: mpsc::Sender<EngineEvent>,
     pub drain: watch::Receiver<Option<DrainOrder>>,
+    pub witness: Arc<OnceLock<Arc<Witness>>>,
 }
 
 impl Link {
     /// A full queue makes the task wait, and with it only this engine's reports.
     async fn report(&self, kind: EngineEventKind) {
         let _ = self.events.send(EngineEvent { instance: self.instance.clone(), kind }).await;
+    }
+
+    /// What the pidfd left open, the kernel's own event may tell: how an adopted process ended, and whether
+    /// a SIGKILL was the out-of-memory killer's.
+    async fn how_it_ended(&self, pid: u32, ended: Ended) -> Ended {
+        let Some(witness) = self.witness.get() else { return ended };
+        let told = match ended {
+            Ended::Unknown | Ended::Signaled { .. } => witness.exit_reason(pid, EXIT_EVENT_LIMIT).await,
+            Ended::Exited(_) => None,
+        };
+        witness.unwatch_pid(pid);
+        told.unwrap_or(ended)
     }
 }
 
@@ -95,7 +112,8 @@ pub(super) async fn supervise(
     }
     link.paths.remove();
     circumstances.oom_kills_rose = exit::oom_kills() > oom_kills_before;
-    let (reason, detail) = exit::judge(ended.unwrap_or(controller_witness::ExitReason::Unknown), circumstances);
+    let ended = link.how_it_ended(process.pid, ended.unwrap_or(Ended::Unknown)).await;
+    let (reason, detail) = exit::judge(ended, circumstances);
     link.report(EngineEventKind::Exited(Exit { at_ns: monotonic_ns(), reason, detail })).await;
 }
 

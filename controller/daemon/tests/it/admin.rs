@@ -25,7 +25,7 @@ async fn begin(folder: &std::path::Path) -> SocketAddr {
     tokio::spawn(daemon.run(std::future::pending()));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
-    let filter = admin::routes(admin).map(|reply| Reply::into_response(reply)).boxed();
+    let filter = admin::routes(admin).map(Reply::into_response).boxed();
     tokio::spawn(engine_http::serve(listener, filter, std::future::pending(), engine_http::ServeOptions::default()));
     addr
 }

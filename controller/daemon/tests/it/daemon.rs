@@ -1,6 +1,8 @@
 //! The whole loop, with the gateway's counters given by the test and everything else real.
 
 use crate::stage::{PATIENCE, config, is_alive, record};
+use controller_daemon::actuate::control::ControlClient;
+use controller_daemon::actuate::identity::InstancePaths;
 use controller_daemon::{Daemon, DaemonConfig, DaemonError, GatewayReading, GatewaySignal, ModelDemand, Registry};
 use controller_gateway::RouteTable;
 use std::path::Path;
@@ -164,6 +166,44 @@ async fn a_killed_engine_is_replaced_while_demand_lasts() {
         endpoints.iter().any(|endpoint| endpoint.ready && endpoint.instance != first)
     };
     running.until(is_other).await;
+    running.end().await;
+}
+
+#[tokio::test]
+async fn a_replaced_revision_is_drained_and_the_new_one_serves() {
+    let folder = tempfile::tempdir().unwrap();
+    register(folder.path(), "behaves");
+    let mut running = Running::begin(config(folder.path()), "behaves").await;
+    running.hold_one();
+    let first = running.until(|table| is_ready(table, "behaves")).await.endpoints["behaves"][0].instance.clone();
+    let mut other = record(folder.path(), "behaves");
+    other.revision = "another".to_owned();
+    Registry::open(folder.path()).unwrap().put_model(&other).unwrap();
+    let table = running.until(|table| table.models["behaves"].revision == "another").await;
+    let stale = table.endpoints.get("behaves").map(Vec::as_slice).unwrap_or_default();
+    assert!(stale.iter().all(|endpoint| endpoint.instance != first), "token ids went to the old revision: {stale:?}");
+    running.hold_one();
+    running.until(|table| is_ready(table, "behaves")).await;
+    let serving = running.view.instances();
+    let ready = serving.values().filter(|instance| instance.revision == "another" && instance.ready_at_ns.is_some());
+    assert_eq!(ready.count(), 1, "{serving:?}");
+    running.end().await;
+}
+
+#[tokio::test]
+async fn an_engine_that_a_person_drains_gets_no_more_requests() {
+    let folder = tempfile::tempdir().unwrap();
+    register(folder.path(), "behaves");
+    let mut running = Running::begin(config(folder.path()), "behaves").await;
+    running.hold_one();
+    let first = running.until(|table| is_ready(table, "behaves")).await.endpoints["behaves"][0].instance.clone();
+    let socket = InstancePaths::new(folder.path(), &first).socket;
+    ControlClient::connect(&socket).await.unwrap().drain(1, 5_000).await.unwrap();
+    let is_gone = |table: &Arc<RouteTable>| {
+        let endpoints = table.endpoints.get("behaves").map(Vec::as_slice).unwrap_or_default();
+        endpoints.iter().all(|endpoint| endpoint.instance != first)
+    };
+    running.until(is_gone).await;
     running.end().await;
 }
 
