@@ -54,7 +54,7 @@ pub(crate) struct ServiceMark {
 impl ServiceMark {
     /// The totals of an instance that may train, or none.
     pub(crate) fn of(view: &InstanceView) -> Option<Self> {
-        (view.state == InstanceState::Ready).then(|| Self {
+        (view.state == InstanceState::Ready).then_some(Self {
             observed_at_ns: view.observed_at_ns,
             busy_ns: view.busy_ns_total,
             requests: view.requests_total,

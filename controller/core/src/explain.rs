@@ -92,7 +92,7 @@ fn failed(model: &ModelState, drains: &[&PlannedDrain], now_ns: Nanos) -> String
         return format!("{}: {}.", stopping(drains), because(drains));
     }
     format!(
-        "The last {} did not become ready: the next try is in {:.1} s. The instance's log says why.",
+        "The last {} did not become ready, or was never carried out: the next try is in {:.1} s. The instance's log may say why.",
         if model.failures == 1 { "start".to_owned() } else { format!("{} starts", model.failures) },
         seconds_between(now_ns, model.retry_at_ns),
     )

@@ -71,12 +71,16 @@ impl Fleet {
                 && snapshot.now_ns.saturating_sub(view.spawned_at_ns) > timeout_ns;
             match fleet.groups.get_mut(&view.model) {
                 _ if leaving => fleet.leave(member),
-                Some(_) if registered && stuck => fleet.stuck.push(member),
-                Some(group) if registered => match view.state {
+                // What this tick will drain counts as draining already, so that the next tick judges alike.
+                Some(group) if !registered || stuck => {
+                    group.draining.push(member.clone());
+                    if registered { fleet.stuck.push(member) } else { fleet.strays.push(member) }
+                }
+                Some(group) => match view.state {
                     InstanceState::Ready => group.ready.push(member),
                     InstanceState::Starting | InstanceState::Draining => group.starting.push(member),
                 },
-                _ => fleet.strays.push(member),
+                None => fleet.strays.push(member),
             }
         }
         for (id, pending) in &state.pending {

@@ -67,9 +67,9 @@ impl Forecast {
         self.step_s * self.scenarios.first().map_or(0, |scenario| scenario.requests.len()) as f64
     }
 
-    /// Probability that a request arrives within the horizon, given the silence so far.
-    pub fn arrival_probability(&self) -> f64 {
-        1.0 - (-self.hazard_per_s * self.horizon_s()).exp()
+    /// Probability that a request arrives within so many seconds, given the silence so far.
+    pub fn arrival_probability(&self, within_s: f64) -> f64 {
+        1.0 - (-self.hazard_per_s * within_s.max(0.0)).exp()
     }
 }
 

@@ -130,7 +130,7 @@ impl<'a> Planner<'a> {
             let name = &wish.order.3;
             let Some(need) = self.needs.get(name) else { continue };
             // Room that is being made for a model with nothing is not taken by a wish that is less urgent.
-            let promised = unmet.iter().any(|other| other.order.0 == 0 && wish.order.0 > 0);
+            let promised = wish.order.0 > 0 && unmet.iter().any(|other| self.waits_for_room(other, room));
             let placement = if promised { None } else { room.take(need.instance_bytes) };
             match placement {
                 Some(placement) => {
@@ -140,6 +140,12 @@ impl<'a> Planner<'a> {
             }
         }
         unmet
+    }
+
+    /// Whether a wish is one for a first instance that other models may have to leave room for.
+    fn waits_for_room(&self, wish: &Wish, room: &Room) -> bool {
+        let bytes = self.needs.get(&wish.order.3).map_or(0, |need| need.instance_bytes);
+        wish.order.0 == 0 && room.could_ever_fit(bytes)
     }
 
     /// Every instance that is needed and not there, one wish each, most urgent first.
@@ -264,7 +270,9 @@ impl<'a> Planner<'a> {
     fn price_of(&self, member: &Member, owner: &Need, last: bool, at_zero: bool, need: &Need) -> Option<(f64, String)> {
         let idle = member.load == 0 && owner.load == 0;
         if idle {
-            let missed = owner.forecast.arrival_probability();
+            // The switch has to run for this long before it has paid for itself.
+            let payback_s = need.restart_cost / need.holding_cost_per_s;
+            let missed = owner.forecast.arrival_probability(payback_s);
             let price_of_loss = if last { missed * owner.miss_cost } else { missed * owner.restart_cost };
             let worth = need.miss_cost + self.wait_cost(need);
             return (at_zero || worth > price_of_loss + need.restart_cost)

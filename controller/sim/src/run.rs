@@ -384,7 +384,7 @@ impl<'a> World<'a> {
             let regretted = drained_ns.is_some_and(|at| self.now_ns - at < ns(known.cold_start_s));
             self.report.regretted += usize::from(regretted);
             let (regretted, drains) = (self.report.regretted, self.report.drains);
-            ensure(regretted <= 1 + drains / REGRET_SHARE, Invariant::NoFlapping, self.now_ns, || {
+            ensure(regretted <= 2 + drains / REGRET_SHARE, Invariant::NoFlapping, self.now_ns, || {
                 format!("{regretted} of {drains} drains of {model} were followed by a start within a cold start")
             })?;
         }

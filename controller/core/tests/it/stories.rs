@@ -230,8 +230,8 @@ fn failed_starts_back_off() {
     assert!((5..=8).contains(&starts), "{starts} starts in a minute");
     assert_eq!(state.failing().get("a").copied(), Some(starts as u32));
     assert_snapshot!(lines[..2].join("\n"), @r"
-    a 0->1 StartFailed: The last start did not become ready: the next try is in 0.5 s. The instance's log says why.
-    a 0->1 StartFailed: The last 2 starts did not become ready: the next try is in 1.0 s. The instance's log says why.
+    a 0->1 StartFailed: The last start did not become ready, or was never carried out: the next try is in 0.5 s. The instance's log may say why.
+    a 0->1 StartFailed: The last 2 starts did not become ready, or was never carried out: the next try is in 1.0 s. The instance's log may say why.
     ");
 }
 
@@ -291,4 +291,67 @@ fn an_instance_that_never_gets_ready_is_given_up() {
     assert_eq!(tick(&mut state, &snapshot).actions, []);
     pass(&mut snapshot, 130.0);
     assert_snapshot!(told(&tick(&mut state, &snapshot)), @"a 0->0 StartFailed: Draining a-0-1: it did not become ready within 120 s.");
+}
+
+#[test]
+fn requests_that_only_the_kernel_has_seen_twice_warm_a_model() {
+    let (mut state, mut snapshot) = (State::default(), node());
+    register(&mut snapshot, "a");
+    tick(&mut state, &snapshot);
+    pass(&mut snapshot, 0.1);
+    demand(&mut snapshot, "a").unidentified = 1.0;
+    assert_eq!(tick(&mut state, &snapshot).actions, [], "it may be a probe that the gateway is about to answer");
+    pass(&mut snapshot, 0.1);
+    assert_eq!(tick(&mut state, &snapshot).actions.len(), 1);
+}
+
+#[test]
+fn an_older_snapshot_is_not_used() {
+    let (mut state, mut snapshot) = (State::default(), node());
+    register(&mut snapshot, "a");
+    let mut older = snapshot.clone();
+    demand(&mut older, "a").held = 1;
+    pass(&mut snapshot, 1.0);
+    tick(&mut state, &snapshot);
+    let before = state.clone();
+    assert_eq!(tick(&mut state, &older).actions, []);
+    assert_eq!(state, before);
+}
+
+#[test]
+fn counters_that_restart_are_neither_a_flood_nor_a_silence() {
+    let (mut state, mut snapshot) = (State::default(), node());
+    register(&mut snapshot, "a");
+    demand(&mut snapshot, "a").arrivals_total = 1_000_000;
+    ready(&mut snapshot, "a-0-1", "a", 0);
+    serve(&mut state, &mut snapshot, "a", "a-0-1", 10, 1);
+    demand(&mut snapshot, "a").arrivals_total = 0;
+    let rates: Vec<f64> = serve(&mut state, &mut snapshot, "a", "a-0-1", 10, 1)
+        .iter()
+        .flat_map(|effects| &effects.decisions)
+        .map(|decision| decision.forecast.requests_per_s_p90)
+        .collect();
+    assert!(rates.iter().all(|rate| *rate < 3.0), "{rates:?}");
+}
+
+#[test]
+fn lost_and_doubled_snapshots_do_not_change_what_is_learned() {
+    let rate = |every: usize, times: usize| {
+        let (mut state, mut snapshot) = (State::default(), node());
+        register(&mut snapshot, "a");
+        for step in 0..240 {
+            pass(&mut snapshot, 0.25);
+            demand(&mut snapshot, "a").arrivals_total += u64::from(step % 2 == 0);
+            demand(&mut snapshot, "a").held = 1;
+            if step % every == 0 {
+                (0..times).for_each(|_| drop(tick(&mut state, &snapshot)));
+            }
+        }
+        snapshot.models.get_mut("a").expect("registered").revision = "r2".to_owned();
+        ready(&mut snapshot, "a-0-9", "a", 0);
+        tick(&mut state, &snapshot).decisions[0].forecast.requests_per_s_p50
+    };
+    let (all, lost, doubled) = (rate(1, 1), rate(3, 1), rate(1, 2));
+    assert_eq!(all, doubled);
+    assert!((all - 2.0).abs() < 0.4 && (lost - all).abs() < 0.4, "{all} {lost}");
 }
