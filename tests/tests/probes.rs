@@ -14,8 +14,9 @@ use controller_witness::{
 };
 use server::{Log, Written, now_ns};
 use std::io::{BufRead, BufReader, Write};
+use std::mem::ManuallyDrop;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const WAIT: Duration = Duration::from_secs(10);
@@ -35,6 +36,11 @@ fn attach(options: WitnessOptions) -> Option<Witness> {
 
 fn engine() -> PortRole {
     PortRole::Engine { model: "m".into(), instance: "i".into() }
+}
+
+/// Starts a child that `exit::wait` will reap.
+fn child(command: &mut Command) -> ManuallyDrop<Child> {
+    ManuallyDrop::new(command.spawn().expect("a child"))
 }
 
 /// Binds, watches and serves.
@@ -319,7 +325,7 @@ async fn exits_are_told_with_their_reason() {
         ("python3", threads, true, killed),
         ("sh", "read x; exit 3", false, ExitReason::Exited(3)),
     ] {
-        let mut child = Command::new(program).args(["-c", script]).stdin(Stdio::piped()).spawn().expect("a child");
+        let mut child = child(Command::new(program).args(["-c", script]).stdin(Stdio::piped()));
         witness.watch_pid(child.id()).expect("watch");
         let pidfd = exit::open(child.id()).expect("pidfd");
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -396,7 +402,7 @@ fn without_permission_it_says_what_is_missing_and_works_on() {
             assert!(!witness.sees_requests());
             witness.watch(1, PortRole::Gateway).expect("nothing to do");
             assert_eq!(witness.counters(1), None);
-            let child = Command::new("sh").args(["-c", "exit 4"]).spawn().expect("a child");
+            let child = child(Command::new("sh").args(["-c", "exit 4"]));
             let pidfd = exit::open(child.id()).expect("pidfd");
             assert_eq!(exit::wait(pidfd).await.expect("waited"), ExitReason::Exited(4));
             let off =
