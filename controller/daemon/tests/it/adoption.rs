@@ -4,7 +4,9 @@ use crate::stage::{Stage, is_alive};
 use controller_daemon::actuate::control::ControlClient;
 use controller_daemon::actuate::identity::{InstanceFile, InstancePaths, start_ticks};
 use controller_daemon::actuate::{Applied, EngineEventKind, ExitReason};
+use controller_witness::{Witness, WitnessOptions};
 use std::process::{Child, Command};
+use std::sync::Arc;
 
 fn bystander() -> Child {
     Command::new("sleep").arg("60").spawn().unwrap()
@@ -103,4 +105,41 @@ async fn an_engine_of_another_protocol_is_stopped() {
     assert_eq!(found.iter().map(|engine| engine.port).collect::<Vec<_>>(), [None]);
     assert_eq!(new.exit("i-1").await.reason, ExitReason::Drained);
     assert!(!is_alive(pid));
+}
+
+/// An engine that is nobody's child here, as after the controller that started it was killed.
+fn orphan(stage: &Stage, instance: &str) -> u32 {
+    let paths = InstancePaths::new(stage.folder.path(), instance);
+    let script = format!(
+        "{} engine --name behaves --instance {instance} --revision r --control {} --lease-ms 5000 --cores 0 \
+         >/dev/null 2>&1 & echo $!",
+        crate::stage::engine_exe().display(),
+        paths.socket.display()
+    );
+    let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+    let pid = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
+    let file = InstanceFile::new(instance, "behaves", "r", (pid, start_ticks(pid).unwrap()), vec![0], 1, 1);
+    file.write(&paths.file).unwrap();
+    pid
+}
+
+#[tokio::test]
+async fn how_an_adopted_engine_ended_is_told_by_the_kernel() {
+    let witness = Arc::new(Witness::attach(WitnessOptions::default()).unwrap());
+    println!("{}", witness.summary());
+    let sees_exits = witness.probes().iter().any(|probe| probe.probe == "process_exit" && probe.attached);
+    let mut stage = Stage::new(&["behaves"]);
+    stage.actuator.set_witness(&witness);
+    let pid = orphan(&stage, "i-1");
+    assert_eq!(stage.actuator.adopt().await.unwrap().len(), 1);
+    stage.next(|_, kind| matches!(kind, EngineEventKind::Telemetry(_)).then_some(())).await;
+    let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
+    let begun = std::time::Instant::now();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let exit = stage.exit("i-1").await;
+    println!("{exit:?} known after {:?}", begun.elapsed());
+    // Without the probe an end that nobody asked for counts as a crash.
+    let expected = if sees_exits { ExitReason::Killed } else { ExitReason::Crashed };
+    assert_eq!(exit.reason, expected, "{exit:?}");
+    assert!(stage.engine_files().is_empty());
 }
