@@ -27,7 +27,7 @@ const TEXTS: [&str; 8] = [
 const CONTROL_TYPES: [i64; 3] = [2, 3, 5];
 
 /// End tokens in order of id; none when the file has no vocabulary, as test files may.
-pub(crate) fn end_tokens(gguf: &Gguf) -> Result<Vec<TokenId>, GgufError> {
+pub fn end_tokens(gguf: &Gguf) -> Result<Vec<TokenId>, GgufError> {
     let mut ids = Vec::new();
     for key in ID_KEYS {
         ids.extend(gguf.optional(key, Gguf::u32)?);

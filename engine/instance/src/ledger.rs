@@ -36,11 +36,6 @@ impl Ledger {
         at_ns.saturating_sub(self.started_at_ns) as f64 / 1e6
     }
 
-    /// The port is bound.
-    pub fn listening(&mut self, at_ns: u64) {
-        self.phases.listening_ms = self.since_start_ms(at_ns);
-    }
-
     /// A request was accepted and is on its way to the step thread.
     pub fn request_began(&mut self) {
         self.requests_total += 1;

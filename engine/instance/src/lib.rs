@@ -27,6 +27,7 @@ mod step_loop;
 mod text;
 
 pub use backend::LocalBackend;
+pub use ends::end_tokens;
 pub use error::EngineError;
 pub use load::{LoadedModel, Loader};
 pub use options::{Compute, EngineOptions, Supervision};

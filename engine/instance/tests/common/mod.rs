@@ -62,11 +62,25 @@ impl TestEngine {
         change: impl FnOnce(&mut EngineOptions),
         load: impl FnOnce() -> Result<LoadedModel, EngineError> + Send + 'static,
     ) -> Self {
+        Self::begin(change, |options| tokio::spawn(run_with(options, Box::new(move |_, _| load())))).await
+    }
+
+    /// An engine that loads the checkpoint of its options, ready.
+    pub async fn start_checkpoint(change: impl FnOnce(&mut EngineOptions)) -> Self {
+        let engine = Self::begin(change, |options| tokio::spawn(engine_instance::run(options))).await;
+        engine.until(|telemetry| telemetry.state == EngineState::Ready).await;
+        engine
+    }
+
+    async fn begin(
+        change: impl FnOnce(&mut EngineOptions),
+        run: impl FnOnce(EngineOptions) -> JoinHandle<Result<(), EngineError>>,
+    ) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let mut options = options(dir.path());
         change(&mut options);
         let socket = options.supervision.as_ref().expect("under control").control.clone();
-        let task = tokio::spawn(run_with(options, Box::new(move |_, _| load())));
+        let task = run(options);
         let began = Instant::now();
         while !socket.exists() {
             assert!(began.elapsed() < PATIENCE && !task.is_finished(), "the engine does not start");
@@ -110,6 +124,12 @@ impl TestEngine {
 
     pub async fn generate(&self, request: &GenerateRequest) -> HopStream {
         HopStream::open(self.port, serde_json::to_vec(request).expect("serializable"), &[]).await
+    }
+
+    /// The JSON answer to a JSON body.
+    pub async fn post(&self, path: &str, body: &serde_json::Value) -> serde_json::Value {
+        let stream = HopStream::open_at(self.port, path, body.to_string().into_bytes(), &[]).await;
+        serde_json::from_slice(&stream.bytes().await).expect("a JSON body")
     }
 
     /// The engine's end.
@@ -158,6 +178,10 @@ impl Drop for HopStream {
 
 impl HopStream {
     pub async fn open(port: u16, body: Vec<u8>, headers: &[(&str, &str)]) -> Self {
+        Self::open_at(port, GENERATE_PATH, body, headers).await
+    }
+
+    pub async fn open_at(port: u16, path: &str, body: Vec<u8>, headers: &[(&str, &str)]) -> Self {
         let stream = TcpStream::connect(("127.0.0.1", port)).await.expect("the port is bound");
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("a connection");
@@ -165,7 +189,7 @@ impl HopStream {
             let _ = connection.await;
         });
         let mut request =
-            hyper::Request::post(GENERATE_PATH).header("host", "127.0.0.1").header("content-type", "application/json");
+            hyper::Request::post(path).header("host", "127.0.0.1").header("content-type", "application/json");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -208,13 +232,18 @@ impl HopStream {
     }
 
     /// The message of an error answer in OpenAI's shape.
-    pub async fn error_message(mut self) -> String {
+    pub async fn error_message(self) -> String {
+        let body: serde_json::Value = serde_json::from_slice(&self.bytes().await).expect("a JSON body");
+        body["error"]["message"].as_str().expect("an error object").to_string()
+    }
+
+    /// The whole body.
+    pub async fn bytes(mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        while let Some(Ok(frame)) = self.body.frame().await {
+        while let Some(Ok(frame)) = tokio::time::timeout(PATIENCE, self.body.frame()).await.expect("more in time") {
             bytes.extend_from_slice(&frame.into_data().expect("data"));
         }
-        let body: serde_json::Value = serde_json::from_slice(&bytes).expect("a JSON body");
-        body["error"]["message"].as_str().expect("an error object").to_string()
+        bytes
     }
 }
 

@@ -1,0 +1,135 @@
+//! The engine on real weights: the reference tokens through the hop, resumption bit for bit, and text.
+
+mod common;
+
+use common::{TestEngine, finished, request};
+use engine_instance::{Compute, EngineOptions};
+use engine_store::Gguf;
+use engine_text::TextModel;
+use engine_wire::TokenId;
+use engine_wire::hop::{FinishReason, GenerateRequest};
+use engine_wire::sampling::Sampling;
+use serde::Deserialize;
+use std::path::PathBuf;
+
+/// Positions after which streams are cut in the resumption tests.
+const CUTS: [usize; 5] = [0, 1, 7, 16, 31];
+
+#[derive(Deserialize)]
+struct Golden {
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    prompt_ids: Vec<TokenId>,
+    greedy_ids: Vec<TokenId>,
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn golden() -> Vec<Case> {
+    let path = root().join("../shared/golden/smollm2_q4_1_dequant_f32_greedy32.json");
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_json::from_str::<Golden>(&text).expect("the golden file's shape").cases
+}
+
+fn checkpoint() -> PathBuf {
+    let path = root().join("target/models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf");
+    assert!(path.exists(), "{} is missing: run `cargo xtask setup`", path.display());
+    path
+}
+
+async fn engine(compute: Compute) -> TestEngine {
+    let change = move |options: &mut EngineOptions| {
+        options.model = checkpoint();
+        options.compute = compute;
+        options.kv_bytes = Some(64 << 20);
+    };
+    TestEngine::start_checkpoint(change).await
+}
+
+/// 32 greedy tokens after a prompt, in the golden file's terms: it goes on after the end of sequence.
+fn greedy(prompt: &[TokenId]) -> GenerateRequest {
+    request(prompt, 32)
+}
+
+#[tokio::test]
+async fn the_reference_tokens_come_out_of_the_hop() {
+    let engine = engine(Compute::F32).await;
+    let cases = golden();
+    // All at once: company must not change them.
+    let mut streams = Vec::new();
+    for case in &cases {
+        streams.push(engine.generate(&greedy(&case.prompt_ids)).await);
+    }
+    for (case, stream) in cases.iter().zip(streams) {
+        let (tokens, end) = stream.collect().await;
+        assert_eq!(tokens, case.greedy_ids);
+        assert_eq!(end, finished(FinishReason::Length));
+    }
+}
+
+#[tokio::test]
+async fn a_stream_cut_anywhere_goes_on_bit_for_bit() {
+    let engine = engine(Compute::Fast).await;
+    let case = &golden()[0];
+    let seeded = Sampling { temperature: 0.8, top_p: 0.95, top_k: 40, min_p: 0.0, seed: 42 };
+    for sampling in [greedy(&[1]).sampling, seeded] {
+        let mut undisturbed = greedy(&case.prompt_ids);
+        undisturbed.sampling = sampling;
+        let (expected, _) = engine.generate(&undisturbed).await.collect().await;
+        assert_eq!(expected.len(), 32);
+        for cut in CUTS {
+            let resumed = GenerateRequest { emitted: expected[..cut].to_vec(), ..undisturbed.clone() };
+            let (tokens, end) = engine.generate(&resumed).await.collect().await;
+            assert_eq!(tokens, expected[cut..], "cut after {cut}, {:?}", undisturbed.sampling);
+            assert_eq!(end, finished(FinishReason::Length));
+        }
+    }
+}
+
+#[tokio::test]
+async fn chat_speaks_text_and_ends_where_the_model_ends() {
+    let engine = engine(Compute::Fast).await;
+    let body = serde_json::json!({
+        "model": common::MODEL,
+        "messages": [{"role": "user", "content": "What is the capital of France? Answer in one word."}],
+        "temperature": 0,
+        "max_tokens": 48,
+    });
+    let answer = engine.post("/v1/chat/completions", &body).await;
+    let content = answer["choices"][0]["message"]["content"].as_str().expect("text").to_string();
+    assert!(content.contains("Paris"), "{answer}");
+    assert!(!content.contains("<|im_end|>"), "{content}");
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop", "{answer}");
+}
+
+#[test]
+fn both_sides_agree_on_the_tokens_that_end_an_output() {
+    let gguf = Gguf::open(checkpoint()).expect("a checkpoint");
+    let text = TextModel::from_gguf(&gguf).expect("a tokenizer");
+    assert_eq!(engine_instance::end_tokens(&gguf).expect("metadata"), text.eos_ids());
+}
+
+#[tokio::test]
+async fn a_cut_off_checkpoint_and_a_tiny_cache_are_said_in_one_line() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let check = async |options: EngineOptions, expected: &str| {
+        let error = engine_instance::run(options).await.expect_err("it cannot start");
+        let line = error.to_string();
+        assert!(error.exit_code() == 2 && line.contains(expected) && !line.contains('\n'), "{line}");
+    };
+    let whole = std::fs::read(checkpoint()).expect("readable");
+    let mut cut = common::options(dir.path());
+    std::fs::write(&cut.model, &whole[..whole.len() / 2]).expect("writable");
+    cut.kv_bytes = None;
+    check(cut, "tensor").await;
+
+    let mut tiny = common::options(dir.path());
+    tiny.model = checkpoint();
+    tiny.kv_bytes = Some(1000);
+    check(tiny, "kv").await;
+}
