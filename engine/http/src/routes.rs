@@ -93,7 +93,7 @@ pub fn metrics_route(render: impl Fn() -> String + Clone + Send + Sync + 'static
     warp::path!("metrics")
         .and(warp::get())
         .and(context(Limits::default()))
-        .map(move |context| text_response(StatusCode::OK, render(), METRICS, &context))
+        .map(move |context| counted(text_response(StatusCode::OK, render(), METRICS, &context), NO_MODEL, "metrics"))
         .boxed()
 }
 
