@@ -65,6 +65,12 @@ impl ControlClient {
         }
     }
 
+    /// Resolves when the engine closes the connection. It says nothing unasked, so anything else that comes
+    /// ends the connection too. May be dropped and called again.
+    pub async fn closed(&mut self) {
+        let _ = self.lines.fill_buf().await;
+    }
+
     async fn ask(&mut self, command: &Command) -> io::Result<Reply> {
         let mut line = serde_json::to_vec(command)?;
         line.push(b'\n');

@@ -152,6 +152,13 @@ impl ProcessHandle {
         Self::open(pid).ok().filter(|process| process.start_ticks == start_ticks)
     }
 
+    /// Whether it has ended, reaped by its parent or not.
+    pub fn has_ended(&self) -> bool {
+        let Ok(stat) = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)) else { return true };
+        let is_zombie = stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']));
+        is_zombie || parse_start_ticks(&stat) != Some(self.start_ticks)
+    }
+
     /// Sends a signal; one to a process that has ended goes nowhere.
     pub fn signal(&self, signal: Signal) {
         if let Err(error) = pidfd_send_signal(&self.fd, signal)

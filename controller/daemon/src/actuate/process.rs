@@ -122,6 +122,7 @@ impl ProcessActuator {
             events: self.events.clone(),
             drain,
             witness: self.witness.clone(),
+            broke: Arc::default(),
         };
         // Engines that have ended are swept here, so both collections stay as small as the fleet.
         self.drains.retain(|_, drain| !drain.is_closed());

@@ -16,9 +16,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 /// An engine that is past its drain deadline gets this long to notice by itself.
 const DRAIN_GRACE: Duration = Duration::from_millis(500);
@@ -26,6 +26,8 @@ const DRAIN_GRACE: Duration = Duration::from_millis(500);
 const TERM_GRACE: Duration = Duration::from_secs(2);
 /// The kernel's event of an end is there within this time, or was lost.
 const EXIT_EVENT_LIMIT: Duration = Duration::from_millis(20);
+/// An ended process that was reaped tells how it ended within this time.
+const REAPED_LIMIT: Duration = Duration::from_millis(5);
 /// While an engine has not made its control socket, the next try comes after this long.
 const CONNECT_EVERY: Duration = Duration::from_millis(10);
 
@@ -48,6 +50,8 @@ pub(super) struct Link {
     pub events: mpsc::Sender<EngineEvent>,
     pub drain: watch::Receiver<Option<DrainOrder>>,
     pub witness: Arc<OnceLock<Arc<Witness>>>,
+    /// The control connection broke: the engine may have ended.
+    pub broke: Arc<Notify>,
 }
 
 impl Link {
@@ -79,13 +83,24 @@ pub(super) async fn supervise(
     client: Option<ControlClient>,
 ) {
     // A set aborts its tasks when dropped, so the renewing ends with the process.
+    let adopted = client.is_some();
     let mut renewing = JoinSet::new();
     renewing.spawn(renew(link.clone(), client));
     let oom_kills_before = exit::oom_kills();
     let mut notices = notices.map(|pipe| BufReader::new(pipe).lines());
     let mut circumstances = Circumstances::default();
     let mut escalation = Escalation::default();
-    let ended = controller_witness::exit::wait(pidfd);
+    // Of somebody else's child the pidfd gives the reason only once its parent has reaped it. A broken control
+    // connection is as sure a sign to look, and the reason is then the kernel witness's to tell.
+    let ended = async {
+        let by_pidfd = controller_witness::exit::wait(pidfd);
+        tokio::pin!(by_pidfd);
+        let told = tokio::select! {
+            told = &mut by_pidfd => Some(told),
+            () = found_ended(&link.broke, &process), if adopted => timeout(REAPED_LIMIT, by_pidfd).await.ok(),
+        };
+        told.and_then(Result::ok).unwrap_or(Ended::Unknown)
+    };
     tokio::pin!(ended);
     let ended = loop {
         tokio::select! {
@@ -112,9 +127,23 @@ pub(super) async fn supervise(
     }
     link.paths.remove();
     circumstances.oom_kills_rose = exit::oom_kills() > oom_kills_before;
-    let ended = link.how_it_ended(process.pid, ended.unwrap_or(Ended::Unknown)).await;
+    let ended = link.how_it_ended(process.pid, ended).await;
     let (reason, detail) = exit::judge(ended, circumstances);
     link.report(EngineEventKind::Exited(Exit { at_ns: monotonic_ns(), reason, detail })).await;
+}
+
+/// Waits for a broken control connection behind which the process has ended. An ending process closes its
+/// sockets a moment before it counts as ended.
+async fn found_ended(broke: &Notify, process: &ProcessHandle) {
+    loop {
+        broke.notified().await;
+        for _ in 0..20 {
+            if process.has_ended() {
+                return;
+            }
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
 }
 
 /// The signals that follow a drain order.
@@ -169,7 +198,7 @@ async fn next_line(notices: &mut Option<Lines>) -> Option<String> {
 /// the time limit.
 async fn next_buffered(notices: &mut Option<Lines>) -> Option<String> {
     let lines = notices.as_mut()?;
-    tokio::time::timeout(Duration::from_millis(50), lines.next_line()).await.ok()?.ok()?
+    timeout(Duration::from_millis(50), lines.next_line()).await.ok()?.ok()?
 }
 
 /// The first drain order; a later one changes nothing.
@@ -213,6 +242,7 @@ async fn renew(mut link: Link, mut client: Option<ControlClient>) {
                 }
                 Err(error) => {
                     tracing::debug!(instance = link.instance, %error, "control connection lost");
+                    link.broke.notify_one();
                     client = None;
                 }
             }
@@ -226,7 +256,18 @@ async fn renew(mut link: Link, mut client: Option<ControlClient>) {
         tokio::select! {
             () = sleep(pause) => {}
             _ = next_order(&mut link.drain, order_is_passed_on) => {}
+            () = closed(&mut client) => {
+                link.broke.notify_one();
+                client = None;
+            }
         }
+    }
+}
+
+async fn closed(client: &mut Option<ControlClient>) {
+    match client {
+        Some(client) => client.closed().await,
+        None => std::future::pending().await,
     }
 }
 
