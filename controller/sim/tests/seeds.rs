@@ -135,7 +135,7 @@ fn gives_a_core_twice(state: &mut State, snapshot: &Snapshot) -> Effects {
     })
 }
 
-/// Believes that an instance takes ten times what it does.
+/// Gives every instance ten times the memory that was planned.
 fn overcommits_memory(state: &mut State, snapshot: &Snapshot) -> Effects {
     edit_starts(tick(state, snapshot), |placement| {
         for shard in &mut placement.shards {
@@ -151,7 +151,7 @@ fn forgets_held_requests(state: &mut State, snapshot: &Snapshot) -> Effects {
     effects
 }
 
-/// Thinks that idle instances cost a fortune and starts nothing.
+/// Thinks that idle instances cost a fortune.
 fn drains_at_once(state: &mut State, snapshot: &Snapshot) -> Effects {
     state.policy.idle_cost_per_s = 1e6;
     tick(state, snapshot)

@@ -141,7 +141,7 @@ fn finite(effects: &Effects) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Unrelated snapshots, one after another: time, counters and instances jump in every direction.
     #[test]

@@ -18,13 +18,13 @@ fn serve(
     let mut all = Vec::new();
     for _ in 0..seconds * 4 {
         pass(snapshot, 0.25);
-        demand(snapshot, model).arrivals_total += if snapshot.now_ns % S == 0 { per_s } else { 0 };
+        demand(snapshot, model).arrivals_total += if snapshot.now_ns.is_multiple_of(S) { per_s } else { 0 };
         demand(snapshot, model).in_flight = 1;
         if let Some(view) = snapshot.instances.get_mut(instance) {
             view.running = 1;
             view.busy_ns_total += S / 4;
             view.decode_tokens_total += 20;
-            view.requests_total += if snapshot.now_ns % S == 0 { per_s } else { 0 };
+            view.requests_total += if snapshot.now_ns.is_multiple_of(S) { per_s } else { 0 };
             view.last_used_at_ns = snapshot.now_ns;
         }
         all.push(tick(state, snapshot));
