@@ -53,10 +53,10 @@ impl Delivery {
     pub fn token(&mut self, token: TokenId) {
         self.pending.push(token);
         let tokens = std::mem::take(&mut self.pending);
-        match self.events.try_send(Ok(StreamEvent::Hop(HopEvent::Tokens(tokens)))) {
-            Err(TrySendError::Full(Ok(StreamEvent::Hop(HopEvent::Tokens(tokens))))) => self.pending = tokens,
-            // Closed: the loop sees it before its next step and cancels the sequence.
-            Ok(()) | Err(_) => {}
+        // When it is closed the loop sees that before its next step, and cancels the sequence.
+        let sent = self.events.try_send(Ok(StreamEvent::Hop(HopEvent::Tokens(tokens))));
+        if let Err(TrySendError::Full(Ok(StreamEvent::Hop(HopEvent::Tokens(tokens))))) = sent {
+            self.pending = tokens;
         }
     }
 

@@ -5,7 +5,7 @@ mod common;
 use common::device::{EOS, POISON, reference};
 use common::{HopStream, TestEngine, finished, loaded, request};
 use engine_wire::control::{EngineState, Outcome};
-use engine_wire::hop::{FinishReason, GenerateRequest, HEADER_DEADLINE_MS, HopEvent};
+use engine_wire::hop::{FinishReason, GenerateRequest, HEADER_DEADLINE_MS, HEADER_REQUEST_ID, HopEvent};
 use engine_wire::sampling::Sampling;
 use std::time::Duration;
 
@@ -167,6 +167,19 @@ async fn requests_wait_inside_while_the_model_loads() {
     let (_, end) = unservable.collect().await;
     assert!(matches!(&end, Some(HopEvent::Failed { status: 400, message, .. }) if message.contains("999")), "{end:?}");
     engine.until(|telemetry| telemetry.waiting == 0 && telemetry.running == 0).await;
+}
+
+#[tokio::test]
+async fn an_answer_says_what_it_is_and_whose() {
+    let engine = TestEngine::start(Duration::ZERO, |_| {}).await;
+    let body = serde_json::to_vec(&request(&[1, 2, 3], 2)).expect("serializable");
+    let stream = HopStream::open(engine.port, body, &[(HEADER_REQUEST_ID, "mine-7")]).await;
+    assert_eq!(stream.headers["content-type"], "text/event-stream");
+    assert_eq!(stream.headers[HEADER_REQUEST_ID], "mine-7");
+    stream.collect().await;
+    assert_eq!(engine.telemetry().await.finished[0].request_id, "mine-7");
+    let refused = HopStream::open(engine.port, b"{".to_vec(), &[(HEADER_REQUEST_ID, "mine-8")]).await;
+    assert_eq!(refused.headers[HEADER_REQUEST_ID], "mine-8");
 }
 
 #[tokio::test]

@@ -164,6 +164,7 @@ impl Controller {
 /// A hop answer that is being read.
 pub struct HopStream {
     pub status: u16,
+    pub headers: hyper::HeaderMap,
     body: Incoming,
     connection: JoinHandle<()>,
     buffer: String,
@@ -196,7 +197,8 @@ impl HopStream {
         let request = request.body(Full::new(Bytes::from(body))).expect("a request");
         let response = tokio::time::timeout(PATIENCE, sender.send_request(request)).await;
         let response = response.expect("an answer").expect("an answer");
-        Self { status: response.status().as_u16(), body: response.into_body(), connection, buffer: String::new() }
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        Self { status, headers, body: response.into_body(), connection, buffer: String::new() }
     }
 
     /// The next event; none after `[DONE]` or when the connection breaks.
