@@ -55,9 +55,10 @@ impl Gguf {
         self.mapping.bytes().len() as u64
     }
 
-    /// Starts reading the file into the page cache in the background.
+    /// Starts reading the file and mapping its pages in the background, so that the first step finds both
+    /// done. Call it right after `open`, before other start-up work that it can overlap.
     pub fn will_need(&self) {
-        self.mapping.will_need();
+        self.mapping.populate();
     }
 
     /// Metadata keys in file order.

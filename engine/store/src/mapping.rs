@@ -42,4 +42,14 @@ impl Mapping {
             let _ = map.advise(Advice::WillNeed);
         }
     }
+
+    /// Reads the whole file and maps its pages, on a thread of its own. Failure costs speed alone.
+    pub(crate) fn populate(&self) {
+        let Self::File(map) = self else { return };
+        let map = map.clone();
+        let _ = std::thread::Builder::new().name("populate".into()).spawn(move || {
+            // Linux before 5.14 does not know it; then reading ahead has to do.
+            map.advise(Advice::PopulateRead).or_else(|_| map.advise(Advice::WillNeed))
+        });
+    }
 }

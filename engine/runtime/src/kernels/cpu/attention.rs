@@ -84,8 +84,8 @@ fn items<E: KvElement>(job: &Attention<'_, E>, threads: usize) -> Vec<Item> {
     let kv_heads = job.kv.shape.heads;
     let group = job.heads / kv_heads;
     let tiles: usize = job.spans.iter().map(|span| span.tokens.div_ceil(QUERY_TOKENS)).sum();
-    // With little to do, threads are balanced head by head; otherwise heads share the conversion of keys.
-    let split = if threads > 1 && tiles * kv_heads < 4 * threads { 1 } else { group };
+    // Query heads of one KV head share the conversion of its keys, unless that would leave threads idle.
+    let split = if tiles * kv_heads < threads { 1 } else { group };
     let mut items = Vec::with_capacity(tiles * job.heads / split);
     for (index, span) in job.spans.iter().enumerate() {
         // The longest walks first, so that the last items to be handed out are short.
@@ -183,7 +183,7 @@ impl<E: KvElement, K: Fn(usize, usize, &[[f32; 8]], f32)> Kernel for Attend<'_, 
     }
 }
 
-impl<E: KvElement, K> Attend<'_, E, K> {
+impl<'a, E: KvElement, K> Attend<'a, E, K> {
     #[inline(always)]
     fn gather_queries(&mut self) {
         let dim = self.kv.shape.head_dim;
@@ -202,14 +202,25 @@ impl<E: KvElement, K> Attend<'_, E, K> {
         }
     }
 
+    #[inline(always)]
+    fn tile(&self, tile: usize) -> (&'a [E], &'a [E]) {
+        let tiles_per_block = self.kv.shape.block_tokens / TILE;
+        let block = self.span.blocks[tile / tiles_per_block];
+        self.kv.tile(self.layer, block, self.item.kv_head, tile % tiles_per_block)
+    }
+
     /// Converts one tile. Values after `last` may be another sequence's leftovers; they get weight zero, and
     /// are set to zero too so that a leftover NaN cannot get in.
     #[inline(always)]
     fn load_tile<S: Simd>(&mut self, s: S, tile: usize, last: usize) {
         let shape = self.kv.shape;
-        let tiles_per_block = shape.block_tokens / TILE;
-        let block = self.span.blocks[tile / tiles_per_block];
-        let (keys, values) = self.kv.tile(self.layer, block, self.item.kv_head, tile % tiles_per_block);
+        let (keys, values) = self.tile(tile);
+        // Blocks lie anywhere, so no hardware prefetcher finds the next tile.
+        if (tile + 1) * TILE <= last {
+            let (keys, values) = self.tile(tile + 1);
+            s.prefetch(keys);
+            s.prefetch(values);
+        }
         for (x, out) in keys.as_chunks::<8>().0.iter().zip(&mut self.scratch.keys) {
             s.store(E::load(s, x), out);
         }

@@ -242,6 +242,8 @@ fn one_token<const KIND: u8>(bytes: &[u8], row_bytes: usize, input: (&[[i8; BLOC
 fn pack<const KIND: u8>(bytes: &[u8], row_bytes: usize, out: &mut [Packed]) {
     assert!(bytes.len() == GROUP * row_bytes && out.len() * block_bytes(KIND) == row_bytes);
     for (index, out) in out.iter_mut().enumerate() {
+        let stretch = GROUP * block_bytes(KIND);
+        prefetch(bytes.as_ptr().wrapping_add(PREFETCH_BYTES + index * stretch), stretch);
         // SAFETY: `index` is below the number of blocks in each of the eight rows, by the assertion; stores go
         // to the arrays of `out`, whose alignment is 32.
         unsafe {

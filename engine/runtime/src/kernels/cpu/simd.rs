@@ -31,6 +31,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// 32 whole numbers in -127..=127 as bytes.
     fn store_i8(self, v: [Self::V; 4], out: &mut [i8; 32]);
 
+    /// Starts fetching memory that is about to be read; a hint without effect on results.
+    fn prefetch<T>(self, data: &[T]);
+
     #[inline(always)]
     fn zero(self) -> Self::V {
         self.splat(0.0)
@@ -139,6 +142,8 @@ impl Simd for Portable {
     fn store_i8(self, v: [[f32; 8]; 4], out: &mut [i8; 32]) {
         *out = std::array::from_fn(|i| v[i / 8][i % 8] as i8);
     }
+    #[inline(always)]
+    fn prefetch<T>(self, _: &[T]) {}
 }
 
 /// Proof that the CPU has AVX2, FMA and F16C: only [`Isa::detect`] makes one.
@@ -239,6 +244,13 @@ mod avx2 {
                 let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
                 let bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order);
                 _mm256_storeu_si256(out.as_mut_ptr().cast(), bytes);
+            }
+        }
+        #[inline(always)]
+        fn prefetch<T>(self, data: &[T]) {
+            for line in (0..size_of_val(data)).step_by(64) {
+                // SAFETY: prefetching never faults, and this address lies inside `data` anyway.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(data.as_ptr().cast::<i8>().wrapping_add(line)) };
             }
         }
     }
