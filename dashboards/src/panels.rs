@@ -234,10 +234,10 @@ const INSTANCES: &[Panel] = &[
 const ENGINES: &[Panel] = &[
     Panel {
         title: "KV cache use",
-        description: "Share of KV blocks in use.",
+        description: "Share of KV blocks in use; 0 where there is no instance.",
         unit: Unit::Share,
         queries: &[query(
-            "sum by (model) (foreshock_kv_blocks_used{model=~\"$model\"}) / sum by (model) (foreshock_kv_blocks{model=~\"$model\"})",
+            "sum by (model) (foreshock_kv_blocks_used{model=~\"$model\"}) / clamp_min(sum by (model) (foreshock_kv_blocks{model=~\"$model\"}), 1)",
             "{{model}}",
         )],
     },
