@@ -4,7 +4,7 @@
 //! The kernel sends at most the first kilobyte of a segment, and none of a stream once it is under way,
 //! so this is no HTTP parser: it reads what it is given and says "unknown" where it was not given enough.
 
-use crate::token::is_token;
+use crate::token::{is_end, is_token};
 
 /// Longest head that is read, bytes.
 const HEAD_LIMIT_BYTES: usize = 8192;
@@ -27,7 +27,7 @@ pub enum Framing {
 pub struct Segment {
     /// Whether a `data:` line that is a token begins or ends in it.
     pub token: bool,
-    /// Whether any `data:` line was seen in it.
+    /// Whether any `data:` line was seen in it, but for those that only end the stream.
     pub data: bool,
 }
 
@@ -186,8 +186,10 @@ impl Answer {
 
     fn judge(&self, line: &[u8], seen: &mut Segment) {
         let Some(payload) = line.trim_ascii_end().strip_prefix(b"data:") else { return };
-        seen.data = true;
-        seen.token |= is_token(payload.trim_ascii());
+        let payload = payload.trim_ascii();
+        // Counted as the kernel counts: what only ends the stream is no data.
+        seen.data |= !is_end(payload);
+        seen.token |= is_token(payload);
     }
 }
 

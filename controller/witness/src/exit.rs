@@ -5,7 +5,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
 use serde::Serialize;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -110,7 +110,6 @@ fn exit_info(pidfd: &OwnedFd) -> ExitInfo {
     /// _IOWR(0xFF, 11, struct pidfd_info)
     const PIDFD_GET_INFO: rustix::ioctl::Opcode = rustix::ioctl::opcode::read_write::<PidfdInfo>(0xff, 11);
     let mut info = PidfdInfo { mask: PIDFD_INFO_EXIT, ..PidfdInfo::default() };
-    debug_assert!(pidfd.as_raw_fd() >= 0);
     // SAFETY: the opcode carries the structure's size, and the kernel writes no more than that.
     let result =
         unsafe { rustix::ioctl::ioctl(pidfd, rustix::ioctl::Updater::<PIDFD_GET_INFO, PidfdInfo>::new(&mut info)) };

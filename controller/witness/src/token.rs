@@ -4,9 +4,14 @@
 //! carry a finish reason or a usage; a time to first token that counted those would flatter everybody.
 //! The payload may be cut short, so keys are searched for instead of parsing JSON.
 
+/// Whether a payload only ends a stream: `[DONE]`, and `finished` and `failed` of the hop.
+pub fn is_end(payload: &[u8]) -> bool {
+    payload.starts_with(b"[") || payload.starts_with(b"{\"f")
+}
+
 /// Judges one payload, without `data:` and surrounding blanks.
 pub fn is_token(payload: &[u8]) -> bool {
-    if payload.is_empty() || payload == b"[DONE]" {
+    if payload.is_empty() || is_end(payload) {
         return false;
     }
     if let Some(tokens) = value_of(payload, b"\"tokens\"") {
@@ -19,8 +24,8 @@ pub fn is_token(payload: &[u8]) -> bool {
         // An empty text that does not end the stream stands for a token that shows as nothing.
         return non_empty_string(text) || value_of(payload, b"\"finish_reason\"").is_none_or(is_null);
     }
-    // `Finished` and `Failed` of the hop, OpenAI errors, and the event with the usage alone.
-    const NOT_TOKENS: [&[u8]; 4] = [b"\"finished\"", b"\"failed\"", b"\"error\"", b"\"choices\""];
+    // OpenAI errors, and the event with the usage alone.
+    const NOT_TOKENS: [&[u8]; 2] = [b"\"error\"", b"\"choices\""];
     !NOT_TOKENS.iter().any(|key| value_of(payload, key).is_some())
 }
 

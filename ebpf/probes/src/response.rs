@@ -13,7 +13,7 @@ use ebpf_types::{
     PHASE_RESPONSE, SEGMENT_BYTES,
 };
 
-/// Segments that begin with `data:` and are told with their text: the first token is among them, unless a
+/// Segments that begin with a `data:` event and are told with their text: the first token is among them, unless a
 /// server sends more than this many empty events before it.
 const DATA_SEGMENTS_TOLD: u32 = 8;
 /// The same for segments that begin otherwise: headers, chunk sizes on their own, JSON bodies.
@@ -30,7 +30,8 @@ struct TextEvent<const N: usize> {
 #[derive(Clone, Copy, PartialEq)]
 enum Begin {
     Data,
-    Comment,
+    /// An SSE comment, or a `data:` event that ends a stream: `[DONE]`, and `finished` and `failed` of the hop.
+    Aside,
     Other,
 }
 
@@ -122,7 +123,7 @@ fn tell(ctx: &SkBuffContext, key: &FlowKey, flow: &mut FlowState, segment: &Segm
             flow.data_segments += 1;
             flow.data_segments <= DATA_SEGMENTS_TOLD
         }
-        Begin::Comment => true,
+        Begin::Aside => true,
         Begin::Other => {
             flow.other_segments += 1;
             flow.other_segments <= OTHER_SEGMENTS_TOLD
@@ -165,19 +166,20 @@ fn tell_text<const N: usize>(ctx: &SkBuffContext, key: &FlowKey, flow: &FlowStat
 /// Looks at the first bytes of a segment, over a chunk's size line.
 #[inline(always)]
 fn begin(ctx: &SkBuffContext, segment: &Segment) -> Begin {
-    let mut head = [0u8; 16];
-    // SAFETY: the array has 16 bytes.
-    unsafe { packet::copy::<16>(ctx, segment.payload_offset, segment.payload_bytes, head.as_mut_ptr()) };
+    let mut head = [0u8; 24];
+    // SAFETY: the array has 24 bytes.
+    unsafe { packet::copy::<24>(ctx, segment.payload_offset, segment.payload_bytes, head.as_mut_ptr()) };
     for i in 0..11usize {
         let line_start = i == 0 || head[i - 1] == b'\n';
         if !line_start {
             continue;
         }
         if head[i] == b':' {
-            return Begin::Comment;
+            return Begin::Aside;
         }
         if head[i] == b'd' && head[i + 1] == b'a' && head[i + 2] == b't' && head[i + 3] == b'a' && head[i + 4] == b':' {
-            return Begin::Data;
+            let ends = head[i + 6] == b'[' || (head[i + 7] == b'"' && head[i + 8] == b'f');
+            return if ends { Begin::Aside } else { Begin::Data };
         }
     }
     Begin::Other

@@ -74,7 +74,7 @@ pub struct FlowEvent {
     /// Bytes of the request so far, and of its answer up to the end of this segment.
     pub request_bytes: u64,
     pub response_bytes: u64,
-    /// Answer segments so far that begin with a `data:` line.
+    /// Answer segments so far that begin with a `data:` event, but for those that only end a stream.
     pub data_segments: u32,
     /// Payload bytes of this segment.
     pub segment_bytes: u32,
