@@ -85,6 +85,13 @@ impl State {
         failing.map(|(name, model)| (name.clone(), model.failures)).collect()
     }
 
+    /// Forgets what was asked for. For an advisory controller, whose actions nobody applies: none of them
+    /// is to count as failed.
+    pub fn forget_actions(&mut self) {
+        self.pending.clear();
+        self.drains.clear();
+    }
+
     /// What is known of a model's arrivals; none before its first tick.
     pub fn arrivals(&self, model: &str) -> Option<&ArrivalEstimator> {
         self.models.get(model).map(|model| &model.arrivals)

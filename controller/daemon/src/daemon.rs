@@ -13,6 +13,8 @@ use crate::observe::reconcile::Reconciler;
 use crate::registry::{HistoryWriter, Registry, RegistryError};
 use crate::view::{View, ViewPublisher};
 use controller_core::State;
+use controller_core::action::Reason;
+use controller_core::snapshot::ModelName;
 use controller_gateway::RouteTable;
 use controller_witness::{PortRole, Witness};
 use std::collections::{BTreeMap, VecDeque};
@@ -91,6 +93,8 @@ pub struct Daemon {
     pub(crate) routes: watch::Sender<Arc<RouteTable>>,
     pub(crate) wake: Arc<Notify>,
     pub(crate) publisher: ViewPublisher,
+    /// In advisory mode: what stands advised, instances wanted and why.
+    pub(crate) advised: BTreeMap<ModelName, (u32, Reason)>,
     // Last, so that it is given back when everything else is done.
     _lock: ServeLock,
 }
@@ -142,6 +146,7 @@ impl Daemon {
             routes,
             wake: Arc::new(Notify::new()),
             publisher: ViewPublisher::new(decisions),
+            advised: BTreeMap::new(),
             config,
             _lock: lock,
         })

@@ -15,7 +15,7 @@ pub const LOCK_FILE: &str = "serve.lock";
 pub enum LockError {
     #[error("another `foreshock serve` (pid {holder}) uses the state folder {}; stop it, or choose another folder with --state", state_dir.display())]
     Held { state_dir: PathBuf, holder: String },
-    #[error("the lock file {} cannot be used: {source}", path.display())]
+    #[error("the lock file {} cannot be used: {source}; make the state folder writable or choose another with --state", path.display())]
     File { path: PathBuf, source: std::io::Error },
 }
 

@@ -12,7 +12,7 @@ use crate::fleet::Change;
 use crate::measure;
 use crate::observe::{Observations, Signal};
 use controller_core::Nanos;
-use controller_core::action::{Action, ActionKind, Decision, Effects};
+use controller_core::action::{Action, ActionKind, Decision, Effects, Reason};
 use controller_core::snapshot::{ModelName, ModelView, Snapshot};
 use controller_witness::record::PortRole;
 use std::collections::BTreeMap;
@@ -138,6 +138,7 @@ impl Daemon {
             self.publish_routes(models);
         }
         measure::tick(took);
+        let decisions = if self.config.advise { self.new_advice(decisions) } else { decisions };
         self.record(decisions);
         self.gauges.set(&self.state, &snapshot, &self.kv_blocks());
         let wait_ns = next_tick_ns.saturating_sub(snapshot.now_ns);
@@ -198,6 +199,16 @@ impl Daemon {
                 measure::action(owners, action, "failed");
             }
         }
+    }
+
+    /// Advice that nobody follows is the same at every tick: it is told once, until it changes or lapses.
+    fn new_advice(&mut self, mut decisions: Vec<Decision>) -> Vec<Decision> {
+        self.state.forget_actions();
+        let standing: BTreeMap<ModelName, (u32, Reason)> =
+            decisions.iter().map(|decision| (decision.model.clone(), (decision.want, decision.reason))).collect();
+        decisions.retain(|decision| self.advised.get(&decision.model) != standing.get(&decision.model));
+        self.advised = standing;
+        decisions
     }
 
     /// Log line, metric, API answer and database entry of each decision.

@@ -1,6 +1,7 @@
 //! The whole loop, with the gateway's counters given by the test and everything else real.
 
 use crate::stage::{PATIENCE, config, is_alive, record};
+use controller_core::action::Reason;
 use controller_daemon::actuate::control::ControlClient;
 use controller_daemon::actuate::identity::InstancePaths;
 use controller_daemon::{Daemon, DaemonConfig, DaemonError, GatewayReading, GatewaySignal, ModelDemand, Registry};
@@ -123,6 +124,18 @@ async fn advice_decides_and_touches_nothing() {
     })
     .await
     .expect("no advice came");
+    // Ticks go on while the request stays held; advice that nobody follows is neither repeated nor a failure.
+    let seen_ns = |running: &Running| running.view.snapshot().map_or(0, |snapshot| snapshot.now_ns);
+    let begun_ns = seen_ns(&running);
+    timeout(PATIENCE, async {
+        while seen_ns(&running) < begun_ns + 6_000_000_000 {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    })
+    .await
+    .expect("the ticks ended");
+    let reasons: Vec<_> = running.view.decisions(Some("behaves"), 10).iter().map(|decision| decision.reason).collect();
+    assert_eq!(reasons, [Reason::HeldAtZero]);
     assert!(running.view.instances().is_empty());
     running.end().await;
     assert_eq!(std::fs::read_dir(folder.path().join("engines")).unwrap().count(), 0);
