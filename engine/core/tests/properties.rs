@@ -338,21 +338,30 @@ fn decodes_go_before_prefill_chunks() {
     assert_eq!(shape(&step), [(5, 1, true), (14, 6, true)]);
 }
 
-#[test]
-fn the_latest_arrival_is_preempted_and_comes_back() {
-    // Two sequences of up to 16 tokens on 6 blocks of 4: they cannot both grow to their end.
-    let mut scheduler = scheduler(6, 16);
-    scheduler.submit(plain(0, 6, 10)).expect("room");
-    scheduler.submit(plain(1, 6, 10)).expect("room");
+/// Steps until nothing is left; the order in which sequences ended.
+fn run_out(scheduler: &mut Scheduler) -> Vec<u64> {
     let mut ended = Vec::new();
     while let Some(step) = scheduler.schedule() {
         let events = scheduler.complete(step.id, &vec![Sampled::Token(1); step.rows.len()]).expect("in flight");
         ended.extend(events.into_iter().filter_map(|event| match event {
-            SequenceEvent::Ended { id, reason } => Some((id.0, reason)),
+            SequenceEvent::Ended { id, reason: EndReason::Length } => Some(id.0),
             _ => None,
         }));
     }
-    assert_eq!(ended, [(0, EndReason::Length), (1, EndReason::Length)]);
+    ended
+}
+
+#[test]
+fn the_latest_arrival_is_preempted_and_comes_back_before_those_behind_it() {
+    // Two sequences of up to 16 tokens on 6 blocks of 4: they cannot both grow to their end. The third never
+    // finds room beside them, and must not take that of the preempted one.
+    let mut scheduler = scheduler(6, 32);
+    scheduler.submit(plain(0, 6, 10)).expect("room");
+    scheduler.submit(plain(1, 6, 10)).expect("room");
+    let step = scheduler.schedule().expect("work");
+    scheduler.complete(step.id, &[Sampled::Token(1); 2]).expect("in flight");
+    scheduler.submit(plain(2, 12, 1)).expect("room");
+    assert_eq!(run_out(&mut scheduler), [0, 1, 2]);
     assert!(scheduler.stats().preemptions_total > 0);
     assert_eq!(scheduler.stats().kv_blocks_used, 0);
 }
