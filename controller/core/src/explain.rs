@@ -19,6 +19,11 @@ pub(crate) fn sentence(
     let capacity = &need.capacity;
     let drains: Vec<&PlannedDrain> = plan.drains.iter().filter(|drain| drain.model == name).collect();
     match reason {
+        Reason::ForecastAboveCapacity if need.need == 1 => format!(
+            "{:.1} requests that the kernel saw have not been named by the gateway, and nothing serves {name}: starting {}.",
+            seen.unidentified,
+            instances(starts(plan, name)),
+        ),
         Reason::HeldAtZero => format!(
             "{} held and nothing serves {name}: starting {}; a cold start takes {:.1} s (p90 {:.1} s, {}).",
             requests(u64::from(seen.held.max(seen.in_flight))),

@@ -7,7 +7,7 @@
 //! the same type.
 
 use crate::snapshot::Demand;
-use crate::{Nanos, seconds_between};
+use crate::{NS_PER_MS, Nanos, seconds_between};
 use serde::{Deserialize, Serialize};
 
 /// Time constant of the fast rate, s: a few ticks, so that a burst shows at once.
@@ -20,6 +20,10 @@ const STEPS: usize = 8;
 const BANDS: [f64; 5] = [-1.281_551_6, -0.524_400_5, 0.0, 0.524_400_5, 1.281_551_6];
 /// No rate is believed above this, 1/s; it keeps arithmetic finite whatever a counter says.
 const MAX_RATE_PER_S: f64 = 1e6;
+/// Share of a request, likely this model's, that the kernel saw and the gateway has not named.
+const UNIDENTIFIED_LEAST: f64 = 0.5;
+/// How long such a request must have been waiting before it warms a model at zero, ns.
+const UNIDENTIFIED_NS: Nanos = 50 * NS_PER_MS;
 /// Bounds of the index of dispersion.
 const DISPERSION: (f64, f64) = (1.0, 20.0);
 
@@ -86,8 +90,8 @@ pub struct ArrivalEstimator {
     output_tokens_per_request: f64,
     /// Rate over the time since the observation before, 1/s.
     pub(crate) last_rate_per_s: f64,
-    /// Requests that were unidentified at this observation and already at the one before.
-    pub(crate) lasting_unidentified: f64,
+    /// Since when there has been a request that only the kernel has seen.
+    unidentified_since_ns: Option<Nanos>,
     /// When an arrival was last counted.
     pub(crate) last_arrival_ns: Option<Nanos>,
 }
@@ -116,6 +120,7 @@ impl ArrivalEstimator {
         };
         let Some(last) = self.mark.clone() else {
             self.dispersion = DISPERSION.0;
+            self.unidentified_since_ns = (unidentified >= UNIDENTIFIED_LEAST).then_some(at_ns);
             self.mark = Some(mark);
             return;
         };
@@ -127,7 +132,8 @@ impl ArrivalEstimator {
         let named = (mark.arrivals - base.arrivals) as f64;
         // Signed on purpose: a request that was first shared among models and then named to another one is taken back.
         let arrived = named + mark.unidentified - base.unidentified;
-        self.lasting_unidentified = last.unidentified.min(unidentified);
+        let since_ns = self.unidentified_since_ns.or(Some(at_ns));
+        self.unidentified_since_ns = since_ns.filter(|_| unidentified >= UNIDENTIFIED_LEAST);
         if arrived > 0.0 {
             self.last_arrival_ns = Some(at_ns);
         }
@@ -136,11 +142,17 @@ impl ArrivalEstimator {
         self.mark = Some(mark);
     }
 
+    /// Whether a request that the kernel saw has not been named for so long that the gateway must be too
+    /// busy to do it. A probe of the gateway's own endpoints is gone sooner.
+    pub(crate) fn waits_unidentified(&self, now_ns: Nanos) -> bool {
+        self.unidentified_since_ns.is_some_and(|since| now_ns.saturating_sub(since) >= UNIDENTIFIED_NS)
+    }
+
     /// Forgets the totals and times, not the rates: for a new epoch, where counters and clock start anew.
     pub(crate) fn rebase(&mut self) {
         self.mark = None;
         self.last_arrival_ns = None;
-        self.lasting_unidentified = 0.0;
+        self.unidentified_since_ns = None;
         self.last_rate_per_s = 0.0;
     }
 

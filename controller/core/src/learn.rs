@@ -88,7 +88,7 @@ fn learn_instance(state: &mut State, id: &str, view: &InstanceView) {
             model.capacity.observe(before, after);
         }
         let became_ready =
-            view.state == InstanceState::Ready && before.is_some_and(|known| known.state == InstanceState::Starting);
+            view.state == InstanceState::Ready && before.is_none_or(|known| known.state == InstanceState::Starting);
         if became_ready {
             model.failures = 0;
             model.failure_untold = false;

@@ -65,7 +65,7 @@ fn need_of(model: &mut ModelState, view: &ModelView, group: &Group, snapshot: &S
     remember_use(model, view, group, load, now_ns);
     let silent_s = model.needed_ns.first().map_or(f64::MAX, |at| seconds_between(*at, now_ns));
     let forecast = model.arrivals.forecast(capacity.cold_start_ms_p90 / 1e3, silent_s);
-    let for_forecast = for_forecast(model, &forecast, &capacity, policy);
+    let for_forecast = for_forecast(model, &forecast, &capacity, policy, now_ns);
     let for_queue = for_queue(load, &capacity, policy);
     let need = for_forecast.max(for_queue).min(policy.max_instances);
     for at in model.needed_ns.iter_mut().take(need as usize) {
@@ -129,11 +129,17 @@ fn remember_use(model: &mut ModelState, view: &ModelView, group: &Group, load: u
 
 /// Instances for the p90 rate. The last fraction of a request per second starts nothing: below one
 /// instance's worth, the first instance is a matter of keep-alive or of a request that is there. Requests
-/// that only the kernel has seen, twice, count as there: the gateway may be too busy to name them.
-fn for_forecast(model: &ModelState, forecast: &Forecast, capacity: &CapacityView, policy: &Policy) -> u32 {
+/// that only the kernel has seen, for a while, count as there: the gateway may be too busy to name them.
+fn for_forecast(
+    model: &ModelState,
+    forecast: &Forecast,
+    capacity: &CapacityView,
+    policy: &Policy,
+    now_ns: Nanos,
+) -> u32 {
     let usable = capacity.requests_per_s_per_instance * policy.usable_share();
     let instances = (forecast.rate_quantile(0.9) / usable).ceil().clamp(0.0, f64::from(policy.max_instances)) as u32;
-    let unseen = u32::from(model.arrivals.lasting_unidentified >= 0.5);
+    let unseen = u32::from(model.arrivals.waits_unidentified(now_ns));
     if instances >= 2 { instances } else { unseen }
 }
 

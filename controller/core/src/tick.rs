@@ -137,7 +137,7 @@ fn next_tick_ns(
     needs: &BTreeMap<ModelName, Need>,
     acted: bool,
 ) -> Nanos {
-    let held = needs.values().any(|need| need.seen.held > 0);
+    let held = needs.values().any(|need| need.seen.held > 0 || need.seen.unidentified > 0.0);
     let starting = fleet.groups.values().any(|group| !group.starting.is_empty());
     let moving = acted || held || starting || !fleet.leaving.is_empty() || !state.pending.is_empty();
     let now_ns = snapshot.now_ns;
