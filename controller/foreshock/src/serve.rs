@@ -72,7 +72,7 @@ async fn serve(args: ServeArgs, daemon_config: DaemonConfig) -> Result<()> {
     tracing::info!("{}", witness.summary());
     let gateway = Gateway::new(gateway_options(&args), daemon.routes());
     wire_signals(&mut daemon, &gateway, &witness, data_addr.port());
-    witness.watch(data_addr.port(), PortRole::Gateway)?;
+    witness.watch(data_addr.port(), PortRole::Gateway);
 
     let data_server = spawn_data(data, &gateway, metrics.clone());
     let admin_addr = admin.local_addr()?;
@@ -167,9 +167,7 @@ struct WitnessPorts(Arc<Witness>);
 
 impl PortWatch for WitnessPorts {
     fn watch(&mut self, port: u16, role: PortRole) {
-        if let Err(error) = self.0.watch(port, role) {
-            tracing::warn!(port, %error, "an engine's port is not watched");
-        }
+        self.0.watch(port, role);
     }
 
     fn unwatch(&mut self, port: u16) {
