@@ -55,15 +55,18 @@ pub trait PortWatch: Send {
     fn unwatch(&mut self, port: u16);
 }
 
-impl PortWatch for Arc<Witness> {
+/// The kernel witness watches them.
+struct WitnessPorts(Arc<Witness>);
+
+impl PortWatch for WitnessPorts {
     fn watch(&mut self, port: u16, role: PortRole) {
-        if let Err(error) = Witness::watch(self, port, role) {
+        if let Err(error) = self.0.watch(port, role) {
             tracing::warn!(port, %error, "an engine's port is not watched");
         }
     }
 
     fn unwatch(&mut self, port: u16) {
-        Witness::unwatch(self, port);
+        self.0.unwatch(port);
     }
 }
 
@@ -184,7 +187,7 @@ impl Daemon {
         for instance in self.fleet.instances().values() {
             watch_process(witness, instance.pid);
         }
-        self.set_port_watch(witness.clone());
+        self.set_port_watch(WitnessPorts(witness.clone()));
     }
 
     /// What the admin API shows.
