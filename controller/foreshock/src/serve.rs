@@ -6,7 +6,7 @@ use crate::{logging, recorder};
 use anyhow::{Context, Result};
 use controller_daemon::{
     Admin, ComputeMode, Daemon, DaemonConfig, DaemonError, GatewayReading, GatewaySignal, KernelReading, KernelSignal,
-    ModelDemand, PortWatch,
+    ModelDemand,
 };
 use controller_gateway::{Gateway, GatewayOptions};
 use controller_witness::{PortRole, Witness, WitnessOptions};
@@ -72,7 +72,7 @@ async fn serve(args: ServeArgs, daemon_config: DaemonConfig) -> Result<()> {
     tracing::info!("{}", witness.summary());
     let gateway = Gateway::new(gateway_options(&args), daemon.routes());
     wire_signals(&mut daemon, &gateway, &witness, data_addr.port());
-    witness.watch(data_addr.port(), PortRole::Gateway);
+    witness.watch(data_addr.port(), PortRole::Gateway)?;
 
     let data_server = spawn_data(data, &gateway, metrics.clone());
     let admin_addr = admin.local_addr()?;
@@ -131,7 +131,7 @@ fn wire_signals(daemon: &mut Daemon, gateway: &Gateway, witness: &Arc<Witness>, 
     daemon.add_signal(GatewaySignal(move || gateway_reading(&reading)));
     let kernel = witness.clone();
     daemon.add_signal(KernelSignal(move || kernel_reading(&kernel, port)));
-    daemon.set_port_watch(WitnessPorts(witness.clone()));
+    daemon.set_witness(witness);
     let (wake, changed) = (daemon.wake(), gateway.clone());
     tokio::spawn(async move {
         loop {
@@ -160,19 +160,6 @@ fn kernel_reading(witness: &Witness, port: u16) -> Option<KernelReading> {
         return None;
     }
     witness.counters(port).map(|counters| KernelReading { gateway_requests_total: counters.requests })
-}
-
-/// Engine ports go to the probes.
-struct WitnessPorts(Arc<Witness>);
-
-impl PortWatch for WitnessPorts {
-    fn watch(&mut self, port: u16, role: PortRole) {
-        self.0.watch(port, role);
-    }
-
-    fn unwatch(&mut self, port: u16) {
-        self.0.unwatch(port);
-    }
 }
 
 /// A server and the way to stop it.
