@@ -42,7 +42,7 @@ pub fn golden() -> Golden {
     serde_json::from_str(&text).expect("reference outputs have the expected form")
 }
 
-/// A device with one thread per core of this machine, unpinned.
+/// A device with two unpinned threads on the best instruction set.
 pub fn device(compute: Compute) -> Driver {
     device_on(compute, 2, Isa::detect())
 }
@@ -67,7 +67,7 @@ pub struct Sequence {
 }
 
 impl Driver {
-    /// Blocks are dealt out backwards in pairs, so that no test passes by their being contiguous.
+    /// Each sequence's blocks run backwards, so that no test passes by their being contiguous.
     pub fn sequence(&mut self, tokens: &[TokenId], room: usize) -> Sequence {
         let count = (tokens.len() + room).div_ceil(self.device.shape().kv_block_tokens) as BlockId;
         let blocks = (self.next_block..self.next_block + count).rev().collect();

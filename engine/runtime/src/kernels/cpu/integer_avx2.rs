@@ -12,7 +12,7 @@
 use super::{
     integer::{Q4_0, Q4_1, Q8_0, Sink, block_bytes, values_at},
     matrix::{GROUP, Matrix},
-    quant::{BLOCK, Quantised},
+    quant::{BLOCK, Quantised, QuantisedRow},
 };
 use std::{arch::x86_64::*, cell::RefCell, ops::Range};
 
@@ -218,7 +218,7 @@ fn prefetch(from: *const u8, bytes: usize) {
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn one_token<const KIND: u8>(bytes: &[u8], row_bytes: usize, input: (&[[i8; BLOCK]], &[[f32; 2]])) -> [f32; 8] {
+fn one_token<const KIND: u8>(bytes: &[u8], row_bytes: usize, input: QuantisedRow<'_>) -> [f32; 8] {
     let (q, scale) = input;
     assert!(bytes.len() == GROUP * row_bytes && q.len() * block_bytes(KIND) == row_bytes);
     let mut acc = _mm256_setzero_ps();
@@ -269,7 +269,7 @@ fn tile<const KIND: u8, const G: usize, const T: usize>(
 ) -> usize {
     let blocks = input.blocks();
     let packed: [&[Packed]; G] = packed.map(|rows| &rows[..blocks]);
-    let rows: [(&[[i8; BLOCK]], &[[f32; 2]]); T] = std::array::from_fn(|t| {
+    let rows: [QuantisedRow<'_>; T] = std::array::from_fn(|t| {
         let (q, scale) = input.row(token + t);
         (&q[..blocks], &scale[..blocks])
     });

@@ -60,6 +60,9 @@ fn nibbles(qs: &[u8], out: &mut [f32; BLOCK], value: impl Fn(i32) -> f32) {
     }
 }
 
+/// One row: its blocks, and each block's scale and scale times sum.
+pub type QuantisedRow<'a> = (&'a [[i8; BLOCK]], &'a [[f32; 2]]);
+
 /// Rows of activations rounded to int8 per block of 32: `x ~ q * scale`.
 #[derive(Default)]
 pub struct Quantised {
@@ -81,7 +84,7 @@ impl Quantised {
         self.width / BLOCK
     }
 
-    pub fn row(&self, token: usize) -> (&[[i8; BLOCK]], &[[f32; 2]]) {
+    pub fn row(&self, token: usize) -> QuantisedRow<'_> {
         let range = token * self.blocks()..(token + 1) * self.blocks();
         (&self.q[range.clone()], &self.scale[range])
     }
