@@ -16,50 +16,12 @@ pub(crate) fn sentence(
     now_ns: Nanos,
 ) -> String {
     let seen = &need.seen;
-    let capacity = &need.capacity;
     let drains: Vec<&PlannedDrain> = plan.drains.iter().filter(|drain| drain.model == name).collect();
     match reason {
-        Reason::ForecastAboveCapacity if need.need == 1 => format!(
-            "{:.1} requests that the kernel saw have not been named by the gateway, and nothing serves {name}: starting {}.",
-            seen.unidentified,
-            instances(starts(plan, name)),
-        ),
-        Reason::HeldAtZero => format!(
-            "{} held and nothing serves {name}: starting {}; a cold start takes {:.1} s (p90 {:.1} s, {}).",
-            requests(u64::from(seen.held.max(seen.in_flight))),
-            instances(starts(plan, name)),
-            capacity.cold_start_ms_p50 / 1e3,
-            capacity.cold_start_ms_p90 / 1e3,
-            measured(capacity.cold_start_samples),
-        ),
-        Reason::ReplaceLost => format!(
-            "{} died with {} present: starting {}.",
-            instances(model.lost.max(1)),
-            requests(need.load),
-            instances(starts(plan, name)),
-        ),
-        Reason::QueueAboveTarget => format!(
-            "{} present ({} held, {} in flight), more than {} can take up within a cold start of {:.1} s at {:.1} requests/s and {:.0} at once each ({}): starting {}.",
-            requests(need.load),
-            seen.held,
-            seen.in_flight,
-            instances(seen.ready + seen.starting),
-            capacity.cold_start_ms_p50 / 1e3,
-            capacity.requests_per_s_per_instance,
-            capacity.concurrency_per_instance,
-            measured(capacity.samples),
-            instances(starts(plan, name)),
-        ),
-        Reason::ForecastAboveCapacity => format!(
-            "{:.1} requests/s expected (p90) in {:.1} s, more than {} at {:.1} requests/s each ({}), filled to {:.0} %: starting {}.",
-            need.forecast_view.requests_per_s_p90,
-            need.forecast_view.horizon_s,
-            instances(seen.ready + seen.starting),
-            capacity.requests_per_s_per_instance,
-            measured(capacity.samples),
-            need.target_utilisation * 100.0,
-            instances(starts(plan, name)),
-        ),
+        Reason::HeldAtZero | Reason::ReplaceLost | Reason::QueueAboveTarget | Reason::ForecastAboveCapacity => {
+            let starting = instances(starts(plan, name));
+            format!("{}: starting {starting}.", cause_of_start(name, need, model, reason))
+        }
         Reason::Idle => {
             format!("{}: idle for {:.1} s, and {}.", stopping(&drains), seen.idle_s, because(&drains))
         }
@@ -81,6 +43,52 @@ pub(crate) fn sentence(
         Reason::StartFailed => failed(model, &drains, now_ns),
         Reason::Steady => format!("{} for {} present.", instances(seen.ready + seen.starting), requests(need.load)),
     }
+}
+
+/// What an instance is started for.
+fn cause_of_start(name: &str, need: &Need, model: &ModelState, reason: Reason) -> String {
+    let seen = &need.seen;
+    let capacity = &need.capacity;
+    let cold_start = duration(capacity.cold_start_ms_p50);
+    match reason {
+        Reason::HeldAtZero => format!(
+            "{} held and nothing serves {name} (a cold start takes {cold_start}, p90 {}, {})",
+            requests(u64::from(seen.held.max(seen.in_flight))),
+            duration(capacity.cold_start_ms_p90),
+            measured(capacity.cold_start_samples),
+        ),
+        Reason::ReplaceLost => {
+            format!("{} died with {} present", instances(model.lost.max(1)), requests(need.load))
+        }
+        Reason::QueueAboveTarget => format!(
+            "{} present ({} held, {} in flight), more than {} can take up within a cold start of {cold_start} at {:.1} requests/s and {:.0} at once each ({})",
+            requests(need.load),
+            seen.held,
+            seen.in_flight,
+            instances(seen.ready + seen.starting),
+            capacity.requests_per_s_per_instance,
+            capacity.concurrency_per_instance,
+            measured(capacity.samples),
+        ),
+        _ if need.need == 1 => format!(
+            "{:.1} requests that the kernel saw have not been named by the gateway, and nothing serves {name}",
+            seen.unidentified,
+        ),
+        _ => format!(
+            "{:.1} requests/s expected (p90) in {}, more than {} at {:.1} requests/s each ({}), filled to {:.0} %",
+            need.forecast_view.requests_per_s_p90,
+            duration(need.forecast_view.horizon_s * 1e3),
+            instances(seen.ready + seen.starting),
+            capacity.requests_per_s_per_instance,
+            measured(capacity.samples),
+            need.target_utilisation * 100.0,
+        ),
+    }
+}
+
+/// Milliseconds below a second, else seconds.
+fn duration(ms: f64) -> String {
+    if ms < 1e3 { format!("{ms:.0} ms") } else { format!("{:.1} s", ms / 1e3) }
 }
 
 /// The sentence for instances of a model that is not registered.

@@ -41,7 +41,7 @@ fn held_at_zero_starts_in_the_same_tick() {
     demand(&mut snapshot, "a").arrivals_total = 1;
     demand(&mut snapshot, "a").held = 1;
     let effects = tick(&mut state, &snapshot);
-    assert_snapshot!(told(&effects), @"a 0->1 HeldAtZero: 1 request held and nothing serves a: starting 1 instance; a cold start takes 0.8 s (p90 1.2 s, 2 samples).");
+    assert_snapshot!(told(&effects), @"a 0->1 HeldAtZero: 1 request held and nothing serves a (a cold start takes 800 ms, p90 1.2 s, 2 samples): starting 1 instance.");
     assert_eq!(effects.actions.len(), 1);
     assert_eq!(effects.next_tick_ns, snapshot.now_ns + S / 10);
 }
@@ -76,7 +76,7 @@ fn a_queue_brings_a_second_instance() {
     register(&mut snapshot, "a");
     ready(&mut snapshot, "a-0-1", "a", 0);
     demand(&mut snapshot, "a").in_flight = 9;
-    assert_snapshot!(told(&tick(&mut state, &snapshot)), @"a 1->2 QueueAboveTarget: 9 requests present (0 held, 9 in flight), more than 1 instance can take up within a cold start of 0.8 s at 2.0 requests/s and 4 at once each (assumed): starting 1 instance.");
+    assert_snapshot!(told(&tick(&mut state, &snapshot)), @"a 1->2 QueueAboveTarget: 9 requests present (0 held, 9 in flight), more than 1 instance can take up within a cold start of 800 ms at 2.0 requests/s and 4 at once each (assumed): starting 1 instance.");
 }
 
 #[test]
@@ -168,7 +168,7 @@ fn an_idle_model_makes_room_for_one_with_requests() {
     assert_snapshot!(told(&tick(&mut state, &snapshot)), @"");
     snapshot.instances.remove("a-0-1");
     pass(&mut snapshot, 0.1);
-    assert_snapshot!(told(&tick(&mut state, &snapshot)), @"c 0->1 HeldAtZero: 3 requests held and nothing serves c: starting 1 instance; a cold start takes 0.8 s (p90 1.2 s, 2 samples).");
+    assert_snapshot!(told(&tick(&mut state, &snapshot)), @"c 0->1 HeldAtZero: 3 requests held and nothing serves c (a cold start takes 800 ms, p90 1.2 s, 2 samples): starting 1 instance.");
 }
 
 #[test]
