@@ -152,6 +152,16 @@ pub struct TensorData {
 }
 
 impl TensorData {
+    /// A tensor made in memory; None when `bytes` is not what `kind` and `dims` take.
+    pub fn from_bytes(kind: GgmlType, dims: Vec<u64>, bytes: Vec<u8>) -> Option<Self> {
+        let elements = dims.iter().try_fold(1u64, |total, dim| total.checked_mul(*dim))?;
+        if dims.first()?.checked_rem(kind.block_len())? != 0 || kind.bytes(elements)? != bytes.len() as u64 {
+            return None;
+        }
+        let range = 0..bytes.len();
+        Some(Self { mapping: Mapping::Memory(std::sync::Arc::new(bytes)), range, kind, dims })
+    }
+
     pub fn kind(&self) -> GgmlType {
         self.kind
     }

@@ -90,3 +90,76 @@ fn run_item(
         None => real::multiply(isa, part.matrix, groups, input.real, tokens, sink),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use engine_store::{GgmlType, TensorData};
+    use half::f16;
+
+    const COLS: usize = 96;
+
+    /// Noise in [-1, 1), the same on every run.
+    fn noise(index: usize) -> f32 {
+        (index as u32).wrapping_mul(0x9e37_79b9).rotate_left(13).wrapping_mul(0x85eb_ca6b) as i32 as f32
+            / (1u32 << 31) as f32
+    }
+
+    fn matrix(kind: GgmlType, rows: usize) -> Matrix {
+        let elements = rows * COLS;
+        let half = |x: f32| f16::from_f32(x).to_le_bytes();
+        let block = |block: usize, scales: &[f32], len: usize| -> Vec<u8> {
+            let scales = scales.iter().flat_map(|scale| half(scale * (1.5 + noise(block))));
+            scales.chain((0..len).map(|i| (noise(block * 31 + i) * 1e6) as i32 as u8)).collect()
+        };
+        let bytes: Vec<u8> = match kind {
+            GgmlType::F32 => (0..elements).flat_map(|i| noise(i).to_le_bytes()).collect(),
+            GgmlType::F16 => (0..elements).flat_map(|i| half(noise(i))).collect(),
+            GgmlType::Q4_0 => (0..elements / 32).flat_map(|i| block(i, &[0.1], 16)).collect(),
+            GgmlType::Q4_1 => (0..elements / 32).flat_map(|i| block(i, &[0.1, -0.8], 16)).collect(),
+            _ => (0..elements / 32).flat_map(|i| block(i, &[0.01], 32)).collect(),
+        };
+        Matrix::new(TensorData::from_bytes(kind, vec![COLS as u64, rows as u64], bytes).expect("right size"))
+    }
+
+    /// Products of every row and token, on `isa`, with int8 activations or without.
+    fn run(isa: Isa, matrix: &Matrix, input: &[f32], integer: bool) -> Vec<f32> {
+        let mut pool = Pool::new(2, |_| {}).expect("two threads");
+        let tokens = input.len() / COLS;
+        let mut quantised = Quantised::default();
+        quantised.resize(tokens, COLS);
+        quantised.fill(&mut pool, isa, input);
+        let mut out = vec![0.5; tokens * matrix.rows];
+        let input = Input { tokens, real: input, quantised: integer.then_some(&quantised) };
+        multiply(&mut pool, isa, input, vec![Job { matrix, out: &mut out, accumulate: true }]);
+        out
+    }
+
+    #[test]
+    fn all_formats_sizes_and_instruction_sets_agree() {
+        for kind in engine_store::RUNNABLE_TYPES {
+            for rows in [1, 8, 21, 40] {
+                let matrix = matrix(kind, rows);
+                for tokens in [1, 2, 3, 5, 11, 150] {
+                    let input: Vec<f32> = (0..tokens * COLS).map(|i| noise(i + 7) * 3.0).collect();
+                    let mut weights = vec![0.0; COLS];
+                    for integer in [false, true] {
+                        let out = run(Isa::detect(), &matrix, &input, integer);
+                        assert_eq!(
+                            out,
+                            run(Isa::Portable, &matrix, &input, integer),
+                            "{kind} {rows} {tokens} {integer}"
+                        );
+                        let tolerance = if integer && matrix.is_integer() { 0.5 } else { 1e-4 };
+                        for (index, found) in out.iter().enumerate() {
+                            matrix.dequantise_row(index % rows, &mut weights);
+                            let x = &input[index / rows * COLS..][..COLS];
+                            let exact = 0.5 + x.iter().zip(&weights).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+                            assert!((f64::from(*found) - exact).abs() < tolerance, "{kind}: {found}, expected {exact}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
