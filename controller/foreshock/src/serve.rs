@@ -224,7 +224,7 @@ fn spawn_admin(
         }),
         metrics: Arc::new(move || metrics.render()),
     };
-    let filter = controller_daemon::admin::routes(admin).map(|reply| Reply::into_response(reply)).boxed();
+    let filter = controller_daemon::admin::routes(admin).map(Reply::into_response).boxed();
     spawn(listener, filter, STOP_LIMIT)
 }
 
