@@ -24,6 +24,7 @@ pub type Loader = Box<dyn FnOnce(&EngineOptions, &[u32]) -> Result<LoadedModel, 
 pub fn load_checkpoint(options: &EngineOptions, cores: &[u32]) -> Result<LoadedModel, EngineError> {
     let failed = |message: String| EngineError::Model { path: options.model.clone(), message };
     let gguf = Gguf::open(&options.model).map_err(|error| failed(error.to_string()))?;
+    gguf.will_need();
     let mapped_at_ns = clock::monotonic_ns();
     let eos_token_ids = ends::end_tokens(&gguf).map_err(|error| failed(error.to_string()))?;
     let load_options = LoadOptions {
