@@ -39,8 +39,11 @@ pub fn undeploy(args: &StateArgs) -> Result<()> {
 fn running_serve(args: &DeployArgs) -> Result<Serve> {
     let state = args.state.folder()?;
     if let Some(serve) = Serve::running(&state) {
-        println!("foreshock serve already runs (pid {}) on {}", serve.pid, state.display());
-        return Ok(serve);
+        if !serve.is_outdated() {
+            println!("foreshock serve already runs (pid {}) on {}", serve.pid, state.display());
+            return Ok(serve);
+        }
+        step(&format!("stopping foreshock serve (pid {}), which runs an older build", serve.pid), || serve.stop())?;
     }
     make_folder(&state)?;
     for (port, option) in [(args.port, "--port"), (args.admin_port, "--admin-port")] {

@@ -99,11 +99,18 @@ impl Serve {
         log_path(&self.state)
     }
 
-    /// Registers a checkpoint unless the name is there, and waits until the gateway lists it.
+    /// Whether it runs another program than the one built here: an older build, or one that has been removed.
+    pub fn is_outdated(&self) -> bool {
+        // The kernel marks a program whose file was replaced as deleted, so a rebuild shows as another path.
+        std::fs::read_link(format!("/proc/{}/exe", self.pid)).is_ok_and(|exe| {
+            let built = layout::foreshock();
+            exe != built.canonicalize().unwrap_or(built)
+        })
+    }
+
+    /// Registers a checkpoint, also when the name is there, since it may stand for a file that is gone; then waits
+    /// until the gateway lists it.
     pub fn add_model(&self, name: &str, path: &Path) -> Result<()> {
-        if self.lists(name) {
-            return Ok(());
-        }
         let (path, state) = (path.to_string_lossy(), self.state.to_string_lossy());
         quiet(&mut command(layout::foreshock(), &["models", "add", name, &path, "--state", &state]))?;
         let begun = Instant::now();

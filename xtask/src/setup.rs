@@ -44,6 +44,11 @@ const PROMETHEUS: Tool = Tool {
     packages: &["prometheus"],
     why: "to check dashboards and alerts against the real thing",
 };
+const NETWORK: Tool = Tool {
+    found: || (have("tc") && have("ip")) || Path::new("/sbin/tc").exists(),
+    packages: &["iproute2"],
+    why: "for the lossy link on which retransmissions are counted",
+};
 const PEER_BUILD: Tool = Tool {
     found: || have("cmake") && have("g++") && have("make"),
     packages: &["cmake", "g++", "make"],
@@ -52,7 +57,7 @@ const PEER_BUILD: Tool = Tool {
 
 /// Everything, for development and tests.
 pub fn all() -> Result<()> {
-    system_packages(&[LINKER, PYTHON, VENV, PROMETHEUS])?;
+    system_packages(&[LINKER, PYTHON, VENV, PROMETHEUS, NETWORK])?;
     demo_checkpoint()?;
     python_clients()?;
     eprintln!("set-up is complete");
