@@ -1,0 +1,94 @@
+//! The gateway's promises at its edges: a client that leaves costs nothing more, a full queue says so, and a
+//! graceful stop lets running streams end.
+
+use anyhow::{Context, Result, ensure};
+use blackbox::{Foreshock, http, stream};
+use serde_json::{Value, json};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+fn request(max_tokens: u32) -> Value {
+    json!({
+        "model": "smollm2", "prompt": "Once upon a time", "max_tokens": max_tokens, "temperature": 0,
+        "ignore_eos": true, "stream": true, "stream_options": {"include_usage": true},
+    })
+}
+
+/// Sends a streaming request and reads until its first token is there.
+fn open_stream(serve: &Foreshock, max_tokens: u32) -> Result<TcpStream> {
+    let body = request(max_tokens).to_string();
+    let mut socket = TcpStream::connect(serve.data)?;
+    socket.set_read_timeout(Some(Duration::from_secs(60)))?;
+    let head = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    socket.write_all(format!("{head}{body}").as_bytes())?;
+    let (mut seen, mut buffer) = (Vec::new(), [0; 4096]);
+    while !String::from_utf8_lossy(&seen).contains("data:") {
+        let n = socket.read(&mut buffer)?;
+        ensure!(n > 0, "closed before the first token: {}", String::from_utf8_lossy(&seen));
+        seen.extend_from_slice(&buffer[..n]);
+    }
+    Ok(socket)
+}
+
+#[test]
+fn a_client_that_leaves_stops_the_work_in_the_engine() -> Result<()> {
+    let serve = Foreshock::start(&["--idle-seconds", "60"])?;
+    serve.add_model("smollm2")?;
+    drop(open_stream(&serve, 8000)?);
+    serve.wait_until("nothing is in flight", |running| {
+        let in_flight = running.metric_sum("foreshock_in_flight_requests", &[])?;
+        let sequences = running.metric_sum("foreshock_engine_running_sequences", &[])?;
+        Ok(in_flight == 0.0 && sequences == 0.0)
+    })?;
+    let decoded = serve.metric_sum("foreshock_engine_tokens_total", &["phase=\"decode\""])?;
+    ensure!(decoded < 4000.0, "the engine went on for {decoded} tokens");
+    Ok(())
+}
+
+#[test]
+fn a_full_queue_is_429_with_retry_after() -> Result<()> {
+    // Advisory mode starts nothing, so whatever is held stays held.
+    let serve = Foreshock::start(&["--advise", "--hold-limit", "2", "--hold-timeout-ms", "4000"])?;
+    serve.add_model("smollm2")?;
+    let body = json!({"model": "smollm2", "prompt": "Hello", "max_tokens": 4});
+    std::thread::scope(|scope| -> Result<()> {
+        let held: Vec<_> =
+            (0..2).map(|_| scope.spawn(|| http::post_json(serve.data, "/v1/completions", &body))).collect();
+        serve.wait_until("two requests are held", |running| {
+            Ok(running.metric_sum("foreshock_held_requests", &[])? == 2.0)
+        })?;
+        let refused = http::post_json(serve.data, "/v1/completions", &body)?;
+        ensure!(refused.status == 429, "{} {}", refused.status, refused.text());
+        let retry_after_s: u32 = refused.header("retry-after").context("no Retry-After")?.parse()?;
+        ensure!(retry_after_s >= 1, "Retry-After: {retry_after_s}");
+        ensure!(refused.json()?["error"]["message"].as_str().is_some_and(|text| text.contains("full")), "{refused:?}");
+        for request in held {
+            let answer = request.join().expect("client panicked")?;
+            ensure!(answer.status == 503, "held to its time-out: {} {}", answer.status, answer.text());
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_graceful_stop_lets_running_streams_end() -> Result<()> {
+    let serve = Foreshock::start(&["--idle-seconds", "60", "--drain-timeout-ms", "30000"])?;
+    serve.add_model("smollm2")?;
+    let expected = stream::post(serve.data, "/v1/completions", &request(150))?;
+    expected.complete()?;
+    let data = serve.data;
+    let running = std::thread::spawn(move || stream::post(data, "/v1/completions", &request(150)));
+    serve.wait_until("the stream runs", |serve| {
+        Ok(serve.metric_sum("foreshock_engine_running_sequences", &[])? > 0.0)
+    })?;
+    ensure!(serve.terminate()?.success(), "SIGTERM is no clean exit");
+    let answer = running.join().expect("client panicked")?;
+    answer.complete()?;
+    ensure!(answer.text() == expected.text(), "the stream was changed by the stop: {:?}", answer.text());
+    ensure!(TcpStream::connect(data).is_err(), "still listening after its end");
+    Ok(())
+}
