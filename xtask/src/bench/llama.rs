@@ -96,32 +96,52 @@ pub struct Start {
 
 /// Starts llama-server, asks until it answers, asks again warm, and stops it.
 pub fn start(model: &Path, prompt_tokens: usize, options: &[&str]) -> Result<Start> {
+    let begun = Instant::now();
+    let mut server = spawn(model, &[&["--ctx-size", "2048", "--parallel", "1"], options].concat())?;
+    server.wait_for_token(begun, prompt_tokens)?;
+    let first_token_ms = begun.elapsed().as_secs_f64() * 1e3;
+    Ok(Start { first_token_ms, warm_ms: load::warm_ttft_ms(server.addr, "any", prompt_tokens, 3)? })
+}
+
+/// Starts llama-server with all cores and these further options; it may still be loading.
+pub fn spawn(model: &Path, options: &[&str]) -> Result<Running> {
     let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
     let threads = std::thread::available_parallelism().map_or(1, usize::from).to_string();
-    let fixed = ["--host", "127.0.0.1", "--threads", &threads, "--ctx-size", "2048", "--parallel", "1", "--no-webui"];
+    let fixed = ["--host", "127.0.0.1", "--threads", &threads, "--no-webui"];
     let mut server = command(program("llama-server"), &fixed);
     server.args(["--port", &addr.port().to_string()]).arg("--model").arg(model).args(options);
     server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let begun = Instant::now();
-    let mut running = Running(server.spawn().context("cannot start llama-server")?);
-    // It answers 503 while it loads: the first 200 with a token ends the wait.
-    while load::ttft_ms(addr, "any", prompt_tokens).is_err() {
-        if let Some(status) = running.0.try_wait()? {
-            bail!("llama-server ended with {status}");
-        }
-        ensure!(begun.elapsed() < PATIENCE, "llama-server gave no token within {} s", PATIENCE.as_secs());
-        std::thread::sleep(POLL);
-    }
-    let first_token_ms = begun.elapsed().as_secs_f64() * 1e3;
-    Ok(Start { first_token_ms, warm_ms: load::warm_ttft_ms(addr, "any", prompt_tokens, 3)? })
+    Ok(Running { child: server.spawn().context("cannot start llama-server")?, addr })
 }
 
-/// Killed when dropped.
-struct Running(Child);
+/// A server that is killed when dropped.
+pub struct Running {
+    child: Child,
+    pub addr: SocketAddr,
+}
+
+impl Running {
+    /// Asks until a token comes. It answers 503 while it loads: the first 200 with a token ends the wait.
+    pub fn wait_for_token(&mut self, begun: Instant, prompt_tokens: usize) -> Result<()> {
+        while load::ttft_ms(self.addr, "any", prompt_tokens).is_err() {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("llama-server ended with {status}");
+            }
+            ensure!(begun.elapsed() < PATIENCE, "llama-server gave no token within {} s", PATIENCE.as_secs());
+            std::thread::sleep(POLL);
+        }
+        Ok(())
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }

@@ -35,6 +35,25 @@ pub fn ttft_ms(addr: SocketAddr, model: &str, prompt_tokens: usize) -> Result<f6
     Ok(stream.times.first_token.as_secs_f64() * 1e3)
 }
 
+/// One stream of exactly `output` tokens, and how it went.
+pub struct Streamed {
+    pub ttft_s: f64,
+    /// From the first token to the last.
+    pub decode_s: f64,
+    pub output: usize,
+}
+
+/// Streams `output` tokens after a fresh prompt of `prompt_tokens`.
+pub fn stream(addr: SocketAddr, model: &str, prompt_tokens: usize, output: usize) -> Result<Streamed> {
+    let body = json!({
+        "model": model, "prompt": random_prompt(prompt_tokens), "max_tokens": output, "temperature": 0,
+        "stream": true, "ignore_eos": true, "cache_prompt": false,
+    });
+    let times = sse::stream(addr, "/v1/completions", &body, &mut |_| {})?.times;
+    let ttft_s = times.first_token.as_secs_f64();
+    Ok(Streamed { ttft_s, decode_s: times.last_byte.as_secs_f64() - ttft_s, output })
+}
+
 /// Median over `count` requests, one after the other.
 pub fn warm_ttft_ms(addr: SocketAddr, model: &str, prompt_tokens: usize, count: usize) -> Result<f64> {
     let samples: Result<Vec<f64>> = (0..count).map(|_| ttft_ms(addr, model, prompt_tokens)).collect();

@@ -1,6 +1,7 @@
 //! `cargo xtask bench NAME`: ours beside a peer, in turns on the same machine, every sample kept. A peer is
 //! installed and started here, so that anyone can run the comparison again.
 
+mod engine;
 mod first_token;
 mod gateway;
 mod llama;
@@ -13,6 +14,8 @@ use clap::ValueEnum;
 /// What can be measured.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Name {
+    /// One engine beside llama-server: prefill, decode, and serving of many clients, on the same cores.
+    Engine,
     /// What a cold start costs: first token at zero minus first token when warm, beside llama-server's.
     FirstToken,
     /// What the gateway adds to a request, against calling the engine directly.
@@ -24,6 +27,7 @@ pub fn run(name: Name) -> Result<()> {
     crate::setup::for_bench()?;
     crate::test::build_binary()?;
     let report = match name {
+        Name::Engine => engine::measure()?,
         Name::FirstToken => first_token::measure()?,
         Name::Gateway => gateway::measure()?,
     };

@@ -37,9 +37,11 @@ pub struct Samples {
 pub struct Target {
     pub name: String,
     pub value: f64,
-    /// Upper bound.
     pub target: f64,
     pub met: bool,
+    /// Whether the target is a lower bound; otherwise it is an upper one.
+    #[serde(skip)]
+    pub at_least: bool,
 }
 
 impl Row {
@@ -53,7 +55,12 @@ impl Row {
 impl Target {
     /// Met when the value is no more than the bound.
     pub fn at_most(name: String, value: f64, target: f64) -> Self {
-        Self { name, value, target, met: value <= target }
+        Self { name, value, target, met: value <= target, at_least: false }
+    }
+
+    /// Met when the value is no less than the bound.
+    pub fn at_least(name: String, value: f64, target: f64) -> Self {
+        Self { name, value, target, met: value >= target, at_least: true }
     }
 }
 
@@ -85,7 +92,8 @@ impl Report {
         }
         for target in &self.targets {
             let verdict = if target.met { "met" } else { "MISSED" };
-            println!("target {verdict}: {} = {:.3} (at most {})", target.name, target.value, target.target);
+            let bound = if target.at_least { "at least" } else { "at most" };
+            println!("target {verdict}: {} = {:.3} ({bound} {})", target.name, target.value, target.target);
         }
         let folder = layout::target().join("bench");
         make_folder(&folder)?;
