@@ -5,8 +5,21 @@
 use crate::{GgmlType, Gguf, GgufError, LlamaConfig};
 
 /// Weight types that the runtime computes with.
-pub const RUNNABLE_TYPES: [GgmlType; 5] =
-    [GgmlType::F32, GgmlType::F16, GgmlType::Q4_0, GgmlType::Q4_1, GgmlType::Q8_0];
+pub const RUNNABLE_TYPES: [GgmlType; 13] = [
+    GgmlType::F32,
+    GgmlType::F16,
+    GgmlType::BF16,
+    GgmlType::Q4_0,
+    GgmlType::Q4_1,
+    GgmlType::Q5_0,
+    GgmlType::Q5_1,
+    GgmlType::Q8_0,
+    GgmlType::Q2_K,
+    GgmlType::Q3_K,
+    GgmlType::Q4_K,
+    GgmlType::Q5_K,
+    GgmlType::Q6_K,
+];
 
 impl Gguf {
     /// Checks that the model can be loaded and returns its hyperparameters.
