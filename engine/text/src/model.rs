@@ -46,7 +46,7 @@ pub struct TextModel {
 
 enum Encoder {
     ByteLevel(Box<Tokenizer>),
-    SentencePiece(SentencePiece),
+    SentencePiece(Box<SentencePiece>),
 }
 
 impl Encoder {
@@ -209,7 +209,7 @@ fn build_encoder(parts: Parts) -> Result<Encoder, TextError> {
     match parts.method {
         Method::SentencePiece { scores, unknown, add_space_prefix } => {
             let encoder = SentencePiece::new(parts.tokens, &parts.kinds, &scores, unknown, add_space_prefix);
-            Ok(Encoder::SentencePiece(encoder))
+            Ok(Encoder::SentencePiece(Box::new(encoder)))
         }
         Method::ByteLevel { pre, merges } => {
             let tokenizer = build_tokenizer(&pre, parts.tokens, &parts.kinds, merges)?;
