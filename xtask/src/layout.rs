@@ -22,6 +22,11 @@ pub fn demo_model() -> PathBuf {
     target().join("models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 }
 
+/// The checkpoint that tests use beside it.
+pub fn gemma3_model() -> PathBuf {
+    target().join("models/gemma3-270m/gemma3-270m-q4_k_m.gguf")
+}
+
 /// Python environment with the clients that tests drive.
 pub fn venv() -> PathBuf {
     target().join("venv")

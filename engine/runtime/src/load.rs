@@ -3,14 +3,18 @@
 use crate::{
     cores::{self, Caller},
     kernels::cpu::{
-        kv::{self, KvPool, KvShape},
+        kv::{self, KvElement, KvPool, KvShape},
         pool::Pool,
         simd::Isa,
     },
-    models::llama::{Device, Llama, Weights},
+    models::{
+        gemma3::{self, Gemma3},
+        layers::Device,
+        llama::{self, Llama},
+    },
 };
 use engine_core::Forward;
-use engine_store::{Gguf, GgufError, LlamaConfig};
+use engine_store::{Architecture, Gguf, GgufError, ModelConfig};
 use thiserror::Error;
 
 /// Tokens per KV block unless told otherwise.
@@ -75,12 +79,29 @@ pub fn load(gguf: &Gguf, options: LoadOptions) -> Result<Box<dyn Forward>, LoadE
 pub fn load_on(gguf: &Gguf, options: LoadOptions, isa: Isa) -> Result<Box<dyn Forward>, LoadError> {
     let config = gguf.validate()?;
     let kv_shape = kv_shape(&config, &options)?;
-    let weights = Weights::new(gguf, &config)?;
     let device = device(&options, isa)?;
     let memory = |source| LoadError::Memory { purpose: "the KV pool", bytes: options.kv_bytes, source };
     Ok(match options.compute {
-        Compute::F32 => Box::new(Llama::<f32>::new(config, weights, KvPool::new(kv_shape).map_err(memory)?, device)),
-        Compute::Fast => Box::new(Llama::<u16>::new(config, weights, KvPool::new(kv_shape).map_err(memory)?, device)),
+        Compute::F32 => decoder::<f32>(gguf, config, KvPool::new(kv_shape).map_err(memory)?, device)?,
+        Compute::Fast => decoder::<u16>(gguf, config, KvPool::new(kv_shape).map_err(memory)?, device)?,
+    })
+}
+
+fn decoder<E: KvElement>(
+    gguf: &Gguf,
+    config: ModelConfig,
+    kv: KvPool<E>,
+    device: Device,
+) -> Result<Box<dyn Forward>, LoadError> {
+    Ok(match config.architecture {
+        Architecture::Llama => {
+            let weights = llama::Weights::new(gguf, &config)?;
+            Box::new(Llama::new(config, weights, kv, device))
+        }
+        Architecture::Gemma3 => {
+            let weights = gemma3::Weights::new(gguf, &config)?;
+            Box::new(Gemma3::new(config, weights, kv, device))
+        }
     })
 }
 
@@ -109,7 +130,7 @@ fn device(options: &LoadOptions, isa: Isa) -> Result<Device, LoadError> {
     Ok(Device { isa, pool, integer: options.compute == Compute::Fast, caller })
 }
 
-fn kv_shape(config: &LlamaConfig, options: &LoadOptions) -> Result<KvShape, LoadError> {
+fn kv_shape(config: &ModelConfig, options: &LoadOptions) -> Result<KvShape, LoadError> {
     let block_tokens = options.kv_block_tokens;
     if block_tokens == 0 || !block_tokens.is_multiple_of(kv::TILE) || block_tokens > 1024 {
         let message = format!("{block_tokens} is no multiple of {} up to 1024", kv::TILE);
@@ -135,11 +156,11 @@ const THREADS_MAX: usize = 1024;
 
 /// KV bytes of one token over all layers.
 pub fn kv_bytes_per_token(gguf: &Gguf, compute: Compute) -> Result<u64, GgufError> {
-    let config = LlamaConfig::read(gguf)?;
+    let config = ModelConfig::read(gguf)?;
     Ok(kv_token_bytes(&config, compute))
 }
 
-pub(crate) fn kv_token_bytes(config: &LlamaConfig, compute: Compute) -> u64 {
+pub(crate) fn kv_token_bytes(config: &ModelConfig, compute: Compute) -> u64 {
     let element: u64 = match compute {
         Compute::F32 => 4,
         Compute::Fast => 2,

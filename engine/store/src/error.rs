@@ -43,6 +43,6 @@ pub enum GgufError {
     TensorTruncated { name: String, end: u64, file: u64 },
     #[error("tensors {first:?} and {second:?} overlap in the file")]
     Overlap { first: String, second: String },
-    #[error("architecture {architecture:?} is not supported; supported: llama")]
-    Architecture { architecture: String },
+    #[error("architecture {architecture:?} is not supported; supported: {supported}")]
+    Architecture { architecture: String, supported: String },
 }

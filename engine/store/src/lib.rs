@@ -1,22 +1,22 @@
 //! Checkpoint readers. A checkpoint is opened by memory map, checked completely before anything else
 //! sees it, and then handed out as borrowed views: opening costs the header, not the weights.
 
+mod config;
 mod cursor;
 mod digest;
 mod error;
 mod gguf;
 mod inspect;
-mod llama;
 mod mapping;
 mod tensor;
 mod validate;
 mod value;
 
+pub use config::{Architecture, ModelConfig, SlidingWindow};
 pub use digest::digest;
 pub use error::GgufError;
 pub use gguf::Gguf;
 pub use inspect::Summary;
-pub use llama::LlamaConfig;
 pub use tensor::{GgmlType, TensorData, TensorView};
 pub use validate::RUNNABLE_TYPES;
 pub use value::{Array, Strings, Value};

@@ -2,16 +2,29 @@
 //! shape and a type that the kernels know. Registering a model calls this, so that a bad file is
 //! refused by the person who adds it and not by the first request.
 
-use crate::{GgmlType, Gguf, GgufError, LlamaConfig};
+use crate::{Architecture, GgmlType, Gguf, GgufError, ModelConfig};
 
 /// Weight types that the runtime computes with.
-pub const RUNNABLE_TYPES: [GgmlType; 5] =
-    [GgmlType::F32, GgmlType::F16, GgmlType::Q4_0, GgmlType::Q4_1, GgmlType::Q8_0];
+pub const RUNNABLE_TYPES: [GgmlType; 13] = [
+    GgmlType::F32,
+    GgmlType::F16,
+    GgmlType::BF16,
+    GgmlType::Q4_0,
+    GgmlType::Q4_1,
+    GgmlType::Q5_0,
+    GgmlType::Q5_1,
+    GgmlType::Q8_0,
+    GgmlType::Q2_K,
+    GgmlType::Q3_K,
+    GgmlType::Q4_K,
+    GgmlType::Q5_K,
+    GgmlType::Q6_K,
+];
 
 impl Gguf {
     /// Checks that the model can be loaded and returns its hyperparameters.
-    pub fn validate(&self) -> Result<LlamaConfig, GgufError> {
-        let config = LlamaConfig::read(self)?;
+    pub fn validate(&self) -> Result<ModelConfig, GgufError> {
+        let config = ModelConfig::read(self)?;
         let (width, ffn, q, kv) = (config.width, config.ffn_width, config.q_width(), config.kv_width());
         self.expect("token_embd.weight", &[width, config.vocab])?;
         self.expect_f32("output_norm.weight", width)?;
@@ -30,16 +43,45 @@ impl Gguf {
             self.expect(&name("ffn_up"), &[width, ffn])?;
             self.expect(&name("ffn_down"), &[ffn, width])?;
         }
-        self.refuse_unknown()?;
+        if config.architecture == Architecture::Gemma3 {
+            self.expect_gemma3(&config)?;
+        }
+        self.refuse_unknown(&config)?;
         Ok(config)
     }
 
-    /// Tensors that would change the result but that nothing would read (biases, frequency tables) must
+    /// What Gemma 3 has beside llama's tensors: norms of queries and keys, and norms after each half of a layer.
+    fn expect_gemma3(&self, config: &ModelConfig) -> Result<(), GgufError> {
+        for layer in 0..config.layers {
+            let name = |part: &str| format!("blk.{layer}.{part}.weight");
+            self.expect_f32(&name("attn_q_norm"), config.head_dim)?;
+            self.expect_f32(&name("attn_k_norm"), config.head_dim)?;
+            self.expect_f32(&name("post_attention_norm"), config.width)?;
+            self.expect_f32(&name("post_ffw_norm"), config.width)?;
+        }
+        Ok(())
+    }
+
+    /// Tensors that would change the result but that nothing would read (biases, frequency tables, norms) must
     /// be refused, or the model would run and answer wrongly.
-    fn refuse_unknown(&self) -> Result<(), GgufError> {
+    fn refuse_unknown(&self, config: &ModelConfig) -> Result<(), GgufError> {
+        let known: &[&str] = match config.architecture {
+            Architecture::Llama => &["attn_norm", "ffn_norm", "output_norm"],
+            Architecture::Gemma3 => &[
+                "attn_norm",
+                "ffn_norm",
+                "output_norm",
+                "attn_q_norm",
+                "attn_k_norm",
+                "post_attention_norm",
+                "post_ffw_norm",
+            ],
+        };
         for tensor in self.tensors() {
-            if tensor.name == "rope_freqs.weight" || tensor.name.ends_with(".bias") {
-                let message = "not supported by this runtime (biases and rotary frequency tables are not)".to_owned();
+            let part = tensor.name.trim_end_matches(".weight").rsplit('.').next().unwrap_or_default();
+            let unread = part.ends_with("_norm") && !known.contains(&part);
+            if tensor.name == "rope_freqs.weight" || tensor.name.ends_with(".bias") || unread {
+                let message = "not supported by this runtime in this architecture".to_owned();
                 return Err(GgufError::Tensor { name: tensor.name.to_owned(), message });
             }
         }

@@ -1,6 +1,6 @@
 //! Reading checkpoints: a small one written here, everything that can be wrong with it, and the real one.
 
-use engine_store::{GgmlType, Gguf, GgufError, Value, digest};
+use engine_store::{Architecture, GgmlType, Gguf, GgufError, Value, digest};
 use proptest::prelude::*;
 
 /// A metadata value to write, with its type number.
@@ -212,6 +212,50 @@ fn every_fault_is_named() {
     check(&missing, "metadata key \"llama.context_length\" is missing");
 }
 
+/// The same, as a Gemma 3: with the norms that it adds.
+fn gemma3() -> File {
+    let mut file = llama();
+    for (key, _) in &mut file.pairs {
+        if let Some(rest) = key.strip_prefix("llama.") {
+            *key = format!("gemma3.{rest}").leak();
+        }
+    }
+    for (part, len) in [("attn_q_norm", 16), ("attn_k_norm", 16), ("post_attention_norm", 32), ("post_ffw_norm", 32)] {
+        file.tensors.push((format!("blk.0.{part}.weight"), vec![len], 0, file.data_bytes as u64));
+        file.data_bytes += 128;
+    }
+    file.set("general.architecture", Write::Str("gemma3")).set("gemma3.attention.sliding_window", Write::U32(512))
+}
+
+#[test]
+fn gemma3_is_read_with_what_its_files_leave_out() {
+    let config = gemma3().open().unwrap().validate().unwrap();
+    assert_eq!(config.architecture, Architecture::Gemma3);
+    assert_eq!(config.sliding.map(|sliding| sliding.rope_base), Some(10_000.0));
+    let windows: Vec<bool> = (0..13).map(|layer| config.window(layer) == Some(512)).collect();
+    let global: Vec<usize> = (0..13).filter(|layer| !windows[*layer]).collect();
+    assert_eq!(global, [5, 11]);
+    assert_eq!(config.query_scale(), 0.25);
+
+    let norm = "blk.0.attn_q_norm.weight";
+    check(&gemma3().tensor(norm, |tensor| tensor.1 = vec![32]), "shape [32], expected [16]");
+    check(&gemma3().tensor(norm, |tensor| tensor.0 = "other".into()), "\"blk.0.attn_q_norm.weight\" is missing");
+    check(&gemma3().set("gemma3.attention.sliding_window", Write::U32(0)), "gemma3.attention.sliding_window");
+    check(&gemma3().set("gemma3.final_logit_softcapping", Write::F32(30.0)), "soft caps are not supported");
+}
+
+/// What would change the answers, but would be left out of them.
+#[test]
+fn tensors_that_nothing_reads_are_refused() {
+    for name in ["blk.0.attn_q.bias", "blk.0.attn_q_norm.weight", "rope_freqs.weight"] {
+        let mut file = llama();
+        file.tensors.push((name.to_owned(), vec![16], 0, file.data_bytes as u64));
+        file.data_bytes += 64;
+        check(&file, &format!("tensor {name:?}: not supported"));
+    }
+    check(&llama().set("llama.attention.sliding_window", Write::U32(512)), "sliding windows are not supported");
+}
+
 #[test]
 fn bad_text_and_missing_files_are_named() {
     let mut bytes = llama().bytes();
@@ -298,4 +342,18 @@ fn the_real_checkpoint_is_what_it_claims() {
     assert!(summary.chat_template && summary.unsupported.is_none());
     assert_eq!(gguf.strings("tokenizer.ggml.tokens").unwrap().nth(2), Some("<|im_end|>"));
     assert_eq!(digest(&path).unwrap(), "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53");
+}
+
+#[test]
+fn the_real_gemma3_is_what_it_claims() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let path = root.join("target/models/gemma3-270m/gemma3-270m-q4_k_m.gguf");
+    let gguf =
+        Gguf::open(&path).unwrap_or_else(|error| panic!("{error}\nfetch the checkpoint with: cargo xtask setup"));
+    let summary = gguf.inspect().unwrap();
+    assert_eq!((summary.architecture.as_str(), summary.file_bytes), ("gemma3", 253_113_024));
+    assert_eq!((summary.layers, summary.vocab, summary.context_tokens), (Some(18), Some(262_144), Some(32_768)));
+    let tensors: Vec<(&str, u64)> = summary.quantisation.iter().map(|(kind, row)| (kind.as_str(), row.0)).collect();
+    assert_eq!(tensors, [("F32", 109), ("Q4_K", 27), ("Q5_0", 81), ("Q6_K", 9), ("Q8_0", 10)]);
+    assert_eq!((summary.chat_template, summary.unsupported), (false, None));
 }

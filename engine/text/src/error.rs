@@ -8,7 +8,9 @@ pub enum TextError {
     /// A field of the file is missing or of another type.
     #[error(transparent)]
     Gguf(#[from] engine_store::GgufError),
-    #[error("tokenizer model {model:?} is not supported; supported: \"gpt2\" (byte-level BPE)")]
+    #[error(
+        "tokenizer model {model:?} is not supported; supported: \"gpt2\" (byte-level BPE), \"llama\" (SentencePiece)"
+    )]
     TokenizerModel { model: String },
     #[error("pre-tokenizer {pre:?} (tokenizer.ggml.pre) is not supported; supported: {supported}")]
     PreTokenizer { pre: String, supported: String },

@@ -10,6 +10,7 @@ mod model;
 mod parts;
 mod pretokenize;
 mod python;
+mod sentencepiece;
 mod stop;
 mod template;
 

@@ -3,8 +3,9 @@
 use crate::TextError;
 use crate::byte_level::ByteDecoder;
 use crate::detokenize::{Detokenizer, Pieces};
-use crate::parts::{Parts, TokenKind};
+use crate::parts::{Method, Parts, TokenKind};
 use crate::pretokenize::family;
+use crate::sentencepiece::{self, SentencePiece};
 use crate::template::ChatTemplate;
 use engine_store::Gguf;
 use engine_wire::TokenId;
@@ -30,7 +31,7 @@ const END_TEXTS: &[&str] = &[
 pub struct TextModel {
     /// Longest sequence, prompt and output together, tokens.
     pub context_tokens: u32,
-    tokenizer: Tokenizer,
+    encoder: Encoder,
     pieces: Arc<Pieces>,
     /// An error is kept: a checkpoint without a usable template still serves plain completions.
     template: Option<Result<ChatTemplate, String>>,
@@ -43,33 +44,59 @@ pub struct TextModel {
     token_bytes_max: usize,
 }
 
+enum Encoder {
+    ByteLevel(Box<Tokenizer>),
+    SentencePiece(Box<SentencePiece>),
+}
+
+impl Encoder {
+    fn encode(&self, text: &str) -> Result<Vec<TokenId>, TextError> {
+        match self {
+            Self::SentencePiece(encoder) => encoder.encode(text),
+            Self::ByteLevel(tokenizer) => match tokenizer.encode_fast(text, false) {
+                Ok(encoding) => Ok(encoding.get_ids().to_vec()),
+                Err(error) => Err(TextError::Encode { message: error.to_string() }),
+            },
+        }
+    }
+
+    /// How many bytes of input may become one byte of token.
+    fn shrinks_by(&self) -> usize {
+        match self {
+            // Normalization (NFC) shortens text to no less than a third.
+            Self::ByteLevel(tokenizer) if tokenizer.get_normalizer().is_some() => 3,
+            _ => 1,
+        }
+    }
+}
+
 impl TextModel {
     /// Builds the text side from the file's metadata. No weight is read. Blocks for tens of milliseconds.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self, TextError> {
         Self::from_parts(Parts::read(gguf)?)
     }
 
-    pub(crate) fn from_parts(parts: Parts) -> Result<Self, TextError> {
+    pub(crate) fn from_parts(mut parts: Parts) -> Result<Self, TextError> {
         let eos_ids = end_tokens(&parts);
         let text_of = |id: Option<TokenId>| id.map_or_else(String::new, |id| parts.tokens[id as usize].clone());
         let (bos_text, eos_text) = (text_of(parts.bos), text_of(parts.eos));
-        let template = parts.template.map(|source| ChatTemplate::new(source, bos_text, eos_text));
-        let pieces = build_pieces(&parts.tokens, &parts.kinds);
+        let template = parts.template.take().map(|source| ChatTemplate::new(source, bos_text, eos_text));
+        let pieces = build_pieces(&parts);
         let longest = pieces.longest();
-        let tokenizer = build_tokenizer(&parts.pre, parts.tokens, &parts.kinds, parts.merges)?;
-        let tokenizer_normalizes = tokenizer.get_normalizer().is_some();
+        let (context_tokens, bos_id, eos_id) = (parts.context_tokens, parts.bos, parts.eos);
+        let (add_bos, add_eos) = (parts.add_bos, parts.add_eos);
+        let encoder = build_encoder(parts)?;
         Ok(Self {
-            context_tokens: parts.context_tokens,
-            tokenizer,
+            context_tokens,
+            token_bytes_max: longest.saturating_mul(encoder.shrinks_by()).max(1),
+            encoder,
             pieces: Arc::new(pieces),
             template,
-            bos_id: parts.bos,
-            eos_id: parts.eos,
+            bos_id,
+            eos_id,
             eos_ids,
-            add_bos: parts.add_bos,
-            add_eos: parts.add_eos,
-            // Normalization (NFC) shortens text to no less than a third.
-            token_bytes_max: longest.saturating_mul(if tokenizer_normalizes { 3 } else { 1 }).max(1),
+            add_bos,
+            add_eos,
         })
     }
 
@@ -94,17 +121,14 @@ impl TextModel {
     ///
     /// Linear in the text; some 100 ms for 256 KiB, so long texts belong on a blocking thread.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<TokenId>, TextError> {
-        let encoding = self
-            .tokenizer
-            .encode_fast(text, false)
-            .map_err(|error| TextError::Encode { message: error.to_string() })?;
         let (bos, eos) = match add_special {
             true => (self.bos_id.filter(|_| self.add_bos), self.eos_id.filter(|_| self.add_eos)),
             false => (None, None),
         };
-        let mut ids = Vec::with_capacity(encoding.len() + 2);
-        ids.extend(bos);
-        ids.extend_from_slice(encoding.get_ids());
+        let mut ids = self.encoder.encode(text)?;
+        if let Some(bos) = bos {
+            ids.insert(0, bos);
+        }
         ids.extend(eos);
         Ok(ids)
     }
@@ -161,16 +185,37 @@ fn end_tokens(parts: &Parts) -> Vec<TokenId> {
     ids
 }
 
-fn build_pieces(tokens: &[String], kinds: &[TokenKind]) -> Pieces {
+fn build_pieces(parts: &Parts) -> Pieces {
     let decoder = ByteDecoder::new();
-    let mut pieces = Pieces::with_capacity(tokens.len());
-    for (token, kind) in tokens.iter().zip(kinds) {
-        pieces.push(*kind == TokenKind::Control, |out| match kind {
-            TokenKind::Normal => decoder.append(token, out),
-            _ => out.extend_from_slice(token.as_bytes()),
+    let mut pieces = Pieces::with_capacity(parts.tokens.len());
+    let mut utf8 = [0; 4];
+    for (token, kind) in parts.tokens.iter().zip(&parts.kinds) {
+        pieces.push(*kind == TokenKind::Control, |out| match (&parts.method, kind) {
+            (_, TokenKind::Control | TokenKind::UserDefined) => out.extend_from_slice(token.as_bytes()),
+            (Method::ByteLevel { .. }, _) => decoder.append(token, out),
+            (Method::SentencePiece { .. }, TokenKind::Byte) => out.extend(sentencepiece::byte_of(token)),
+            (Method::SentencePiece { .. }, TokenKind::Normal) => {
+                for character in token.chars() {
+                    let character = if character == sentencepiece::SPACE { ' ' } else { character };
+                    out.extend_from_slice(character.encode_utf8(&mut utf8).as_bytes());
+                }
+            }
         });
     }
     pieces
+}
+
+fn build_encoder(parts: Parts) -> Result<Encoder, TextError> {
+    match parts.method {
+        Method::SentencePiece { scores, unknown, add_space_prefix } => {
+            let encoder = SentencePiece::new(parts.tokens, &parts.kinds, &scores, unknown, add_space_prefix);
+            Ok(Encoder::SentencePiece(Box::new(encoder)))
+        }
+        Method::ByteLevel { pre, merges } => {
+            let tokenizer = build_tokenizer(&pre, parts.tokens, &parts.kinds, merges)?;
+            Ok(Encoder::ByteLevel(Box::new(tokenizer)))
+        }
+    }
 }
 
 fn build_tokenizer(
@@ -181,7 +226,7 @@ fn build_tokenizer(
 ) -> Result<Tokenizer, TextError> {
     let family = family(pre)?;
     let added = |(token, kind): (&String, &TokenKind)| match kind {
-        TokenKind::Normal => None,
+        TokenKind::Normal | TokenKind::Byte => None,
         kind => Some(AddedToken::from(token.clone(), *kind == TokenKind::Control).normalized(false)),
     };
     let added: Vec<AddedToken> = tokens.iter().zip(kinds).filter_map(added).collect();

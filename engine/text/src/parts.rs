@@ -6,6 +6,7 @@ use engine_wire::TokenId;
 
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const TOKEN_TYPE: &str = "tokenizer.ggml.token_type";
+const SCORES: &str = "tokenizer.ggml.scores";
 const MERGES: &str = "tokenizer.ggml.merges";
 
 /// Kind of a vocabulary entry (llama.cpp's `llama_token_type`).
@@ -16,14 +17,23 @@ pub enum TokenKind {
     Control,
     /// Matched whole in text like a control token, but always part of the text.
     UserDefined,
+    /// Stands for one byte, in SentencePiece vocabularies.
+    Byte,
+}
+
+/// How text becomes tokens, and what only that way needs.
+pub enum Method {
+    /// Byte-level BPE: the pre-tokenizer's name, and the merges in order.
+    ByteLevel { pre: String, merges: Vec<(String, String)> },
+    /// SentencePiece: a score per token.
+    SentencePiece { scores: Vec<f32>, unknown: Option<TokenId>, add_space_prefix: bool },
 }
 
 /// The text side of a checkpoint, as read.
 pub struct Parts {
-    pub pre: String,
+    pub method: Method,
     pub tokens: Vec<String>,
     pub kinds: Vec<TokenKind>,
-    pub merges: Vec<(String, String)>,
     pub bos: Option<TokenId>,
     pub eos: Option<TokenId>,
     /// End of turn and end of message, where the file names them.
@@ -37,10 +47,6 @@ pub struct Parts {
 impl Parts {
     /// Reads and checks the metadata keys.
     pub fn read(gguf: &Gguf) -> Result<Self, TextError> {
-        let model = gguf.str("tokenizer.ggml.model")?;
-        if model != "gpt2" {
-            return Err(TextError::TokenizerModel { model: model.to_owned() });
-        }
         let tokens: Vec<String> = gguf.strings(TOKENS)?.map(str::to_owned).collect();
         if tokens.is_empty() || u32::try_from(tokens.len()).is_err() {
             return Err(TextError::Metadata { key: TOKENS, message: format!("{} tokens", tokens.len()) });
@@ -53,21 +59,44 @@ impl Parts {
         let flag = |key: &'static str| gguf.optional(key, Gguf::bool);
         let add_bos = flag("tokenizer.ggml.add_bos_token")?;
         let add_eos = flag("tokenizer.ggml.add_eos_token")?.unwrap_or(false);
-        let pre = gguf.optional("tokenizer.ggml.pre", Gguf::str)?.unwrap_or("default").to_owned();
+        let method = read_method(gguf, tokens.len())?;
+        // Files older than the flag want their begin-of-text token in these families (llama.cpp does so too).
+        let bos_expected = match &method {
+            Method::ByteLevel { pre, .. } => matches!(pre.as_str(), "llama-bpe" | "llama3" | "llama-v3"),
+            Method::SentencePiece { .. } => true,
+        };
         Ok(Self {
-            // Llama 3 files older than the flag want their begin-of-text token all the same (llama.cpp does so too).
-            add_bos: add_bos.unwrap_or(matches!(pre.as_str(), "llama-bpe" | "llama3" | "llama-v3")) && bos.is_some(),
+            add_bos: add_bos.unwrap_or(bos_expected) && bos.is_some(),
             add_eos: add_eos && eos.is_some(),
             template: gguf.optional("tokenizer.chat_template", Gguf::str)?.map(str::to_owned),
             context_tokens: read_context(gguf)?,
-            merges: read_merges(gguf)?,
             other_ends: ends.into_iter().flatten().collect(),
-            pre,
+            method,
             tokens,
             kinds,
             bos,
             eos,
         })
+    }
+}
+
+fn read_method(gguf: &Gguf, vocab: usize) -> Result<Method, TextError> {
+    match gguf.str("tokenizer.ggml.model")? {
+        "gpt2" => {
+            let pre = gguf.optional("tokenizer.ggml.pre", Gguf::str)?.unwrap_or("default").to_owned();
+            Ok(Method::ByteLevel { pre, merges: read_merges(gguf)? })
+        }
+        "llama" => {
+            let scores = gguf.f32s(SCORES)?;
+            if scores.len() != vocab {
+                let message = format!("{} entries for {vocab} tokens", scores.len());
+                return Err(TextError::Metadata { key: SCORES, message });
+            }
+            let add_space_prefix = gguf.optional("tokenizer.ggml.add_space_prefix", Gguf::bool)?.unwrap_or(true);
+            let unknown = read_token(gguf, "tokenizer.ggml.unknown_token_id", vocab)?;
+            Ok(Method::SentencePiece { scores, unknown, add_space_prefix })
+        }
+        model => Err(TextError::TokenizerModel { model: model.to_owned() }),
     }
 }
 
@@ -97,6 +126,7 @@ fn read_kinds(gguf: &Gguf, vocab: usize) -> Result<Vec<TokenKind>, TextError> {
     let kind = |number: i64| match number {
         2 | 3 | 5 => TokenKind::Control,
         4 => TokenKind::UserDefined,
+        6 => TokenKind::Byte,
         _ => TokenKind::Normal,
     };
     Ok(numbers.into_iter().map(kind).collect())

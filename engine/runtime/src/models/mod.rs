@@ -1,3 +1,5 @@
 //! Model architectures, each one readable file over the shared kernels.
 
+pub mod gemma3;
+pub mod layers;
 pub mod llama;

@@ -1,13 +1,22 @@
 //! Computing in f32 reproduces the reference implementation token by token.
 
-use crate::support::{device, golden};
+use crate::support::{GEMMA3, Model, SMOLLM2};
 use engine_core::TokenId;
 use engine_runtime::{Compute, sampling::argmax};
 
 #[test]
 fn f32_reproduces_every_reference_token() {
-    let cases = golden().cases;
-    let mut driver = device(Compute::F32);
+    check(&SMOLLM2);
+}
+
+#[test]
+fn f32_reproduces_every_reference_token_of_gemma3() {
+    check(&GEMMA3);
+}
+
+fn check(model: &Model) {
+    let cases = model.golden().cases;
+    let mut driver = model.device(Compute::F32);
     // Free-running: each sequence is fed its own tokens.
     let mut sequences: Vec<_> = cases.iter().map(|case| driver.sequence(&case.prompt_ids, 32)).collect();
     for step in 0..32 {

@@ -10,10 +10,17 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-pub fn checkpoint() -> Gguf {
-    let path = root().join("target/models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf");
-    Gguf::open(&path).unwrap_or_else(|error| panic!("{error}\nfetch the checkpoint with: cargo xtask setup"))
+/// A checkpoint and the reference outputs of the same weights.
+#[derive(Debug)]
+pub struct Model {
+    file: &'static str,
+    golden: &'static str,
 }
+
+pub const SMOLLM2: Model =
+    Model { file: "smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", golden: "smollm2_q4_1_dequant_f32_greedy32.json" };
+pub const GEMMA3: Model =
+    Model { file: "gemma3-270m/gemma3-270m-q4_k_m.gguf", golden: "gemma3_270m_q4_k_m_dequant_f32_greedy32.json" };
 
 #[derive(Deserialize)]
 pub struct Golden {
@@ -34,23 +41,28 @@ pub struct Top {
     pub logits: Vec<f32>,
 }
 
-pub fn golden() -> Golden {
-    let path = root().join("../shared/golden/smollm2_q4_1_dequant_f32_greedy32.json");
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| {
-        panic!("{}: {error}\nthe shared folder must stand beside the repository", path.display())
-    });
-    serde_json::from_str(&text).expect("reference outputs have the expected form")
-}
+impl Model {
+    pub fn golden(&self) -> Golden {
+        let path = root().join("../shared/golden").join(self.golden);
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| {
+            panic!("{}: {error}\nthe shared folder must stand beside the repository", path.display())
+        });
+        serde_json::from_str(&text).expect("reference outputs have the expected form")
+    }
 
-/// A device with two unpinned threads on the best instruction set.
-pub fn device(compute: Compute) -> Driver {
-    device_on(compute, 2, Isa::detect())
-}
+    /// A device with two unpinned threads on the best instruction set.
+    pub fn device(&self, compute: Compute) -> Driver {
+        self.device_on(compute, 2, Isa::detect())
+    }
 
-pub fn device_on(compute: Compute, threads: usize, isa: Isa) -> Driver {
-    let options = LoadOptions { compute, threads, kv_bytes: 256 << 20, ..LoadOptions::default() };
-    let device = load_on(&checkpoint(), options, isa).expect("the checkpoint loads");
-    Driver { device, next_block: 0 }
+    pub fn device_on(&self, compute: Compute, threads: usize, isa: Isa) -> Driver {
+        let path = root().join("target/models").join(self.file);
+        let gguf =
+            Gguf::open(&path).unwrap_or_else(|error| panic!("{error}\nfetch the checkpoint with: cargo xtask setup"));
+        let options = LoadOptions { compute, threads, kv_bytes: 256 << 20, ..LoadOptions::default() };
+        let device = load_on(&gguf, options, isa).expect("the checkpoint loads");
+        Driver { device, next_block: 0 }
+    }
 }
 
 /// A device and the next KV block that no sequence has yet.

@@ -1,8 +1,8 @@
 //! Causal attention over paged KV with an online softmax (Milakov and Gimelshein 2018; FlashAttention,
 //! Dao et al. 2022).
 //!
-//! Each query walks the tiles of its own sequence in position order, from 0 to itself, whatever else is
-//! computed beside it. Queries that share keys (tokens of one prefill, query heads of one KV head) also
+//! Each query walks the tiles of its own sequence in position order, from 0 (or the start of its sliding
+//! window) to itself, whatever else is computed beside it. Queries that share keys (tokens of one prefill, query heads of one KV head) also
 //! share each tile's conversion to f32, which changes no bit of the result.
 
 // See integer_avx2.rs: vectors go through plain loops, never through closures.
@@ -34,6 +34,10 @@ pub struct Attention<'a, E> {
     pub kv: &'a KvPool<E>,
     pub layer: usize,
     pub heads: usize,
+    /// Factor of every score.
+    pub scale: f32,
+    /// Latest tokens that a query sees, itself included; None for all.
+    pub window: Option<usize>,
     pub spans: &'a [Span<'a>],
     pub queries: &'a [f32],
     pub out: &'a mut [f32],
@@ -70,6 +74,8 @@ pub fn attend<E: KvElement>(pool: &mut Pool, isa: Isa, job: Attention<'_, E>) {
                 kv: job.kv,
                 layer: job.layer,
                 heads: job.heads,
+                scale: job.scale,
+                window: job.window,
                 queries: job.queries,
                 span,
                 item,
@@ -124,6 +130,9 @@ struct Scratch {
 
 #[derive(Clone, Copy)]
 struct State {
+    /// First position that the query sees.
+    first: usize,
+    /// Its own position, the last that it sees.
     position: usize,
     /// Largest score so far.
     high: f32,
@@ -146,6 +155,8 @@ struct Attend<'a, E, K> {
     kv: &'a KvPool<E>,
     layer: usize,
     heads: usize,
+    scale: f32,
+    window: Option<usize>,
     queries: &'a [f32],
     span: &'a Span<'a>,
     item: &'a Item,
@@ -160,11 +171,13 @@ impl<E: KvElement, K: Fn(usize, usize, &[[f32; 8]], f32)> Kernel for Attend<'_, 
     fn run<S: Simd>(mut self, s: S) {
         self.gather_queries();
         let last = self.span.start + self.item.tokens.end - 1;
-        let rows = self.scratch.state.len();
-        for tile in 0..=last / TILE {
+        let first = self.scratch.state[0].first;
+        for tile in first / TILE..=last / TILE {
             self.load_tile(s, tile, last);
-            // Rows are in position order: those before this tile are finished.
+            // Rows are in position order: those before this tile are finished, and windows of those after its
+            // end begin later.
             let mut row = self.scratch.state.partition_point(|state| state.position < tile * TILE);
+            let rows = self.scratch.state.partition_point(|state| state.first < (tile + 1) * TILE);
             while row < rows {
                 row = match rows - row {
                     1 => rows_step::<S, 1>(s, self.scratch, row, tile),
@@ -187,7 +200,7 @@ impl<'a, E: KvElement, K> Attend<'a, E, K> {
     #[inline(always)]
     fn gather_queries(&mut self) {
         let dim = self.kv.shape.head_dim;
-        let scale = 1.0 / (dim as f32).sqrt();
+        let scale = self.scale;
         let mut out = self.scratch.queries.chunks_exact_mut(dim);
         for token in self.item.tokens.clone() {
             for head in self.item.heads.clone() {
@@ -197,7 +210,8 @@ impl<'a, E: KvElement, K> Attend<'a, E, K> {
                     *out = x * scale;
                 }
                 let position = self.span.start + token;
-                self.scratch.state.push(State { position, high: f32::NEG_INFINITY, total: 0.0 });
+                let first = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
+                self.scratch.state.push(State { first, position, high: f32::NEG_INFINITY, total: 0.0 });
             }
         }
     }
@@ -278,6 +292,8 @@ fn soften<S: Simd>(s: S, state: &mut State, scores: [S::V; 2], tile: usize) -> (
     let mut scores = [s.array(scores[0]), s.array(scores[1])];
     let valid = (state.position + 1 - tile * TILE).min(TILE);
     scores.as_flattened_mut()[valid..].fill(f32::NEG_INFINITY);
+    // Never the whole tile, which would leave no largest score: see the choice of rows in `run`.
+    scores.as_flattened_mut()[..state.first.saturating_sub(tile * TILE)].fill(f32::NEG_INFINITY);
     let scores = [s.load(&scores[0]), s.load(&scores[1])];
     let lanes = s.array(s.max(scores[0], scores[1]));
     let high = lanes.into_iter().fold(state.high, |a, b| if a > b { a } else { b });
@@ -287,4 +303,76 @@ fn soften<S: Simd>(s: S, state: &mut State, scores: [S::V; 2], tile: usize) -> (
     state.total = state.total * factor + s.sum(s.add(weights[0], weights[1]));
     state.high = high;
     (factor, [s.array(weights[0]), s.array(weights[1])])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::cpu::kv::{KvShape, Slot};
+
+    const SHAPE: KvShape = KvShape { layers: 1, heads: 2, head_dim: 16, block_tokens: 32, blocks: 4 };
+    const HEADS: usize = 4;
+
+    fn noise(index: usize) -> f32 {
+        ((index as u32).wrapping_mul(0x9e37_79b9).rotate_left(13).wrapping_mul(0x85eb_ca6b) >> 8) as f32 / 8e6 - 1.0
+    }
+
+    /// Attention of one query head at one position by its definition, in f64.
+    fn exact(position: usize, head: usize, window: Option<usize>, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f64> {
+        let (dim, kv_head) = (SHAPE.head_dim, head / (HEADS / SHAPE.heads));
+        let row = |x: &[f32], at: usize| -> Vec<f64> {
+            x[(at * SHAPE.heads + kv_head) * dim..][..dim].iter().map(|x| f64::from(*x)).collect()
+        };
+        let q = &q[(position * HEADS + head) * dim..][..dim];
+        let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
+        let weight =
+            |at: usize| -> f64 { (row(k, at).iter().zip(q).map(|(k, q)| k * f64::from(*q)).sum::<f64>() * 0.25).exp() };
+        let total: f64 = (first..=position).map(weight).sum();
+        let sum = |d: usize| (first..=position).map(|at| weight(at) * row(v, at)[d]).sum::<f64>() / total;
+        (0..dim).map(sum).collect()
+    }
+
+    /// The last `tokens` of 100 as one step, on `isa`.
+    fn attend_last(isa: Isa, tokens: usize, window: Option<usize>, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
+        let mut pool = Pool::new(2, |_| {}).expect("two threads");
+        let mut kv = KvPool::<f32>::new(SHAPE).expect("a pool");
+        let blocks = [2, 0, 3, 1];
+        let slot = |position: usize| Slot { block: blocks[position / 32], offset: position % 32 };
+        kv.write(&mut pool, isa, 0, &(0..100).map(slot).collect::<Vec<_>>(), k, v);
+        let start = 100 - tokens;
+        let width = HEADS * SHAPE.head_dim;
+        let mut out = vec![0.0; tokens * width];
+        let spans = [Span { row: 0, tokens, start, blocks: &blocks }];
+        let job = Attention {
+            kv: &kv,
+            layer: 0,
+            heads: HEADS,
+            scale: 0.25,
+            window,
+            spans: &spans,
+            queries: &q[start * width..],
+            out: &mut out,
+        };
+        attend(&mut pool, isa, job);
+        out
+    }
+
+    #[test]
+    fn windows_follow_the_definition_however_a_prefill_is_cut() {
+        let data = |count: usize, salt: usize| (0..count).map(|i| noise(i * 3 + salt)).collect::<Vec<f32>>();
+        let (q, k, v) = (data(100 * 64, 0), data(100 * 32, 1), data(100 * 32, 2));
+        for window in [None, Some(1), Some(7), Some(16), Some(17), Some(50), Some(200)] {
+            let whole = attend_last(Isa::detect(), 100, window, &q, &k, &v);
+            for (at, found) in whole.chunks_exact(16).enumerate() {
+                for (found, exact) in found.iter().zip(exact(at / HEADS, at % HEADS, window, &q, &k, &v)) {
+                    assert!((f64::from(*found) - exact).abs() < 1e-5, "{window:?} at {at}: {found}, not {exact}");
+                }
+            }
+            assert!(whole == attend_last(Isa::Portable, 100, window, &q, &k, &v), "{window:?}");
+            for tokens in [1, 5, 33] {
+                let part = attend_last(Isa::detect(), tokens, window, &q, &k, &v);
+                assert!(part == whole[(100 - tokens) * 64..], "{window:?}, {tokens} tokens");
+            }
+        }
+    }
 }

@@ -4,7 +4,17 @@ use super::simd::{Isa, Kernel, Simd};
 
 /// Root-mean-square norm (Zhang and Sennrich 2019): `out = x / sqrt(mean(x^2) + epsilon) * weight`.
 pub fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
-    isa.run(RmsNorm { x, weight, epsilon, out });
+    isa.run(RmsNorm { x, weight, epsilon, out, add: false });
+}
+
+/// `out += norm(x)`: the norm after a branch, and its residual connection.
+pub fn add_rms_norm(isa: Isa, x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+    isa.run(RmsNorm { x, weight, epsilon, out, add: true });
+}
+
+/// Norms each head of `x` by itself, in place; `weight` is one head wide.
+pub fn rms_norm_heads(isa: Isa, x: &mut [f32], weight: &[f32], epsilon: f32) {
+    isa.run(RmsNormHeads { x, weight, epsilon });
 }
 
 struct RmsNorm<'a> {
@@ -12,6 +22,7 @@ struct RmsNorm<'a> {
     weight: &'a [f32],
     epsilon: f32,
     out: &'a mut [f32],
+    add: bool,
 }
 
 impl Kernel for RmsNorm<'_> {
@@ -19,37 +30,70 @@ impl Kernel for RmsNorm<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (x, x_tail) = self.x.as_chunks::<8>();
-        let mut squares = s.zero();
-        for x in x {
-            let v = s.load(x);
-            squares = s.fma(v, v, squares);
-        }
-        let tail: f32 = x_tail.iter().map(|x| x * x).sum();
-        let mean = (s.sum(squares) + tail) / self.x.len() as f32;
-        let factor = 1.0 / (mean + self.epsilon).sqrt();
-        let (weight, weight_tail) = self.weight.as_chunks::<8>();
+        let factor = rms_factor(s, self.x, self.epsilon);
+        let ((x, x_tail), (weight, weight_tail)) = (self.x.as_chunks::<8>(), self.weight.as_chunks::<8>());
         let (out, out_tail) = self.out.as_chunks_mut::<8>();
         for ((x, weight), out) in x.iter().zip(weight).zip(out) {
-            s.store(s.mul(s.mul(s.load(x), s.splat(factor)), s.load(weight)), out);
+            let v = s.mul(s.mul(s.load(x), s.splat(factor)), s.load(weight));
+            s.store(if self.add { s.add(s.load(out), v) } else { v }, out);
         }
         for ((x, weight), out) in x_tail.iter().zip(weight_tail).zip(out_tail) {
-            *out = x * factor * weight;
+            let v = x * factor * weight;
+            *out = if self.add { *out + v } else { v };
         }
     }
 }
 
-/// SwiGLU (Shazeer 2020): `gate = gate / (1 + e^-gate) * up`.
-pub fn silu_times(isa: Isa, gate: &mut [f32], up: &[f32]) {
-    isa.run(SiluTimes { gate, up });
+struct RmsNormHeads<'a> {
+    x: &'a mut [f32],
+    weight: &'a [f32],
+    epsilon: f32,
 }
 
-struct SiluTimes<'a> {
+impl Kernel for RmsNormHeads<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for head in self.x.chunks_exact_mut(self.weight.len()) {
+            let factor = rms_factor(s, head, self.epsilon);
+            // The width of a head is a multiple of eight.
+            for (x, weight) in head.as_chunks_mut::<8>().0.iter_mut().zip(self.weight.as_chunks::<8>().0) {
+                s.store(s.mul(s.mul(s.load(x), s.splat(factor)), s.load(weight)), x);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn rms_factor<S: Simd>(s: S, x: &[f32], epsilon: f32) -> f32 {
+    let (chunks, tail) = x.as_chunks::<8>();
+    let mut squares = s.zero();
+    for x in chunks {
+        let v = s.load(x);
+        squares = s.fma(v, v, squares);
+    }
+    let tail: f32 = tail.iter().map(|x| x * x).sum();
+    let mean = (s.sum(squares) + tail) / x.len() as f32;
+    1.0 / (mean + epsilon).sqrt()
+}
+
+/// SwiGLU (Shazeer 2020): `gate = gate / (1 + e^-gate) * up`.
+pub fn silu_times(isa: Isa, gate: &mut [f32], up: &[f32]) {
+    isa.run(GateTimes::<false> { gate, up });
+}
+
+/// GeGLU (Shazeer 2020) with the tanh form of GELU (Hendrycks and Gimpel 2016): `gate = gelu(gate) * up`.
+pub fn gelu_times(isa: Isa, gate: &mut [f32], up: &[f32]) {
+    isa.run(GateTimes::<true> { gate, up });
+}
+
+struct GateTimes<'a, const GELU: bool> {
     gate: &'a mut [f32],
     up: &'a [f32],
 }
 
-impl Kernel for SiluTimes<'_> {
+impl<const GELU: bool> Kernel for GateTimes<'_, GELU> {
     type Out = ();
 
     #[inline(always)]
@@ -57,17 +101,24 @@ impl Kernel for SiluTimes<'_> {
         let (gate, gate_tail) = self.gate.as_chunks_mut::<8>();
         let (up, up_tail) = self.up.as_chunks::<8>();
         for (gate, up) in gate.iter_mut().zip(up) {
-            s.store(silu(s, s.load(gate), s.load(up)), gate);
+            s.store(gated::<S, GELU>(s, s.load(gate), s.load(up)), gate);
         }
         for (gate, up) in gate_tail.iter_mut().zip(up_tail) {
-            *gate = s.array(silu(s, s.splat(*gate), s.splat(*up)))[0];
+            *gate = s.array(gated::<S, GELU>(s, s.splat(*gate), s.splat(*up)))[0];
         }
     }
 }
 
 #[inline(always)]
-fn silu<S: Simd>(s: S, gate: S::V, up: S::V) -> S::V {
-    let e = s.exp(s.sub(s.zero(), gate));
+fn gated<S: Simd, const GELU: bool>(s: S, gate: S::V, up: S::V) -> S::V {
+    // 0.5 (1 + tanh u) = 1 / (1 + e^-2u), with u = sqrt(2 / pi) (x + 0.044715 x^3).
+    let logit = if GELU {
+        let cube = s.mul(s.mul(gate, gate), gate);
+        s.mul(s.fma(s.splat(0.044_715), cube, gate), s.splat(1.595_769))
+    } else {
+        gate
+    };
+    let e = s.exp(s.sub(s.zero(), logit));
     s.mul(s.div(gate, s.add(s.splat(1.0), e)), up)
 }
 
@@ -78,6 +129,16 @@ pub fn rotate(x: &mut [f32], table: &[[f32; 2]]) {
         for (pair, [cos, sin]) in head.as_chunks_mut::<2>().0.iter_mut().zip(table) {
             let [a, b] = *pair;
             *pair = [a * cos - b * sin, a * sin + b * cos];
+        }
+    }
+}
+
+/// Rotary embedding in GPT-NeoX's order: (i, i + half) turn together.
+pub fn rotate_halves(x: &mut [f32], table: &[[f32; 2]]) {
+    for head in x.chunks_exact_mut(table.len() * 2) {
+        let (low, high) = head.split_at_mut(table.len());
+        for ((a, b), [cos, sin]) in low.iter_mut().zip(high).zip(table) {
+            (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
         }
     }
 }
@@ -111,7 +172,21 @@ mod tests {
                 let silu = f64::from(x[i]) / (1.0 + (-f64::from(x[i])).exp()) * f64::from(weight[i]);
                 assert!((f64::from(gate[i]) - silu).abs() < 1e-5 * silu.abs().max(1.0));
             }
-            bits.push((out, gate));
+            let (mut gelu, mut heads, mut sum) = (x.clone(), x.clone(), x.clone());
+            gelu_times(isa, &mut gelu, &weight);
+            rms_norm_heads(isa, &mut heads[..24], &weight[..8], 1e-5);
+            add_rms_norm(isa, &x, &weight, 1e-5, &mut sum);
+            for i in 0..27 {
+                let v = f64::from(x[i]);
+                let inner = (2.0 / std::f64::consts::PI).sqrt() * (v + 0.044_715 * v.powi(3));
+                let expected = 0.5 * v * (1.0 + inner.tanh()) * f64::from(weight[i]);
+                assert!((f64::from(gelu[i]) - expected).abs() < 1e-5 * expected.abs().max(1.0));
+                assert_eq!(sum[i], x[i] + out[i]);
+            }
+            let mut head = [0.0; 8];
+            rms_norm(isa, &x[8..16], &weight[..8], 1e-5, &mut head);
+            assert_eq!(head, heads[8..16]);
+            bits.push((out, gate, gelu, heads));
         }
         assert_eq!(bits[0], bits[1]);
     }
@@ -133,5 +208,9 @@ mod tests {
         rotary_table(3.0, &[1.0, 0.1], &mut table);
         rotate(&mut x, &table);
         assert!((x[0] * x[0] + x[1] * x[1] - 5.0).abs() < 1e-5);
+        // The same pairs in the other order turn the same way.
+        let mut halves = [1.0, 3.0, 2.0, 4.0];
+        rotate_halves(&mut halves, &table);
+        assert_eq!([halves[0], halves[2], halves[1], halves[3]], x);
     }
 }

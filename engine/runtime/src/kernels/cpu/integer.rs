@@ -1,35 +1,31 @@
 //! Quantised weights times int8 activations, eight rows at a time, lanes across rows.
 //!
-//! For each block of 32 columns the integer dot product is exact; the f32 sum over blocks then runs in
-//! column order with `acc = fma(d * s, dot, acc)` and, for formats with a minimum, `acc = fma(m, s * sum, acc)`.
-//! That order is the same for one token or many and for AVX2 or portable code: results are bitwise equal.
+//! For each part of a block (32 columns, or two times 16: `formats::parts`) the integer dot product is exact;
+//! the f32 sum then runs in column order with `acc = fma(d * s, dot, acc)` and, for formats with a minimum,
+//! once per block with `acc = fma(m, s * sum, acc)`. That order is the same for one token or many and for
+//! AVX2 or portable code: results are bitwise equal.
 
 #[cfg(target_arch = "x86_64")]
 use super::integer_avx2;
-use super::{integer_portable, matrix::Matrix, quant::Quantised, simd::Isa};
+use super::{
+    formats::{Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0},
+    integer_portable,
+    matrix::Matrix,
+    quant::Quantised,
+    simd::Isa,
+};
 use engine_store::GgmlType;
 use std::ops::Range;
-
-pub(super) const Q4_0: u8 = 0;
-pub(super) const Q4_1: u8 = 1;
-pub(super) const Q8_0: u8 = 2;
-
-pub(super) const fn block_bytes(kind: u8) -> usize {
-    match kind {
-        Q4_0 => 18,
-        Q4_1 => 20,
-        _ => 34,
-    }
-}
-
-/// Offset of the quantised values in a block: after the scale, and the minimum if there is one.
-pub(super) const fn values_at(kind: u8) -> usize {
-    if kind == Q4_1 { 4 } else { 2 }
-}
 
 /// Takes the eight results of (token, group).
 pub trait Sink: FnMut(usize, usize, &[f32; 8]) {}
 impl<F: FnMut(usize, usize, &[f32; 8])> Sink for F {}
+
+/// Whether these kernels know the type. Q2_K, whose minimum changes every 16 columns, goes the f32 way.
+pub fn supports(kind: GgmlType) -> bool {
+    use GgmlType as G;
+    matches!(kind, G::Q4_0 | G::Q4_1 | G::Q5_0 | G::Q5_1 | G::Q8_0 | G::Q3_K | G::Q4_K | G::Q5_K | G::Q6_K)
+}
 
 /// Multiplies the rows of `groups` with the activations of `tokens`.
 pub fn multiply(
@@ -43,6 +39,12 @@ pub fn multiply(
     match matrix.kind {
         GgmlType::Q4_0 => multiply_kind::<Q4_0>(isa, matrix, groups, input, tokens, sink),
         GgmlType::Q4_1 => multiply_kind::<Q4_1>(isa, matrix, groups, input, tokens, sink),
+        GgmlType::Q5_0 => multiply_kind::<Q5_0>(isa, matrix, groups, input, tokens, sink),
+        GgmlType::Q5_1 => multiply_kind::<Q5_1>(isa, matrix, groups, input, tokens, sink),
+        GgmlType::Q3_K => multiply_kind::<Q3_K>(isa, matrix, groups, input, tokens, sink),
+        GgmlType::Q4_K => multiply_kind::<Q4_K>(isa, matrix, groups, input, tokens, sink),
+        GgmlType::Q5_K => multiply_kind::<Q5_K>(isa, matrix, groups, input, tokens, sink),
+        GgmlType::Q6_K => multiply_kind::<Q6_K>(isa, matrix, groups, input, tokens, sink),
         _ => multiply_kind::<Q8_0>(isa, matrix, groups, input, tokens, sink),
     }
 }

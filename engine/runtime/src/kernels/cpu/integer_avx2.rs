@@ -1,18 +1,19 @@
 //! The integer kernels with AVX2.
 //!
-//! Eight rows are transposed on the fly, straight from the checkpoint's layout, so that each 32-bit lane
-//! holds four consecutive columns of one row. The eight `maddubs` of a block then add up inside the lanes:
-//! no horizontal sum, and for 4-bit weights even the i16 sums of a whole block fit
-//! (8 * 2 * 15 * 127 = 30480). One token works from registers; several tokens share one unpacked copy.
+//! Eight rows are transposed on the fly (unpack_avx2.rs), so that each 32-bit lane holds four consecutive
+//! columns of one row. The eight `maddubs` of a block then add up inside the lanes: no horizontal sum, and for
+//! 4-bit weights even the i16 sums of a whole block fit (8 * 2 * 15 * 127 = 30480). One token works from registers; several tokens share one unpacked copy.
 
 // Vectors go through plain loops here, never through closures: the library functions that would call the
 // closure (`array::map`, `from_fn`) lack the target features, and nothing would be inlined across them.
 #![allow(clippy::needless_range_loop)]
 
 use super::{
-    integer::{Q4_0, Q4_1, Q8_0, Sink, block_bytes, values_at},
+    formats::{self, Q3_K, Q6_K, Q8_0},
+    integer::Sink,
     matrix::{GROUP, Matrix},
     quant::{BLOCK, Quantised, QuantisedRow},
+    unpack_avx2::unpack,
 };
 use std::{arch::x86_64::*, cell::RefCell, ops::Range};
 
@@ -21,11 +22,11 @@ use std::{arch::x86_64::*, cell::RefCell, ops::Range};
 #[derive(Clone, Copy)]
 struct Packed {
     w: [[u8; 32]; 8],
-    d: [f32; 8],
+    d: [[f32; 8]; 2],
     m: [f32; 8],
 }
 
-const EMPTY: Packed = Packed { w: [[0; 32]; 8], d: [0.0; 8], m: [0.0; 8] };
+const EMPTY: Packed = Packed { w: [[0; 32]; 8], d: [[0.0; 8]; 2], m: [0.0; 8] };
 
 thread_local! {
     static SCRATCH: RefCell<Vec<Packed>> = const { RefCell::new(Vec::new()) };
@@ -44,7 +45,7 @@ pub(super) fn multiply<const KIND: u8>(
     tokens: Range<usize>,
     mut sink: impl Sink,
 ) {
-    assert!(matrix.row_bytes() == input.blocks() * block_bytes(KIND));
+    assert!(matrix.row_bytes() == formats::row_bytes(KIND, input.blocks()));
     if tokens.len() == 1 {
         for group in groups {
             let out = one_token::<KIND>(matrix.group(group), matrix.row_bytes(), input.row(tokens.start));
@@ -89,88 +90,6 @@ fn tiles<const KIND: u8, const G: usize>(
     }
 }
 
-/// The unpacked block: eight registers of bytes, scales, minima.
-struct Unpacked {
-    w: [__m256i; 8],
-    d: __m256,
-    m: __m256,
-}
-
-/// Four dwords of each of eight rows (`row_bytes` apart) -> four registers with one dword of every row.
-///
-/// # Safety
-/// 16 bytes at `base + i * row_bytes` must be readable for i in 0..8.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn transpose(base: *const u8, row_bytes: usize) -> [__m256i; 4] {
-    // SAFETY: within the range that the caller vouches for.
-    let (r0, r1, r2, r3) = unsafe {
-        (
-            load_pair(base, 4 * row_bytes),
-            load_pair(base.add(row_bytes), 4 * row_bytes),
-            load_pair(base.add(2 * row_bytes), 4 * row_bytes),
-            load_pair(base.add(3 * row_bytes), 4 * row_bytes),
-        )
-    };
-    let (a, b) = (_mm256_unpacklo_epi32(r0, r1), _mm256_unpacklo_epi32(r2, r3));
-    let (c, d) = (_mm256_unpackhi_epi32(r0, r1), _mm256_unpackhi_epi32(r2, r3));
-    [_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b), _mm256_unpacklo_epi64(c, d), _mm256_unpackhi_epi64(c, d)]
-}
-
-/// 16 bytes at `low` and 16 more `apart` bytes later.
-///
-/// # Safety
-/// Both must be readable.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn load_pair(low: *const u8, apart: usize) -> __m256i {
-    // SAFETY: the caller vouches for both reads.
-    unsafe {
-        let high = _mm_loadu_si128(low.add(apart).cast());
-        _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(_mm_loadu_si128(low.cast())), high)
-    }
-}
-
-/// # Safety
-/// A whole block must be readable at `base + i * row_bytes` for i in 0..8.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn unpack<const KIND: u8>(base: *const u8, row_bytes: usize) -> Unpacked {
-    // SAFETY: the values and the scale lie inside the block that the caller vouches for.
-    unsafe {
-        let values = base.add(values_at(KIND));
-        let low = transpose(values, row_bytes);
-        let w = if KIND == Q8_0 {
-            let high = transpose(values.add(16), row_bytes);
-            [low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]]
-        } else {
-            let mask = _mm256_set1_epi8(15);
-            let mut w = [_mm256_setzero_si256(); 8];
-            for i in 0..4 {
-                w[i] = _mm256_and_si256(low[i], mask);
-                w[i + 4] = _mm256_and_si256(_mm256_srli_epi16::<4>(low[i]), mask);
-            }
-            w
-        };
-        let word = |row: usize| base.add(row * row_bytes).cast::<u16>().read_unaligned() as i16;
-        if KIND == Q4_1 {
-            let pair = |row: usize| base.add(row * row_bytes).cast::<i32>().read_unaligned();
-            let x = _mm256_setr_epi32(pair(0), pair(1), pair(2), pair(3), pair(4), pair(5), pair(6), pair(7));
-            let split = _mm256_setr_epi8(
-                0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14,
-                15,
-            );
-            let x = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_shuffle_epi8(x, split));
-            let d = _mm256_cvtph_ps(_mm256_castsi256_si128(x));
-            return Unpacked { w, d, m: _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(x)) };
-        }
-        let d = _mm_setr_epi16(word(0), word(1), word(2), word(3), word(4), word(5), word(6), word(7));
-        let d = _mm256_cvtph_ps(d);
-        let m = if KIND == Q4_0 { _mm256_mul_ps(d, _mm256_set1_ps(-8.0)) } else { _mm256_setzero_ps() };
-        Unpacked { w, d, m }
-    }
-}
-
 /// Four activations in every lane.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -180,25 +99,43 @@ fn broadcast(q: &[i8; BLOCK], dword: usize) -> __m256i {
     _mm256_set1_epi32(i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8]))
 }
 
-/// Adds four products per lane: to i16 sums for 4-bit weights, to i32 sums for 8-bit ones.
+/// Adds four products per lane: to i32 sums for 8-bit weights, to i16 sums otherwise, which hold all columns
+/// of one part (`formats::parts`).
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn step<const KIND: u8>(sum: __m256i, w: __m256i, a: __m256i) -> __m256i {
-    if KIND == Q8_0 {
-        // |w| * sign(a, w): the first factor must be unsigned. 2 * 128 * 127 still fits i16.
-        let products = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
-        return _mm256_add_epi32(sum, _mm256_madd_epi16(products, _mm256_set1_epi16(1)));
+    match KIND {
+        // |w| * sign(a, w): the first factor must be unsigned. 2 * 128 * 127 still fits i16, and so does a
+        // whole part of 6-bit weights: 8 * 32 * 127 = 32512.
+        Q8_0 | Q6_K | Q3_K => {
+            let products = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
+            if KIND == Q8_0 {
+                return _mm256_add_epi32(sum, _mm256_madd_epi16(products, _mm256_set1_epi16(1)));
+            }
+            _mm256_add_epi16(sum, products)
+        }
+        _ => _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, a)),
     }
-    _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, a))
 }
 
-/// Folds one block's integer sums into the f32 sums.
+/// Folds one part's integer sums into the f32 sums.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn fold<const KIND: u8>(acc: __m256, sum: __m256i, d: __m256, m: __m256, scale: &[f32; 2]) -> __m256 {
+fn fold<const KIND: u8>(acc: __m256, sum: __m256i, d: __m256, scale: &[f32; 2]) -> __m256 {
     let dot = if KIND == Q8_0 { sum } else { _mm256_madd_epi16(sum, _mm256_set1_epi16(1)) };
-    let acc = _mm256_fmadd_ps(_mm256_mul_ps(d, _mm256_set1_ps(scale[0])), _mm256_cvtepi32_ps(dot), acc);
-    if KIND == Q8_0 { acc } else { _mm256_fmadd_ps(m, _mm256_set1_ps(scale[1]), acc) }
+    _mm256_fmadd_ps(_mm256_mul_ps(d, _mm256_set1_ps(scale[0])), _mm256_cvtepi32_ps(dot), acc)
+}
+
+/// Adds one block's minima.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn fold_min<const KIND: u8>(acc: __m256, m: __m256, scale: &[f32; 2]) -> __m256 {
+    if formats::has_min(KIND) { _mm256_fmadd_ps(m, _mm256_set1_ps(scale[1]), acc) } else { acc }
+}
+
+/// Bytes of eight rows that 32 columns take.
+const fn stretch(kind: u8) -> usize {
+    GROUP * formats::stored_bytes(kind) / formats::blocks_stored(kind)
 }
 
 /// How far ahead of the current group weights are fetched: farther than memory's latency, nearer than the
@@ -220,38 +157,40 @@ fn prefetch(from: *const u8, bytes: usize) {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn one_token<const KIND: u8>(bytes: &[u8], row_bytes: usize, input: QuantisedRow<'_>) -> [f32; 8] {
     let (q, scale) = input;
-    assert!(bytes.len() == GROUP * row_bytes && q.len() * block_bytes(KIND) == row_bytes);
+    assert!(bytes.len() == GROUP * row_bytes && formats::row_bytes(KIND, q.len()) == row_bytes);
+    let parts = formats::parts(KIND);
     let mut acc = _mm256_setzero_ps();
     for (index, (q, scale)) in q.iter().zip(scale).enumerate() {
-        prefetch(
-            bytes.as_ptr().wrapping_add(PREFETCH_BYTES + index * GROUP * block_bytes(KIND)),
-            GROUP * block_bytes(KIND),
-        );
+        prefetch(bytes.as_ptr().wrapping_add(PREFETCH_BYTES + index * stretch(KIND)), stretch(KIND));
         // SAFETY: `index` is below the number of blocks in each of the eight rows, by the assertion.
-        let block = unsafe { unpack::<KIND>(bytes.as_ptr().add(index * block_bytes(KIND)), row_bytes) };
-        let mut sum = _mm256_setzero_si256();
-        for dword in 0..8 {
-            sum = step::<KIND>(sum, block.w[dword], broadcast(q, dword));
+        let block = unsafe { unpack::<KIND>(bytes.as_ptr(), row_bytes, index) };
+        for part in 0..parts {
+            let mut sum = _mm256_setzero_si256();
+            for dword in part * 8 / parts..(part + 1) * 8 / parts {
+                sum = step::<KIND>(sum, block.w[dword], broadcast(q, dword));
+            }
+            acc = fold::<KIND>(acc, sum, block.d[part], scale);
         }
-        acc = fold::<KIND>(acc, sum, block.d, block.m, scale);
+        acc = fold_min::<KIND>(acc, block.m, scale);
     }
     to_array(acc)
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn pack<const KIND: u8>(bytes: &[u8], row_bytes: usize, out: &mut [Packed]) {
-    assert!(bytes.len() == GROUP * row_bytes && out.len() * block_bytes(KIND) == row_bytes);
+    assert!(bytes.len() == GROUP * row_bytes && formats::row_bytes(KIND, out.len()) == row_bytes);
     for (index, out) in out.iter_mut().enumerate() {
-        let stretch = GROUP * block_bytes(KIND);
-        prefetch(bytes.as_ptr().wrapping_add(PREFETCH_BYTES + index * stretch), stretch);
+        prefetch(bytes.as_ptr().wrapping_add(PREFETCH_BYTES + index * stretch(KIND)), stretch(KIND));
         // SAFETY: `index` is below the number of blocks in each of the eight rows, by the assertion; stores go
         // to the arrays of `out`, whose alignment is 32.
         unsafe {
-            let block = unpack::<KIND>(bytes.as_ptr().add(index * block_bytes(KIND)), row_bytes);
+            let block = unpack::<KIND>(bytes.as_ptr(), row_bytes, index);
             for dword in 0..8 {
                 _mm256_store_si256(out.w[dword].as_mut_ptr().cast(), block.w[dword]);
             }
-            _mm256_store_ps(out.d.as_mut_ptr(), block.d);
+            for part in 0..2 {
+                _mm256_store_ps(out.d[part].as_mut_ptr(), block.d[part]);
+            }
             _mm256_store_ps(out.m.as_mut_ptr(), block.m);
         }
     }
@@ -274,29 +213,36 @@ fn tile<const KIND: u8, const G: usize, const T: usize>(
         (&q[..blocks], &scale[..blocks])
     });
     let mut acc = [[_mm256_setzero_ps(); T]; G];
+    let parts = formats::parts(KIND);
     for index in 0..blocks {
-        let mut sum = [[_mm256_setzero_si256(); T]; G];
-        for dword in 0..8 {
-            let mut w = [_mm256_setzero_si256(); G];
-            for g in 0..G {
-                // SAFETY: reads 32 bytes of an array of 32, aligned by the type.
-                w[g] = unsafe { _mm256_load_si256(packed[g][index].w[dword].as_ptr().cast()) };
-            }
-            for t in 0..T {
-                let a = broadcast(&rows[t].0[index], dword);
+        for part in 0..parts {
+            let mut sum = [[_mm256_setzero_si256(); T]; G];
+            for dword in part * 8 / parts..(part + 1) * 8 / parts {
+                let mut w = [_mm256_setzero_si256(); G];
                 for g in 0..G {
-                    sum[g][t] = step::<KIND>(sum[g][t], w[g], a);
+                    // SAFETY: reads 32 bytes of an array of 32, aligned by the type.
+                    w[g] = unsafe { _mm256_load_si256(packed[g][index].w[dword].as_ptr().cast()) };
+                }
+                for t in 0..T {
+                    let a = broadcast(&rows[t].0[index], dword);
+                    for g in 0..G {
+                        sum[g][t] = step::<KIND>(sum[g][t], w[g], a);
+                    }
+                }
+            }
+            for g in 0..G {
+                // SAFETY: reads an array of eight f32, aligned by the type.
+                let d = unsafe { _mm256_load_ps(packed[g][index].d[part].as_ptr()) };
+                for t in 0..T {
+                    acc[g][t] = fold::<KIND>(acc[g][t], sum[g][t], d, &rows[t].1[index]);
                 }
             }
         }
         for g in 0..G {
-            // SAFETY: reads arrays of eight f32, aligned by the type.
-            let (d, m) = unsafe {
-                let block = &packed[g][index];
-                (_mm256_load_ps(block.d.as_ptr()), _mm256_load_ps(block.m.as_ptr()))
-            };
+            // SAFETY: reads an array of eight f32, aligned by the type.
+            let m = unsafe { _mm256_load_ps(packed[g][index].m.as_ptr()) };
             for t in 0..T {
-                acc[g][t] = fold::<KIND>(acc[g][t], sum[g][t], d, m, &rows[t].1[index]);
+                acc[g][t] = fold_min::<KIND>(acc[g][t], m, &rows[t].1[index]);
             }
         }
     }

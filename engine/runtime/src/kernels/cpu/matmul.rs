@@ -95,9 +95,12 @@ fn run_item(
 mod tests {
     use super::*;
     use engine_store::{GgmlType, TensorData};
-    use half::f16;
+    use half::{bf16, f16};
 
-    const COLS: usize = 96;
+    /// Neither is a multiple of what the kernels take at once; the second suits the K formats.
+    fn cols(kind: GgmlType) -> usize {
+        if kind.block_len() > 96 { 512 } else { 96 }
+    }
 
     /// Noise in [-1, 1), the same on every run.
     fn noise(index: usize) -> f32 {
@@ -106,7 +109,8 @@ mod tests {
     }
 
     fn matrix(kind: GgmlType, rows: usize) -> Matrix {
-        let elements = rows * COLS;
+        let cols = cols(kind);
+        let elements = rows * cols;
         let half = |x: f32| f16::from_f32(x).to_le_bytes();
         let block = |block: usize, scales: &[f32], len: usize| -> Vec<u8> {
             let scales = scales.iter().flat_map(|scale| half(scale * (1.5 + noise(block))));
@@ -115,19 +119,35 @@ mod tests {
         let bytes: Vec<u8> = match kind {
             GgmlType::F32 => (0..elements).flat_map(|i| noise(i).to_le_bytes()).collect(),
             GgmlType::F16 => (0..elements).flat_map(|i| half(noise(i))).collect(),
+            GgmlType::BF16 => (0..elements).flat_map(|i| bf16::from_f32(noise(i)).to_le_bytes()).collect(),
             GgmlType::Q4_0 => (0..elements / 32).flat_map(|i| block(i, &[0.1], 16)).collect(),
             GgmlType::Q4_1 => (0..elements / 32).flat_map(|i| block(i, &[0.1, -0.8], 16)).collect(),
-            _ => (0..elements / 32).flat_map(|i| block(i, &[0.01], 32)).collect(),
+            GgmlType::Q5_0 => (0..elements / 32).flat_map(|i| block(i, &[0.05], 20)).collect(),
+            GgmlType::Q5_1 => (0..elements / 32).flat_map(|i| block(i, &[0.05, -0.8], 20)).collect(),
+            GgmlType::Q8_0 => (0..elements / 32).flat_map(|i| block(i, &[0.01], 32)).collect(),
+            // Both scales first, and scales of 6 bits.
+            GgmlType::Q4_K => (0..elements / 256).flat_map(|i| block(i, &[0.0005, 0.003], 140)).collect(),
+            GgmlType::Q5_K => (0..elements / 256).flat_map(|i| block(i, &[0.0003, 0.003], 172)).collect(),
+            // The scales last.
+            GgmlType::Q2_K => (0..elements / 256).flat_map(|i| turned(block(i, &[0.02, 0.02], 80), 4)).collect(),
+            GgmlType::Q3_K => (0..elements / 256).flat_map(|i| turned(block(i, &[0.004], 108), 2)).collect(),
+            GgmlType::Q6_K => (0..elements / 256).flat_map(|i| turned(block(i, &[0.0002], 208), 2)).collect(),
+            other => panic!("a runnable type without a test: {other}"),
         };
-        Matrix::new(TensorData::from_bytes(kind, vec![COLS as u64, rows as u64], bytes).expect("right size"))
+        Matrix::new(TensorData::from_bytes(kind, vec![cols as u64, rows as u64], bytes).expect("right size"))
+    }
+
+    fn turned(mut block: Vec<u8>, by: usize) -> Vec<u8> {
+        block.rotate_left(by);
+        block
     }
 
     /// Products of every row and token, on `isa`, with int8 activations or without.
     fn run(isa: Isa, matrix: &Matrix, input: &[f32], integer: bool) -> Vec<f32> {
         let mut pool = Pool::new(2, |_| {}).expect("two threads");
-        let tokens = input.len() / COLS;
+        let tokens = input.len() / matrix.cols;
         let mut quantised = Quantised::default();
-        quantised.resize(tokens, COLS);
+        quantised.resize(tokens, matrix.cols);
         quantised.fill(&mut pool, isa, input);
         let mut out = vec![0.5; tokens * matrix.rows];
         let input = Input { tokens, real: input, quantised: integer.then_some(&quantised) };
@@ -138,11 +158,12 @@ mod tests {
     #[test]
     fn all_formats_sizes_and_instruction_sets_agree() {
         for kind in engine_store::RUNNABLE_TYPES {
+            let cols = cols(kind);
             for rows in [1, 8, 21, 40] {
                 let matrix = matrix(kind, rows);
                 for tokens in [1, 2, 3, 5, 11, 150] {
-                    let input: Vec<f32> = (0..tokens * COLS).map(|i| noise(i + 7) * 3.0).collect();
-                    let mut weights = vec![0.0; COLS];
+                    let input: Vec<f32> = (0..tokens * cols).map(|i| noise(i + 7) * 3.0).collect();
+                    let mut weights = vec![0.0; cols];
                     for integer in [false, true] {
                         let out = run(Isa::detect(), &matrix, &input, integer);
                         assert_eq!(
@@ -153,8 +174,9 @@ mod tests {
                         let tolerance = if integer && matrix.is_integer() { 0.5 } else { 1e-4 };
                         for (index, found) in out.iter().enumerate() {
                             matrix.dequantise_row(index % rows, &mut weights);
-                            let x = &input[index / rows * COLS..][..COLS];
+                            let x = &input[index / rows * cols..][..cols];
                             let exact = 0.5 + x.iter().zip(&weights).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+                            let tolerance = tolerance + exact.abs() * 1e-5;
                             assert!((f64::from(*found) - exact).abs() < tolerance, "{kind}: {found}, expected {exact}");
                         }
                     }

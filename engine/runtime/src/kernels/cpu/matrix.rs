@@ -1,6 +1,6 @@
 //! A weight matrix as it lies in the checkpoint, seen in groups of eight rows.
 
-use super::quant;
+use super::{integer, quant};
 use engine_store::{GgmlType, TensorData};
 
 /// Rows that kernels work on together: one per f32 lane.
@@ -48,7 +48,7 @@ impl Matrix {
 
     /// Whether the integer kernels know the type.
     pub fn is_integer(&self) -> bool {
-        matches!(self.kind, GgmlType::Q4_0 | GgmlType::Q4_1 | GgmlType::Q8_0)
+        integer::supports(self.kind)
     }
 
     /// Writes one row as f32.

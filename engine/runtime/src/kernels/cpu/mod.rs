@@ -3,6 +3,7 @@
 
 pub mod attention;
 pub mod elementwise;
+mod formats;
 pub mod integer;
 #[cfg(target_arch = "x86_64")]
 mod integer_avx2;
@@ -14,3 +15,5 @@ pub mod pool;
 pub mod quant;
 pub mod real;
 pub mod simd;
+#[cfg(target_arch = "x86_64")]
+mod unpack_avx2;

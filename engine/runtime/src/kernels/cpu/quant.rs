@@ -1,11 +1,12 @@
-//! Block quantisation: reading ggml's formats (ggml-quants.c) and rounding activations to int8.
+//! Rows of any weight type as f32, and activations rounded to int8.
 
 use super::{
+    formats,
     pool::{Pool, SharedMut},
     simd::{Isa, Kernel, Simd},
 };
 use engine_store::GgmlType;
-use half::f16;
+use half::{bf16, f16};
 
 /// Elements per block in every format the kernels know, and in quantised activations.
 pub const BLOCK: usize = 32;
@@ -23,41 +24,19 @@ pub fn dequantise(kind: GgmlType, bytes: &[u8], out: &mut [f32]) {
                 *out = f16::from_le_bytes(*x).to_f32();
             }
         }
-        GgmlType::Q4_0 => blocks::<18>(bytes, out, |block, out| {
-            let d = half(block, 0);
-            nibbles(&block[2..], out, |q| d * (q - 8) as f32);
-        }),
-        GgmlType::Q4_1 => blocks::<20>(bytes, out, |block, out| {
-            let (d, m) = (half(block, 0), half(block, 2));
-            nibbles(&block[4..], out, |q| d * q as f32 + m);
-        }),
-        GgmlType::Q8_0 => blocks::<34>(bytes, out, |block, out| {
-            let d = half(block, 0);
-            for (out, q) in out.iter_mut().zip(&block[2..]) {
-                *out = d * f32::from(*q as i8);
+        GgmlType::BF16 => {
+            for (out, x) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                *out = bf16::from_le_bytes(*x).to_f32();
             }
-        }),
+        }
         // `validate` lets no other type through.
-        _ => out.fill(f32::NAN),
+        _ if !formats::dequantise(kind, bytes, out) => out.fill(f32::NAN),
+        _ => {}
     }
 }
 
 pub(super) fn half(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
-}
-
-fn blocks<const BYTES: usize>(bytes: &[u8], out: &mut [f32], each: impl Fn(&[u8; BYTES], &mut [f32; BLOCK])) {
-    for (block, out) in bytes.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<BLOCK>().0) {
-        each(block, out);
-    }
-}
-
-/// The low nibbles are elements 0..16, the high nibbles 16..32.
-fn nibbles(qs: &[u8], out: &mut [f32; BLOCK], value: impl Fn(i32) -> f32) {
-    for (i, byte) in qs.iter().take(16).enumerate() {
-        out[i] = value(i32::from(byte & 15));
-        out[i + 16] = value(i32::from(byte >> 4));
-    }
 }
 
 /// One row: its blocks, and each block's scale and scale times sum.
@@ -146,20 +125,6 @@ impl Kernel for QuantiseRow<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn formats_follow_ggml() {
-        let mut q4 = vec![0u8; 20];
-        q4[..2].copy_from_slice(&f16::from_f32(0.5).to_le_bytes());
-        q4[2..4].copy_from_slice(&f16::from_f32(-1.0).to_le_bytes());
-        q4[4] = 0xf3;
-        let mut out = [0.0; 32];
-        dequantise(GgmlType::Q4_1, &q4, &mut out);
-        assert_eq!((out[0], out[16], out[1]), (0.5, 6.5, -1.0));
-        let q4_0 = [&q4[..2], &q4[4..]].concat();
-        dequantise(GgmlType::Q4_0, &q4_0, &mut out);
-        assert_eq!((out[0], out[16], out[1]), (-2.5, 3.5, -4.0));
-    }
 
     #[test]
     fn activations_round_to_nearest_and_poison_shows() {
