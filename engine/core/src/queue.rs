@@ -123,6 +123,7 @@ impl FairQueue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     /// Lets everybody in, each at the cost of `tokens`; tenants in order.
     fn order(queue: &mut FairQueue, tokens: usize) -> String {
@@ -179,5 +180,32 @@ mod tests {
         queue.remove("3", SequenceId(300));
         queue.remove(&one, SequenceId(100));
         assert_eq!(order(&mut queue, 10), "32");
+    }
+
+    proptest! {
+        /// Tenants that always have something waiting get the same, but for a turn and what one let-in costs.
+        #[test]
+        fn the_backlogged_are_served_alike(
+            costs in proptest::collection::vec(1..400usize, 300),
+            tenants in 2..5u64,
+            quantum in 1..200usize,
+        ) {
+            let mut queue = FairQueue::new(quantum);
+            let names: Vec<Arc<str>> = (0..tenants).map(|tenant| tenant.to_string().into()).collect();
+            let waiting = |tenant: u64| SequenceId(tenant);
+            // Two at once, so that the line never empties and the debts stay.
+            for _ in 0..2 {
+                (0..tenants).for_each(|tenant| queue.push(&names[tenant as usize], waiting(tenant)));
+            }
+            let mut served = vec![0; tenants as usize];
+            for cost in costs {
+                let id = queue.next().expect("somebody waits");
+                queue.take_next(cost);
+                served[id.0 as usize] += cost;
+                queue.push(&names[id.0 as usize], id);
+                let gap = served.iter().max().zip(served.iter().min()).map_or(0, |(most, least)| most - least);
+                prop_assert!(gap <= quantum + 2 * 400, "{served:?}");
+            }
+        }
     }
 }

@@ -335,4 +335,47 @@ proptest! {
         prop_assert_eq!(stats.kv_blocks_used, 0);
         prop_assert!(stats.prefix_hit_tokens_total >= world.hit_tokens as u64);
     }
+
+    /// However many others come, of known tenants and of new ones, before it and with every step after it:
+    /// whoever waits is let in within as many admissions as there were tenants and running ones before it.
+    #[test]
+    fn nobody_starves_while_others_keep_coming(
+        before in proptest::collection::vec((0..6u64, 1..40usize, 1..6usize), 0..30),
+        after in proptest::collection::vec((0..60u64, 1..40usize, 1..6usize), 120),
+        max_running in 1..4usize,
+        kv_blocks in 12..30usize,
+    ) {
+        let shape = ForwardShape { vocab: VOCAB as usize, kv_block_tokens: 4, kv_blocks, context_tokens: 48 };
+        let config = SchedulerConfig { step_tokens: 48, max_running, max_waiting: 1000, ..Default::default() };
+        let mut scheduler = Scheduler::new(shape, config).expect("a valid configuration");
+        let submission = |id: u64, (tenant, prompt_tokens, max_tokens): (u64, usize, usize)| Submission {
+            id: SequenceId(id),
+            tenant: format!("tenant {tenant}").into(),
+            prompt: (0..prompt_tokens as u64).map(|n| (mix(id, n) % VOCAB) as TokenId).collect(),
+            emitted: Vec::new(),
+            limits: Limits { max_tokens, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
+        };
+        let tenants: BTreeSet<u64> = before.iter().map(|(tenant, ..)| *tenant).collect();
+        for (id, other) in before.into_iter().enumerate() {
+            scheduler.submit(submission(id as u64 + 1000, other)).expect("room");
+        }
+        scheduler.submit(Submission { tenant: "waits".into(), ..submission(0, (0, 40, 6)) }).expect("room");
+        let mut overtaken = BTreeSet::new();
+        for (id, other) in after.into_iter().enumerate() {
+            scheduler.submit(submission(id as u64 + 2000, other)).expect("room");
+            let step = scheduler.schedule().expect("work");
+            let place = step.admitted.iter().position(|admitted| admitted.id == SequenceId(0));
+            overtaken.extend(step.admitted.iter().take(place.unwrap_or(usize::MAX)).map(|admitted| admitted.id));
+            if place.is_some() {
+                overtaken.clear();
+                break;
+            }
+            let tokens = vec![Sampled::Token(1); step.rows.len()];
+            scheduler.complete(step.id, &tokens).expect("in flight");
+            prop_assert_eq!(scheduler.audit(), Ok(()));
+            // A turn lets in at most a quantum of prompts and one more; each has at least one token.
+            prop_assert!(overtaken.len() <= 49 * (tenants.len() + 1), "{:?} came before", overtaken);
+        }
+        prop_assert!(overtaken.is_empty(), "it still waits behind {:?}", overtaken);
+    }
 }
