@@ -8,6 +8,8 @@ use common::{HopStream, TestEngine, cached, reason, request};
 use engine_wire::TokenId;
 use engine_wire::hop::{FinishReason, GenerateRequest, HEADER_TENANT, HopEvent};
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 async fn ask(engine: &TestEngine, tenant: &str, request: &GenerateRequest) -> (Vec<TokenId>, Option<HopEvent>) {
     let body = serde_json::to_vec(request).expect("serializable");
@@ -61,4 +63,24 @@ async fn a_prompt_that_fails_fails_again_and_leaves_nothing() {
     }
     let telemetry = engine.telemetry().await;
     assert_eq!((telemetry.prefix_hit_tokens_total, telemetry.prefix_miss_tokens_total), (0, 30));
+}
+
+#[tokio::test]
+async fn hits_and_misses_are_metrics() {
+    // A name of its own: engines of one process share their recorder.
+    let engine = TestEngine::start(Duration::ZERO, |options| options.name = Some("metered".into())).await;
+    let request = GenerateRequest { model: "metered".into(), ..request(&[3, 4, 5, 6, 7, 8, 9, 10, 11], 2) };
+    for _ in 0..3 {
+        ask(&engine, "one", &request).await;
+    }
+    let mut stream = TcpStream::connect(("127.0.0.1", engine.port)).await.expect("the port is bound");
+    let head = b"GET /metrics HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n";
+    stream.write_all(head).await.expect("the engine reads");
+    let mut answer = String::new();
+    let read = stream.read_to_string(&mut answer);
+    tokio::time::timeout(common::PATIENCE, read).await.expect("an answer in time").expect("an answer");
+    for (outcome, tokens) in [("hit", 16), ("miss", 11)] {
+        let row = format!(r#"foreshock_prefix_cache_tokens_total{{model="metered",outcome="{outcome}"}} {tokens}"#);
+        assert!(answer.contains(&row), "{row} is not in:\n{answer}");
+    }
 }
