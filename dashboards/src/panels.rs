@@ -242,6 +242,15 @@ const ENGINES: &[Panel] = &[
         )],
     },
     Panel {
+        title: "Prefix cache",
+        description: "Share of the tokens of joining requests whose keys and values were in the prefix cache already.",
+        unit: Unit::Share,
+        queries: &[query(
+            "sum by (model) (rate(foreshock_prefix_cache_tokens_total{model=~\"$model\",outcome=\"hit\"}[$__rate_interval])) / clamp_min(sum by (model) (rate(foreshock_prefix_cache_tokens_total{model=~\"$model\"}[$__rate_interval])), 0.001)",
+            "{{model}}",
+        )],
+    },
+    Panel {
         title: "Sequences",
         description: "Sequences in the running batches, and those that wait inside engines for a slot or for KV blocks.",
         unit: Unit::Count,

@@ -117,6 +117,11 @@ pub const KV_BLOCKS_TOTAL: Metric =
     gauge("foreshock_kv_blocks", &["model"], "KV blocks there are, over all instances.");
 pub const ENGINE_TOKENS_TOTAL: Metric =
     counter("foreshock_engine_tokens_total", &["model", "phase"], "Tokens computed by engines in prefill and decode.");
+pub const PREFIX_CACHE_TOKENS_TOTAL: Metric = counter(
+    "foreshock_prefix_cache_tokens_total",
+    &["model", "outcome"],
+    "Tokens of requests as they joined a batch: found in the prefix cache (hit), or to be computed (miss).",
+);
 pub const ENGINE_BUSY_SECONDS_TOTAL: Metric =
     counter("foreshock_engine_busy_seconds_total", &["model"], "Time engines spent in forward steps.");
 pub const ENGINE_RUNNING_SEQUENCES: Metric =
@@ -181,6 +186,7 @@ pub const METRICS: &[Metric] = &[
     KV_BLOCKS_USED,
     KV_BLOCKS_TOTAL,
     ENGINE_TOKENS_TOTAL,
+    PREFIX_CACHE_TOKENS_TOTAL,
     ENGINE_BUSY_SECONDS_TOTAL,
     ENGINE_RUNNING_SEQUENCES,
     ENGINE_WAITING_SEQUENCES,

@@ -157,6 +157,8 @@ fn telemetry(shared: &Shared) -> Telemetry {
         kv_blocks_used: 0,
         prefill_tokens_total: 0,
         decode_tokens_total: 0,
+        prefix_hit_tokens_total: 0,
+        prefix_miss_tokens_total: 0,
         requests_total: shared.requests_total,
         cancelled_total: 0,
         steps_total: 0,

@@ -22,6 +22,13 @@ pub fn telemetry(model: &str, last: Option<&Telemetry>, now: &Telemetry) {
             counter!(telemetry::ENGINE_TOKENS_TOTAL.name, "model" => model.clone(), "phase" => phase)
                 .increment(after.saturating_sub(before));
         }
+        for (outcome, before, after) in [
+            ("hit", last.prefix_hit_tokens_total, now.prefix_hit_tokens_total),
+            ("miss", last.prefix_miss_tokens_total, now.prefix_miss_tokens_total),
+        ] {
+            counter!(telemetry::PREFIX_CACHE_TOKENS_TOTAL.name, "model" => model.clone(), "outcome" => outcome)
+                .increment(after.saturating_sub(before));
+        }
     }
     for request in now.finished.iter().filter(|request| request.first_token_at_ns > 0) {
         let labels = [("model", model.clone()), ("vantage", "engine".to_owned())];

@@ -1,25 +1,48 @@
-//! The pool of KV blocks: which are free and how often each is held. It knows indices only; the memory
-//! behind them is the device's.
+//! The pool of KV blocks: which are free, how often each is held, and which are kept for the prefix cache. It
+//! knows indices only; the memory behind them is the device's.
 //!
-//! Blocks are counted rather than flagged, so that a prefix cache can let several sequences hold one.
+//! A block is in one of three states: free; held by one sequence or more; or idle, that is held by nobody and
+//! kept because the index still finds its content. Idle blocks are room like free ones: they are evicted when
+//! somebody needs them, the longest unused first. That order alone takes every chain from its end, where the
+//! least valuable blocks are (a block is useful only after all blocks before it): who holds a cached block
+//! holds the cached blocks before it, and gives blocks back last first, so a block becomes idle before its
+//! parent does. [`PrefixIndex::remove`] asserts it.
+//!
 //! The free list is a stack over a fixed initial order, which keeps every run of the scheduler
 //! reproducible and hands out the blocks that are warmest in cache first.
 
 use crate::forward::BlockId;
+use crate::prefix::{Link, PrefixIndex, Published};
+use std::collections::BTreeMap;
 
-/// Owns the free list. A block is in exactly one of two states: free, or held `holders[block]` times.
+/// Owns all blocks of a device.
 #[derive(Clone, Debug)]
 pub struct BlockPool {
     /// Free blocks; the next one to hand out is the last.
     free: Vec<BlockId>,
     holders: Vec<u32>,
+    index: PrefixIndex,
+    /// Idle blocks by the moment at which they became so.
+    idle: BTreeMap<u64, BlockId>,
+    /// That moment, by block; of no meaning while it is not idle.
+    idle_since: Vec<u64>,
+    /// Blocks that became idle so far: the clock of the above.
+    moments: u64,
 }
 
 impl BlockPool {
     /// A pool of `count` free blocks, handed out from 0 upwards.
     pub fn new(count: usize) -> Self {
-        let count = u32::try_from(count).unwrap_or(u32::MAX);
-        Self { free: (0..count).rev().collect(), holders: vec![0; count as usize] }
+        let blocks = u32::try_from(count).unwrap_or(u32::MAX);
+        let count = blocks as usize;
+        Self {
+            free: (0..blocks).rev().collect(),
+            holders: vec![0; count],
+            index: PrefixIndex::new(count),
+            idle: BTreeMap::new(),
+            idle_since: vec![0; count],
+            moments: 0,
+        }
     }
 
     /// Blocks in all.
@@ -27,15 +50,20 @@ impl BlockPool {
         self.holders.len()
     }
 
-    /// Blocks that nobody holds.
+    /// Blocks that nobody holds, idle ones included.
     pub fn free(&self) -> usize {
-        self.free.len()
+        self.free.len() + self.idle.len()
     }
 
     /// Appends `count` blocks to `table`, or takes none and answers false when there are too few.
     pub fn allocate(&mut self, count: usize, table: &mut Vec<BlockId>) -> bool {
-        if count > self.free.len() {
+        if count > self.free() {
             return false;
+        }
+        while self.free.len() < count {
+            let Some((_, block)) = self.idle.pop_first() else { return false };
+            self.index.remove(block);
+            self.free.push(block);
         }
         for block in self.free.drain(self.free.len() - count..).rev() {
             self.holders[block as usize] = 1;
@@ -44,22 +72,128 @@ impl BlockPool {
         true
     }
 
-    /// Gives back every block of `table`, last first, so that the next taker gets them in the same order.
+    /// Appends the cached blocks `shared` and then `count` new ones to `table`, or takes none and answers false.
+    pub(crate) fn share_and_allocate(&mut self, shared: &[BlockId], count: usize, table: &mut Vec<BlockId>) -> bool {
+        let idle = shared.iter().filter(|block| self.holders[**block as usize] == 0).count();
+        if count > self.free() - idle {
+            return false;
+        }
+        for block in shared {
+            self.hold(*block);
+            table.push(*block);
+        }
+        self.allocate(count, table)
+    }
+
+    fn hold(&mut self, block: BlockId) {
+        assert!(self.index.contains(block), "block {block} is shared without being published");
+        let holders = &mut self.holders[block as usize];
+        if *holders == 0 {
+            self.idle.remove(&self.idle_since[block as usize]);
+        }
+        *holders += 1;
+    }
+
+    /// Gives back every block of `table`, last first, so that chains become idle from their end and the next
+    /// taker gets free ones in the same order.
     pub fn release(&mut self, table: &mut Vec<BlockId>) {
         while let Some(block) = table.pop() {
-            let holders = &mut self.holders[block as usize];
-            assert!(*holders > 0, "block {block} is released more often than it was taken");
-            *holders -= 1;
-            if *holders == 0 {
+            self.release_one(block);
+        }
+    }
+
+    fn release_one(&mut self, block: BlockId) {
+        let holders = &mut self.holders[block as usize];
+        assert!(*holders > 0, "block {block} is released more often than it was taken");
+        *holders -= 1;
+        if *holders > 0 {
+            return;
+        }
+        if !self.index.contains(block) {
+            return self.free.push(block);
+        }
+        self.moments += 1;
+        self.idle_since[block as usize] = self.moments;
+        self.idle.insert(self.moments, block);
+    }
+
+    /// The cached block that holds exactly this.
+    pub(crate) fn find(&self, link: &Link<'_>) -> Option<BlockId> {
+        self.index.find(link)
+    }
+
+    /// Lets `block`, held by the caller and full, be found; false when it cannot be. When the same content is
+    /// cached in another block, the caller gets that one in place of its own: what is in the pool once is
+    /// held by all who need it, and whoever holds a cached block holds those before it.
+    pub(crate) fn publish(&mut self, link: &Link<'_>, block: &mut BlockId) -> bool {
+        match self.index.publish(link, *block) {
+            Published::Here => true,
+            Published::Elsewhere(cached) => {
+                self.hold(cached);
+                self.release_one(std::mem::replace(block, cached));
+                true
+            }
+            Published::Not => false,
+        }
+    }
+
+    /// Whether nobody but its one holder can see what is written to a block.
+    pub(crate) fn is_private(&self, block: BlockId) -> bool {
+        self.holders[block as usize] == 1 && !self.index.contains(block)
+    }
+
+    /// Takes these blocks and all that were computed from them out of the cache: their content is in doubt.
+    /// Who holds them still does.
+    pub(crate) fn distrust(&mut self, blocks: &[BlockId]) {
+        for block in self.index.remove_chains(blocks) {
+            if self.holders[block as usize] == 0 {
+                self.idle.remove(&self.idle_since[block as usize]);
                 self.free.push(block);
             }
         }
+    }
+
+    pub(crate) fn index(&self) -> &PrefixIndex {
+        &self.index
+    }
+
+    /// What is wrong with the pool, if anything, when these are all blocks that anybody holds, each as often
+    /// as it is held.
+    pub(crate) fn audit(&self, held: impl Iterator<Item = BlockId>) -> Result<(), String> {
+        let mut holders = vec![0; self.total()];
+        held.for_each(|block| holders[block as usize] += 1);
+        if holders != self.holders {
+            return Err(format!("blocks are held {:?} times, by the tables {holders:?}", self.holders));
+        }
+        let mut places = holders.iter().map(|count| usize::from(*count > 0)).collect::<Vec<_>>();
+        for block in &self.free {
+            places[*block as usize] += 1;
+            if self.index.contains(*block) {
+                return Err(format!("free block {block} can be found"));
+            }
+        }
+        for (moment, block) in &self.idle {
+            places[*block as usize] += 1;
+            if !self.index.contains(*block) || self.idle_since[*block as usize] != *moment {
+                return Err(format!("idle block {block} cannot be found, or not in its order"));
+            }
+            let parent = self.index.parent(*block).filter(|parent| self.holders[*parent as usize] == 0);
+            if parent.is_some_and(|parent| self.idle_since[parent as usize] < *moment) {
+                return Err(format!("block {block} would be evicted after the block before it"));
+            }
+        }
+        if places.iter().any(|count| *count != 1) {
+            return Err(format!("blocks are in this many places: {places:?}"));
+        }
+        self.index.audit()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::BlockPool;
+    use super::*;
+    use crate::prefix::BlockKey;
+    use std::sync::Arc;
 
     #[test]
     fn hands_out_in_a_fixed_order_and_takes_all_or_nothing() {
@@ -73,5 +207,64 @@ mod tests {
         assert_eq!((one.len(), pool.free(), pool.total()), (0, 4, 4));
         assert!(pool.allocate(2, &mut two));
         assert_eq!(two, [0, 1]);
+    }
+
+    /// Publishes a table as the chain of its own block numbers.
+    fn publish(pool: &mut BlockPool, table: &mut [BlockId], first: u32) {
+        let tenant: Arc<str> = "t".into();
+        let mut key = BlockKey::root("m", "t");
+        let mut parent = None;
+        for (depth, block) in table.iter_mut().enumerate() {
+            let tokens = [first + depth as u32];
+            key = key.child(&tokens);
+            assert!(pool.publish(&Link { key, tenant: &tenant, parent, tokens: &tokens }, block));
+            parent = Some(*block);
+        }
+    }
+
+    #[test]
+    fn evicts_the_longest_unused_chain_from_its_end() {
+        let mut pool = BlockPool::new(5);
+        let (mut old, mut new) = (Vec::new(), Vec::new());
+        assert!(pool.allocate(3, &mut old) && pool.allocate(2, &mut new));
+        publish(&mut pool, &mut old, 10);
+        publish(&mut pool, &mut new, 20);
+        let (old_blocks, new_blocks) = (old.clone(), new.clone());
+        pool.release(&mut old);
+        pool.release(&mut new);
+        assert_eq!(pool.free(), 5);
+        // The first block of the older chain is used again, and so is worth more than the newer chain.
+        let mut user = Vec::new();
+        assert!(pool.share_and_allocate(&old_blocks[..1], 0, &mut user));
+        pool.release(&mut user);
+        let mut evicted = Vec::new();
+        let mut takers = Vec::new();
+        for _ in 0..5 {
+            assert!(pool.allocate(1, &mut takers));
+            evicted.push(takers[takers.len() - 1]);
+            assert_eq!(pool.audit(takers.iter().copied()), Ok(()));
+        }
+        assert_eq!(evicted, [old_blocks[2], old_blocks[1], new_blocks[1], new_blocks[0], old_blocks[0]]);
+    }
+
+    #[test]
+    fn the_same_content_is_kept_once() {
+        let mut pool = BlockPool::new(4);
+        let (mut one, mut two) = (Vec::new(), Vec::new());
+        assert!(pool.allocate(2, &mut one) && pool.allocate(2, &mut two));
+        publish(&mut pool, &mut one, 10);
+        publish(&mut pool, &mut two, 10);
+        assert_eq!((&one, pool.free()), (&two, 2));
+        // What is shared is no room for those who share it.
+        let mut three = Vec::new();
+        let shared = one.clone();
+        assert!(!pool.share_and_allocate(&shared, 3, &mut three));
+        assert!(pool.share_and_allocate(&shared, 2, &mut three));
+        pool.distrust(&shared[1..]);
+        for table in [&mut one, &mut two, &mut three] {
+            pool.release(table);
+        }
+        assert_eq!(pool.free(), 4);
+        assert_eq!(pool.audit(std::iter::empty()), Ok(()));
     }
 }

@@ -1,4 +1,5 @@
-//! The pure heart of the engine: sequences, the continuous-batching scheduler and paged KV blocks.
+//! The pure heart of the engine: sequences, the continuous-batching scheduler, paged KV blocks and their
+//! prefix cache.
 //!
 //! No clock, no thread, no I/O: a step is a function of what was submitted, so the same code runs live
 //! behind a CPU or a GPU and inside the simulator behind a cost model.
@@ -6,13 +7,16 @@
 pub mod blocks;
 pub mod error;
 pub mod forward;
+mod prefix;
+mod queue;
 pub mod scheduler;
 pub mod sequence;
+mod sharing;
+pub mod step;
 
 pub use blocks::BlockPool;
 pub use error::{ConfigError, StepError, SubmitError};
 pub use forward::{Batch, BatchSequence, BlockId, Forward, ForwardError, ForwardShape, TokenId};
-pub use scheduler::{
-    LogitsRow, Sampled, Scheduler, SchedulerConfig, SchedulerStats, SequenceEvent, Step, StepId, Submitted,
-};
+pub use scheduler::{Scheduler, SchedulerConfig, SchedulerStats};
 pub use sequence::{EndReason, EndRule, Limits, SequenceId, Submission};
+pub use step::{Admitted, LogitsRow, Sampled, SequenceEvent, Step, StepId, Submitted};

@@ -1,19 +1,28 @@
-//! Continuous batching with chunked prefill over paged KV blocks.
+//! Continuous batching with chunked prefill over paged KV blocks, with a prefix cache.
 //!
 //! Every step takes one token of each decoding sequence first, then fills the token budget with prefill
 //! chunks, oldest sequence first (the scheme of Sarathi-Serve, OSDI '24: decodes never wait for a long
-//! prompt). A sequence is admitted when blocks for its whole prefix are free; afterwards only decoding
-//! takes new blocks, one at a time, and when none is left the latest arrival is preempted: it gives up its
-//! blocks, keeps its tokens and is prefilled again later, before anything that came after it.
+//! prompt). Tenants take turns in being admitted ([`FairQueue`]). A sequence is admitted when there are
+//! blocks for its whole prefix, of which it shares those that the cache has ([`sharing`](crate::sharing));
+//! afterwards only decoding takes new blocks, one at a time, and when none is left the latest one admitted is
+//! preempted: it gives up its blocks, keeps its tokens and goes on later, before anything that was never
+//! admitted, with what is then left of its blocks in the cache.
 //!
 //! Nothing starves: the oldest sequence is never preempted, and `max_sequence_tokens` is at most what the
-//! whole pool holds, so it always ends and the next becomes the oldest.
+//! whole pool holds, so it always ends and the next becomes the oldest; and whoever is next to be admitted is
+//! waited for, whatever the others need, so it is the oldest in the end.
 
 use crate::blocks::BlockPool;
 use crate::error::{ConfigError, StepError, SubmitError};
 use crate::forward::{Batch, BatchSequence, BlockId, ForwardShape, TokenId};
-use crate::sequence::{EndReason, EndRule, Sequence, SequenceId, Submission};
-use std::collections::{BTreeMap, VecDeque};
+use crate::prefix::BlockKey;
+use crate::queue::FairQueue;
+use crate::sequence::{EndRule, Sequence, SequenceId, Submission};
+use crate::sharing;
+use crate::step::{Admitted, LogitsRow, Sampled, SequenceEvent, Step, StepId, Submitted};
+use std::collections::BTreeMap;
+
+mod audit;
 
 /// What may be in the scheduler and in one step.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,61 +35,15 @@ pub struct SchedulerConfig {
     pub max_waiting: usize,
     /// End-of-sequence tokens of the model.
     pub eos_token_ids: Vec<TokenId>,
+    /// Revision of the model and layout of its KV: prefixes of another one are never found.
+    pub prefix_scope: String,
 }
 
 impl Default for SchedulerConfig {
     fn default() -> Self {
-        Self { step_tokens: 128, max_running: 32, max_waiting: 256, eos_token_ids: Vec::new() }
+        let (eos_token_ids, prefix_scope) = (Vec::new(), String::new());
+        Self { step_tokens: 128, max_running: 32, max_waiting: 256, eos_token_ids, prefix_scope }
     }
-}
-
-/// Whether a submitted sequence has anything left to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Submitted {
-    Queued,
-    /// The tokens emitted elsewhere had already ended it.
-    Ended(EndReason),
-}
-
-/// Names a step, so that its results cannot be taken for another's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StepId(u64);
-
-/// One step to compute.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Step {
-    pub id: StepId,
-    pub batch: Batch,
-    /// One for each logits row of the batch, in order.
-    pub rows: Vec<LogitsRow>,
-    /// Sequences that join the batch for the first time with this step.
-    pub admitted: Vec<SequenceId>,
-}
-
-/// The token that a logits row decides.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogitsRow {
-    pub sequence: SequenceId,
-    /// Position of the token to be sampled: the key of its random draw.
-    pub position: usize,
-    /// Whether tokens that would end the sequence must not be drawn, because `min_tokens` are not there yet.
-    pub suppress_stop: bool,
-}
-
-/// What became of one logits row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sampled {
-    Token(TokenId),
-    /// The row was unusable; its sequence is lost.
-    Failed,
-}
-
-/// What a completed step means for a sequence, in batch order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SequenceEvent {
-    Token { id: SequenceId, token: TokenId },
-    Ended { id: SequenceId, reason: EndReason },
-    Failed { id: SequenceId },
 }
 
 /// Where things stand, and totals since the beginning.
@@ -94,6 +57,9 @@ pub struct SchedulerStats {
     pub decode_tokens_total: u64,
     pub steps_total: u64,
     pub preemptions_total: u64,
+    /// Tokens of sequences as they were first admitted: those that the prefix cache had, and the others.
+    pub prefix_hit_tokens_total: u64,
+    pub prefix_miss_tokens_total: u64,
 }
 
 /// A step that was handed out and not yet completed.
@@ -121,10 +87,10 @@ pub struct Scheduler {
     rule: EndRule,
     pool: BlockPool,
     sequences: BTreeMap<SequenceId, Sequence>,
-    /// Hold blocks; oldest arrival first.
+    /// Hold blocks; the first admitted first.
     running: Vec<SequenceId>,
-    /// Hold none; oldest arrival first.
-    waiting: VecDeque<SequenceId>,
+    /// Hold none.
+    waiting: FairQueue,
     in_flight: Option<InFlight>,
     totals: SchedulerStats,
 }
@@ -145,19 +111,19 @@ impl Scheduler {
             max_sequence_tokens: shape.context_tokens.min(pool_tokens),
         };
         Ok(Self {
+            waiting: FairQueue::new(config.step_tokens),
             config,
             kv_block_tokens: shape.kv_block_tokens,
             rule,
             pool: BlockPool::new(shape.kv_blocks),
             sequences: BTreeMap::new(),
             running: Vec::new(),
-            waiting: VecDeque::new(),
             in_flight: None,
             totals: SchedulerStats::default(),
         })
     }
 
-    /// Takes a sequence, behind all that came before.
+    /// Takes a sequence, behind all of its tenant's.
     pub fn submit(&mut self, submission: Submission) -> Result<Submitted, SubmitError> {
         if submission.prompt.is_empty() {
             return Err(SubmitError::EmptyPrompt);
@@ -172,12 +138,13 @@ impl Scheduler {
         if prefix_tokens >= self.rule.max_sequence_tokens {
             return Err(SubmitError::TooLong { prefix_tokens, max_sequence_tokens: self.rule.max_sequence_tokens });
         }
-        if self.waiting.len() >= self.config.max_waiting {
+        if self.waiting.new_ones() >= self.config.max_waiting {
             return Err(SubmitError::QueueFull { max_waiting: self.config.max_waiting });
         }
         let id = submission.id;
-        self.sequences.insert(id, Sequence::new(submission));
-        self.waiting.push_back(id);
+        let root = BlockKey::root(&self.config.prefix_scope, &submission.tenant);
+        self.waiting.push(&submission.tenant, id);
+        self.sequences.insert(id, Sequence::new(submission, root));
         Ok(Submitted::Queued)
     }
 
@@ -224,7 +191,7 @@ impl Scheduler {
         let in_flight = self.take_in_flight(step)?;
         let mut events = Vec::new();
         for part in lost.iter().filter_map(|index| in_flight.parts.get(*index)) {
-            if self.remove(part.sequence).is_some() {
+            if self.lose(part.sequence) {
                 events.push(SequenceEvent::Failed { id: part.sequence });
             }
         }
@@ -305,23 +272,25 @@ impl Scheduler {
         }
     }
 
-    /// Lets waiting sequences in, strictly in order of arrival, while slots, blocks and budget last.
-    /// Answers those that join for the first time.
-    fn admit(&mut self, plan: &mut StepPlan) -> Vec<SequenceId> {
+    /// Lets waiting sequences in, in the queue's order, while slots, blocks and budget last. Who is next is
+    /// never passed over for want of blocks. Answers those that join for the first time.
+    fn admit(&mut self, plan: &mut StepPlan) -> Vec<Admitted> {
         let mut admitted = Vec::new();
         while plan.budget > 0 && self.running.len() < self.config.max_running {
-            let Some(id) = self.waiting.front().copied() else { break };
+            let Some(id) = self.waiting.next() else { break };
             let Some(sequence) = self.sequences.get_mut(&id) else { break };
-            let blocks = sequence.tokens.len().div_ceil(self.kv_block_tokens);
-            if !self.pool.allocate(blocks, &mut sequence.blocks) {
+            if !sharing::take_blocks(&mut self.pool, sequence, self.kv_block_tokens) {
                 break;
             }
-            self.waiting.pop_front();
+            let (hit, miss) = (sequence.computed, sequence.remaining());
+            self.waiting.take_next(miss);
             self.running.push(id);
-            let chunk = sequence.remaining().min(plan.budget);
-            plan.add(id, chunk, chunk == sequence.remaining());
+            let chunk = miss.min(plan.budget);
+            plan.add(id, chunk, chunk == miss);
             if !std::mem::replace(&mut sequence.joined, true) {
-                admitted.push(id);
+                self.totals.prefix_hit_tokens_total += hit as u64;
+                self.totals.prefix_miss_tokens_total += miss as u64;
+                admitted.push(Admitted { id, cached_tokens: hit.min(sequence.prompt_tokens) });
             }
         }
         admitted
@@ -335,25 +304,29 @@ impl Scheduler {
         self.pool.allocate(missing, &mut sequence.blocks)
     }
 
-    /// Puts the latest arrival back to the front of the queue, without its blocks.
+    /// Puts the latest one admitted back to the front of the queue, without its blocks.
     fn preempt_latest(&mut self) -> Option<SequenceId> {
         let id = self.running.pop()?;
         let sequence = self.sequences.get_mut(&id)?;
         self.pool.release(&mut sequence.blocks);
         sequence.computed = 0;
+        sequence.published = 0;
         sequence.decoding = false;
         self.totals.preemptions_total += 1;
-        // Everything that waits arrived later: admission is in order of arrival.
-        self.waiting.push_front(id);
+        self.waiting.push_returned(id);
         Some(id)
     }
 
-    fn build_step(&self, id: StepId, parts: &[Part], admitted: Vec<SequenceId>) -> Step {
+    fn build_step(&self, id: StepId, parts: &[Part], admitted: Vec<Admitted>) -> Step {
         let mut batch = Batch::default();
         let mut rows = Vec::new();
         for part in parts {
             let sequence = &self.sequences[&part.sequence];
             let end = sequence.computed + part.new_tokens;
+            // Shared blocks are full ones, so nothing is ever written to them, and nothing need be copied.
+            let written =
+                &sequence.blocks[sequence.computed / self.kv_block_tokens..end.div_ceil(self.kv_block_tokens)];
+            assert!(written.iter().all(|block| self.pool.is_private(*block)), "a step would write to a shared block");
             batch.tokens.extend_from_slice(&sequence.tokens[sequence.computed..end]);
             batch.sequences.push(BatchSequence {
                 new_tokens: part.new_tokens,
@@ -382,15 +355,19 @@ impl Scheduler {
         };
         *total += part.new_tokens as u64;
         sequence.computed += part.new_tokens;
+        if result != Some(Sampled::Failed) {
+            sharing::publish_computed(&mut self.pool, sequence, self.kv_block_tokens);
+        }
         match result {
             None => {}
             Some(Sampled::Failed) => {
-                self.remove(id);
+                self.lose(id);
                 events.push(SequenceEvent::Failed { id });
             }
             Some(Sampled::Token(token)) => {
                 sequence.decoding = true;
                 sequence.tokens.push(token);
+                self.waiting.charge(&sequence.tenant, 1);
                 events.push(SequenceEvent::Token { id, token });
                 let end = self.rule.end(&sequence.limits, token, sequence.output_tokens(), sequence.tokens.len());
                 if let Some(reason) = end {
@@ -401,11 +378,20 @@ impl Scheduler {
         }
     }
 
+    /// Takes a sequence out whose computation failed. What it computed may be the reason or the result, so it
+    /// must not be found by others.
+    fn lose(&mut self, id: SequenceId) -> bool {
+        if let Some(sequence) = self.sequences.get(&id) {
+            self.pool.distrust(&sequence.blocks);
+        }
+        self.remove(id).is_some()
+    }
+
     /// Takes a sequence out of everything. While a step computes it, its blocks stay held until that step ends.
     fn remove(&mut self, id: SequenceId) -> Option<Sequence> {
         let mut sequence = self.sequences.remove(&id)?;
         self.running.retain(|other| *other != id);
-        self.waiting.retain(|other| *other != id);
+        self.waiting.remove(&sequence.tenant, id);
         match &mut self.in_flight {
             Some(step) if step.parts.iter().any(|part| part.sequence == id) => {
                 step.orphaned.append(&mut sequence.blocks);

@@ -1,7 +1,9 @@
 //! One sequence: its tokens, how far they are computed, its blocks, and when it ends.
 
 use crate::forward::{BlockId, TokenId};
+use crate::prefix::{BlockKey, Link};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// Name of a sequence, chosen by the caller and unique while the sequence lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -33,6 +35,8 @@ pub enum EndReason {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Submission {
     pub id: SequenceId,
+    /// Whose it is: cached prefixes are shared within a tenant only, and tenants take turns.
+    pub tenant: Arc<str>,
     /// At least one token.
     pub prompt: Vec<TokenId>,
     /// Output that was already delivered elsewhere: it is computed again, never sampled again.
@@ -95,15 +99,45 @@ pub(crate) struct Sequence {
     pub joined: bool,
     pub blocks: Vec<BlockId>,
     pub limits: Limits,
+    pub tenant: Arc<str>,
+    /// The beginning of its chain of keys.
+    root: BlockKey,
+    /// Keys of its full blocks, as far as they were asked for.
+    keys: Vec<BlockKey>,
+    /// How many of its first blocks have been in the cache while it held them.
+    pub published: usize,
 }
 
 impl Sequence {
-    pub fn new(submission: Submission) -> Self {
-        let Submission { prompt, emitted, limits, .. } = submission;
+    pub fn new(submission: Submission, root: BlockKey) -> Self {
+        let Submission { id: _, tenant, prompt, emitted, limits } = submission;
         let prompt_tokens = prompt.len();
         let mut tokens = prompt;
         tokens.extend(emitted);
-        Self { tokens, prompt_tokens, computed: 0, decoding: false, joined: false, blocks: Vec::new(), limits }
+        Self {
+            tokens,
+            prompt_tokens,
+            computed: 0,
+            decoding: false,
+            joined: false,
+            blocks: Vec::new(),
+            limits,
+            tenant,
+            root,
+            keys: Vec::new(),
+            published: 0,
+        }
+    }
+
+    /// Its `index`-th block, which must be full of tokens, as the prefix cache knows it. Keys are kept, so that
+    /// each block is hashed once however often it is asked for.
+    pub fn link(&mut self, index: usize, parent: Option<BlockId>, block_tokens: usize) -> Link<'_> {
+        for full in self.keys.len()..=index {
+            let before = full.checked_sub(1).map_or(self.root, |last| self.keys[last]);
+            self.keys.push(before.child(&self.tokens[full * block_tokens..(full + 1) * block_tokens]));
+        }
+        let tokens = &self.tokens[index * block_tokens..(index + 1) * block_tokens];
+        Link { key: self.keys[index], tenant: &self.tenant, parent, tokens }
     }
 
     pub fn output_tokens(&self) -> usize {

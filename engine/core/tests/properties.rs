@@ -1,13 +1,16 @@
 //! Properties of the scheduler under arbitrary submissions, cancellations, failures and steps, over a fake
-//! device whose next token depends on every KV slot of its sequence: a block that leaked, was shared, or was
-//! not written shows up as another token.
+//! device whose next token depends on every KV slot of its sequence: a block that leaked, was overwritten, was
+//! found under a wrong name or before it was written shows up as another token. Prompts of several tenants
+//! begin alike, so that many find a prefix in the cache.
 
 use engine_core::*;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 const VOCAB: u64 = 17;
 const EOS: TokenId = 3;
+const TENANTS: usize = 3;
 
 fn mix(state: u64, value: u64) -> u64 {
     (state ^ value.wrapping_add(0x9e37_79b9_7f4a_7c15)).wrapping_mul(0xff51_afd7_ed55_8ccd).rotate_left(23)
@@ -94,10 +97,14 @@ enum Operation {
 fn submission() -> impl Strategy<Value = Submission> {
     let tokens = |count| proptest::collection::vec(0..VOCAB as TokenId, count);
     let limits = (1..20usize, 0..6usize, any::<bool>(), tokens(0..2));
-    (tokens(1..24), tokens(0..4), limits).prop_map(
-        |(prompt, emitted, (max, min_tokens, ignore_eos, stop_token_ids))| {
+    let prompt = (0..24usize, tokens(1..8)).prop_map(|(common, own)| {
+        let common = (0..common as TokenId).map(|n| n * n % VOCAB as TokenId);
+        common.chain(own).collect()
+    });
+    (prop_oneof![prompt, tokens(1..24)], tokens(0..4), limits, 0..TENANTS).prop_map(
+        |(prompt, emitted, (max, min_tokens, ignore_eos, stop_token_ids), tenant)| {
             let limits = Limits { max_tokens: max, min_tokens, ignore_eos, stop_token_ids };
-            Submission { id: SequenceId(0), prompt, emitted, limits }
+            Submission { id: SequenceId(0), tenant: tenant.to_string().into(), prompt, emitted, limits }
         },
     )
 }
@@ -121,7 +128,10 @@ struct World {
     device: FakeDevice,
     live: BTreeMap<SequenceId, Submission>,
     output: BTreeMap<SequenceId, Vec<TokenId>>,
-    joined: Vec<SequenceId>,
+    /// By tenant, in order.
+    joined: BTreeMap<Arc<str>, Vec<SequenceId>>,
+    /// What was admitted, with the number of tokens that came from the cache.
+    hit_tokens: usize,
     next_id: u64,
 }
 
@@ -134,7 +144,8 @@ impl World {
             device: FakeDevice::new(shape),
             live: BTreeMap::new(),
             output: BTreeMap::new(),
-            joined: Vec::new(),
+            joined: BTreeMap::new(),
+            hit_tokens: 0,
             next_id: 0,
         }
     }
@@ -196,9 +207,11 @@ impl World {
     fn step(&mut self, cancelled: Option<SequenceId>, bad_row: Option<usize>) -> bool {
         let Some(step) = self.scheduler.schedule() else { return false };
         self.check_step(&step);
+        assert_eq!(self.scheduler.audit(), Ok(()));
         assert_eq!(self.scheduler.schedule(), None, "one step at a time");
         let tokens = self.device.forward(&step.batch);
         self.cancel(cancelled);
+        assert_eq!(self.scheduler.audit(), Ok(()));
         let mut sampled: Vec<Sampled> = tokens.into_iter().map(Sampled::Token).collect();
         if let Some(n) = bad_row.filter(|_| !sampled.is_empty()) {
             let row = n % sampled.len();
@@ -244,22 +257,36 @@ impl World {
         assert!(!batch.sequences.is_empty() && batch.sequences.len() <= self.config.max_running);
         assert!(batch.tokens.len() <= self.config.step_tokens, "the budget is kept");
         assert_eq!(batch.sequences.iter().filter(|s| s.logits).count(), step.rows.len());
-        let mut held = BTreeSet::new();
+        let mut written = BTreeSet::new();
+        let mut read = BTreeSet::new();
         for sequence in &batch.sequences {
             assert!(sequence.new_tokens > 0);
             let end = sequence.start + sequence.new_tokens;
             assert!(sequence.blocks.len() * self.shape.kv_block_tokens >= end);
-            for block in &sequence.blocks {
-                assert!((*block as usize) < self.shape.kv_blocks);
-                assert!(held.insert(*block), "block {block} is owned twice");
+            assert!(sequence.blocks.iter().all(|block| (*block as usize) < self.shape.kv_blocks));
+            let first = sequence.start / self.shape.kv_block_tokens;
+            read.extend(&sequence.blocks[..first]);
+            for block in &sequence.blocks[first..] {
+                assert!(written.insert(*block), "block {block} is written by two");
             }
         }
-        self.joined.extend(&step.admitted);
-        assert!(self.joined.is_sorted(), "first come, first served, and each joins once: {:?}", self.joined);
-        self.joined.dedup();
+        assert!(written.is_disjoint(&read), "what one writes is no other's prefix");
+        for Admitted { id, cached_tokens } in &step.admitted {
+            let submission = &self.live[id];
+            assert!(
+                *cached_tokens < submission.prompt.len() + submission.emitted.len(),
+                "one token is left to compute"
+            );
+            assert!(*cached_tokens <= submission.prompt.len());
+            self.hit_tokens += cached_tokens;
+            let joined = self.joined.entry(submission.tenant.clone()).or_default();
+            assert!(joined.last() < Some(id), "within a tenant first come, first served: {joined:?}, {id:?}");
+            joined.push(*id);
+        }
     }
 
     fn check_blocks(&self) {
+        assert_eq!(self.scheduler.audit(), Ok(()));
         let stats = self.scheduler.stats();
         assert_eq!(stats.running + stats.waiting, self.live.len());
         assert_eq!(self.scheduler.is_idle(), self.live.is_empty());
@@ -289,6 +316,7 @@ proptest! {
             max_running,
             max_waiting,
             eos_token_ids: vec![EOS],
+            ..SchedulerConfig::default()
         };
         let mut world = World::new(shape, config);
         for operation in operations {
@@ -303,107 +331,51 @@ proptest! {
             prop_assert!(steps < bound);
         }
         prop_assert!(world.live.is_empty(), "left over: {:?}", world.live.keys());
-        prop_assert_eq!(world.scheduler.stats().kv_blocks_used, 0);
+        let stats = world.scheduler.stats();
+        prop_assert_eq!(stats.kv_blocks_used, 0);
+        prop_assert!(stats.prefix_hit_tokens_total >= world.hit_tokens as u64);
     }
-}
 
-fn plain(id: u64, prompt_tokens: usize, max_tokens: usize) -> Submission {
-    let limits = Limits { max_tokens, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() };
-    Submission { id: SequenceId(id), prompt: vec![1; prompt_tokens], emitted: Vec::new(), limits }
-}
-
-fn scheduler(kv_blocks: usize, step_tokens: usize) -> Scheduler {
-    let shape = ForwardShape { vocab: 17, kv_block_tokens: 4, kv_blocks, context_tokens: 64 };
-    let config = SchedulerConfig { step_tokens, max_running: 4, max_waiting: 2, eos_token_ids: vec![EOS] };
-    Scheduler::new(shape, config).expect("a valid configuration")
-}
-
-#[test]
-fn decodes_go_before_prefill_chunks() {
-    let mut scheduler = scheduler(32, 8);
-    scheduler.submit(plain(0, 3, 20)).expect("room");
-    let step = scheduler.schedule().expect("work");
-    scheduler.complete(step.id, &[Sampled::Token(1)]).expect("in flight");
-    scheduler.submit(plain(1, 20, 20)).expect("room");
-    let shape = |step: &Step| -> Vec<(usize, usize, bool)> {
-        step.batch.sequences.iter().map(|s| (s.start, s.new_tokens, s.logits)).collect()
-    };
-    let step = scheduler.schedule().expect("work");
-    assert_eq!(shape(&step), [(3, 1, true), (0, 7, false)]);
-    scheduler.complete(step.id, &[Sampled::Token(1)]).expect("in flight");
-    let step = scheduler.schedule().expect("work");
-    assert_eq!(shape(&step), [(4, 1, true), (7, 7, false)]);
-    scheduler.complete(step.id, &[Sampled::Token(1)]).expect("in flight");
-    let step = scheduler.schedule().expect("work");
-    assert_eq!(shape(&step), [(5, 1, true), (14, 6, true)]);
-}
-
-/// Steps until nothing is left; the order in which sequences ended.
-fn run_out(scheduler: &mut Scheduler) -> Vec<u64> {
-    let mut ended = Vec::new();
-    while let Some(step) = scheduler.schedule() {
-        let events = scheduler.complete(step.id, &vec![Sampled::Token(1); step.rows.len()]).expect("in flight");
-        ended.extend(events.into_iter().filter_map(|event| match event {
-            SequenceEvent::Ended { id, reason: EndReason::Length } => Some(id.0),
-            _ => None,
-        }));
+    /// However many others come, of known tenants and of new ones, before it and with every step after it:
+    /// whoever waits is let in within as many admissions as there were tenants and running ones before it.
+    #[test]
+    fn nobody_starves_while_others_keep_coming(
+        before in proptest::collection::vec((0..6u64, 1..40usize, 1..6usize), 0..30),
+        after in proptest::collection::vec((0..60u64, 1..40usize, 1..6usize), 120),
+        max_running in 1..4usize,
+        kv_blocks in 12..30usize,
+    ) {
+        let shape = ForwardShape { vocab: VOCAB as usize, kv_block_tokens: 4, kv_blocks, context_tokens: 48 };
+        let config = SchedulerConfig { step_tokens: 48, max_running, max_waiting: 1000, ..Default::default() };
+        let mut scheduler = Scheduler::new(shape, config).expect("a valid configuration");
+        let submission = |id: u64, (tenant, prompt_tokens, max_tokens): (u64, usize, usize)| Submission {
+            id: SequenceId(id),
+            tenant: format!("tenant {tenant}").into(),
+            prompt: (0..prompt_tokens as u64).map(|n| (mix(id, n) % VOCAB) as TokenId).collect(),
+            emitted: Vec::new(),
+            limits: Limits { max_tokens, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
+        };
+        let tenants: BTreeSet<u64> = before.iter().map(|(tenant, ..)| *tenant).collect();
+        for (id, other) in before.into_iter().enumerate() {
+            scheduler.submit(submission(id as u64 + 1000, other)).expect("room");
+        }
+        scheduler.submit(Submission { tenant: "waits".into(), ..submission(0, (0, 40, 6)) }).expect("room");
+        let mut overtaken = BTreeSet::new();
+        for (id, other) in after.into_iter().enumerate() {
+            scheduler.submit(submission(id as u64 + 2000, other)).expect("room");
+            let step = scheduler.schedule().expect("work");
+            let place = step.admitted.iter().position(|admitted| admitted.id == SequenceId(0));
+            overtaken.extend(step.admitted.iter().take(place.unwrap_or(usize::MAX)).map(|admitted| admitted.id));
+            if place.is_some() {
+                overtaken.clear();
+                break;
+            }
+            let tokens = vec![Sampled::Token(1); step.rows.len()];
+            scheduler.complete(step.id, &tokens).expect("in flight");
+            prop_assert_eq!(scheduler.audit(), Ok(()));
+            // A turn lets in at most a quantum of prompts and one more; each has at least one token.
+            prop_assert!(overtaken.len() <= 49 * (tenants.len() + 1), "{:?} came before", overtaken);
+        }
+        prop_assert!(overtaken.is_empty(), "it still waits behind {:?}", overtaken);
     }
-    ended
-}
-
-#[test]
-fn the_latest_arrival_is_preempted_and_comes_back_before_those_behind_it() {
-    // Two sequences of up to 16 tokens on 6 blocks of 4: they cannot both grow to their end. The third never
-    // finds room beside them, and must not take that of the preempted one.
-    let mut scheduler = scheduler(6, 32);
-    scheduler.submit(plain(0, 6, 10)).expect("room");
-    scheduler.submit(plain(1, 6, 10)).expect("room");
-    let step = scheduler.schedule().expect("work");
-    scheduler.complete(step.id, &[Sampled::Token(1); 2]).expect("in flight");
-    scheduler.submit(plain(2, 12, 1)).expect("room");
-    assert_eq!(run_out(&mut scheduler), [0, 1, 2]);
-    assert!(scheduler.stats().preemptions_total > 0);
-    assert_eq!(scheduler.stats().kv_blocks_used, 0);
-}
-
-#[test]
-fn refusals() {
-    let mut scheduler = scheduler(2, 8);
-    let mut check = |submission: Submission, expected: Result<Submitted, SubmitError>| {
-        assert_eq!(scheduler.submit(submission), expected);
-    };
-    check(plain(0, 0, 4), Err(SubmitError::EmptyPrompt));
-    check(plain(0, 8, 4), Err(SubmitError::TooLong { prefix_tokens: 8, max_sequence_tokens: 8 }));
-    check(plain(0, 7, 4), Ok(Submitted::Queued));
-    check(plain(0, 7, 4), Err(SubmitError::DuplicateId));
-    check(plain(1, 1, 0), Ok(Submitted::Ended(EndReason::Length)));
-    let mut resumed = plain(2, 2, 3);
-    resumed.emitted = vec![4, 5, 6];
-    check(resumed.clone(), Ok(Submitted::Ended(EndReason::Length)));
-    resumed.limits.max_tokens = 9;
-    resumed.limits.stop_token_ids = vec![6];
-    check(resumed, Ok(Submitted::Ended(EndReason::Stop)));
-    check(plain(3, 1, 4), Ok(Submitted::Queued));
-    check(plain(4, 1, 4), Err(SubmitError::QueueFull { max_waiting: 2 }));
-}
-
-#[test]
-fn a_configuration_that_can_serve_nothing_is_refused() {
-    let shape = ForwardShape { vocab: 17, kv_block_tokens: 4, kv_blocks: 0, context_tokens: 64 };
-    let refused = Scheduler::new(shape, SchedulerConfig::default()).err();
-    assert_eq!(refused, Some(ConfigError::NoBlocks { kv_blocks: 0 }));
-    let config = SchedulerConfig { step_tokens: 3, max_running: 4, ..SchedulerConfig::default() };
-    let refused = Scheduler::new(ForwardShape { kv_blocks: 4, ..shape }, config).err();
-    assert_eq!(refused, Some(ConfigError::Budget { step_tokens: 3, max_running: 4 }));
-}
-
-#[test]
-fn a_cancelled_sequence_keeps_its_blocks_until_its_step_is_over() {
-    let mut scheduler = scheduler(8, 8);
-    scheduler.submit(plain(0, 6, 4)).expect("room");
-    let step = scheduler.schedule().expect("work");
-    assert!(scheduler.cancel(SequenceId(0)));
-    assert_eq!(scheduler.stats().kv_blocks_used, 2);
-    assert_eq!(scheduler.complete(step.id, &[Sampled::Token(1)]), Ok(vec![]));
-    assert_eq!(scheduler.stats().kv_blocks_used, 0);
 }

@@ -67,6 +67,7 @@ impl Backend for LocalBackend {
         let (sender, events) = mpsc::channel(CHANNEL_EVENTS);
         let work = Work {
             request_id: context.request_id,
+            tenant: context.tenant,
             arrived_at_ns: context.arrived_at_ns,
             request,
             delivery: Delivery::new(sender, context.arrived_at, context.deadline, slot),

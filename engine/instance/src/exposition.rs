@@ -59,4 +59,9 @@ fn record(model: &str, telemetry: &Telemetry) {
         let labels = [("model", model.to_string()), ("phase", phase.to_string())];
         counter!(table::ENGINE_TOKENS_TOTAL.name, &labels).absolute(tokens);
     }
+    let outcomes = [("hit", telemetry.prefix_hit_tokens_total), ("miss", telemetry.prefix_miss_tokens_total)];
+    for (outcome, tokens) in outcomes {
+        let labels = [("model", model.to_string()), ("outcome", outcome.to_string())];
+        counter!(table::PREFIX_CACHE_TOKENS_TOTAL.name, &labels).absolute(tokens);
+    }
 }

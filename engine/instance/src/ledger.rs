@@ -79,6 +79,8 @@ impl Ledger {
             kv_blocks_used: count(self.scheduler.kv_blocks_used),
             prefill_tokens_total: self.scheduler.prefill_tokens_total,
             decode_tokens_total: self.scheduler.decode_tokens_total,
+            prefix_hit_tokens_total: self.scheduler.prefix_hit_tokens_total,
+            prefix_miss_tokens_total: self.scheduler.prefix_miss_tokens_total,
             requests_total: self.requests_total,
             cancelled_total: self.cancelled_total,
             steps_total: self.scheduler.steps_total,

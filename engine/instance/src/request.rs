@@ -10,6 +10,7 @@ use engine_wire::sampling::{Sampling, StopRule};
 /// A request as it is handed to the step thread.
 pub(crate) struct Work {
     pub request_id: String,
+    pub tenant: String,
     /// CLOCK_MONOTONIC, ns.
     pub arrived_at_ns: u64,
     pub request: GenerateRequest,
@@ -34,6 +35,7 @@ pub(crate) struct Live {
 pub(crate) struct Times {
     request_id: String,
     prompt_tokens: usize,
+    cached_tokens: u32,
     arrived_at_ns: u64,
     joined_at_ns: Option<u64>,
     first_token_at_ns: Option<u64>,
@@ -46,6 +48,7 @@ impl Times {
         Self {
             request_id,
             prompt_tokens,
+            cached_tokens: 0,
             arrived_at_ns,
             joined_at_ns: None,
             first_token_at_ns: None,
@@ -54,8 +57,14 @@ impl Times {
         }
     }
 
-    pub fn joined(&mut self, at_ns: u64) {
+    /// It joined the batch, and found this many tokens of its prompt in the prefix cache.
+    pub fn joined(&mut self, at_ns: u64, cached_tokens: usize) {
         self.joined_at_ns = Some(at_ns);
+        self.cached_tokens = u32::try_from(cached_tokens).unwrap_or(u32::MAX);
+    }
+
+    pub fn cached_tokens(&self) -> u32 {
+        self.cached_tokens
     }
 
     pub fn token(&mut self, at_ns: u64) {
@@ -73,7 +82,7 @@ impl Times {
             (gaps > 0).then(|| self.last_token_at_ns.saturating_sub(first_token_at_ns) as f64 / 1e6 / f64::from(gaps));
         FinishedRequest {
             prompt_tokens: u32::try_from(self.prompt_tokens).unwrap_or(u32::MAX),
-            cached_tokens: 0,
+            cached_tokens: self.cached_tokens,
             output_tokens: self.output_tokens,
             queue_ms: since_arrival_ms(self.joined_at_ns.unwrap_or(now_ns)),
             ttft_ms: self.first_token_at_ns.map_or(0.0, since_arrival_ms),
@@ -98,12 +107,12 @@ pub(crate) fn limits(stop: StopRule) -> Limits {
 }
 
 /// The last event of a sequence that came to its end.
-pub(crate) fn finished(reason: EndReason) -> HopEvent {
+pub(crate) fn finished(reason: EndReason, cached_tokens: u32) -> HopEvent {
     let reason = match reason {
         EndReason::Stop => FinishReason::Stop,
         EndReason::Length => FinishReason::Length,
     };
-    HopEvent::Finished { reason, cached_tokens: 0 }
+    HopEvent::Finished { reason, cached_tokens }
 }
 
 /// Takes the tokens that may not be drawn yet out of a logits row. The lowest finite number, so that the
@@ -123,13 +132,13 @@ mod tests {
     #[test]
     fn times_become_a_record() {
         let mut times = Times::new("r".into(), 5, 1_000_000);
-        times.joined(3_000_000);
+        times.joined(3_000_000, 4);
         times.token(11_000_000);
         times.token(13_000_000);
         times.token(19_000_000);
         let record = times.record(Outcome::Finished, 20_000_000);
         assert_eq!((record.queue_ms, record.ttft_ms, record.itl_ms_mean), (2.0, 10.0, Some(4.0)));
-        assert_eq!((record.prompt_tokens, record.output_tokens), (5, 3));
+        assert_eq!((record.prompt_tokens, record.cached_tokens, record.output_tokens), (5, 4, 3));
         let record = Times::new("r".into(), 5, 1_000_000).record(Outcome::Cancelled, 4_000_000);
         assert_eq!((record.queue_ms, record.ttft_ms, record.itl_ms_mean), (3.0, 0.0, None));
     }

@@ -78,7 +78,7 @@ impl StepLoop {
     }
 
     fn accept(&mut self, work: Work) {
-        let Work { request_id, arrived_at_ns, request, delivery } = work;
+        let Work { request_id, tenant, arrived_at_ns, request, delivery } = work;
         self.shared.ledger().request_taken();
         let times = Times::new(request_id, request.prompt.len(), arrived_at_ns);
         let live = Live { times, sampling: request.sampling.clone(), delivery };
@@ -93,13 +93,18 @@ impl StepLoop {
         }
         let id = SequenceId(self.next_id);
         self.next_id += 1;
-        let submission =
-            Submission { id, prompt: request.prompt, emitted: request.emitted, limits: request::limits(request.stop) };
+        let submission = Submission {
+            id,
+            tenant: tenant.into(),
+            prompt: request.prompt,
+            emitted: request.emitted,
+            limits: request::limits(request.stop),
+        };
         match self.scheduler.submit(submission) {
             Ok(Submitted::Queued) => {
                 self.live.insert(id, live);
             }
-            Ok(Submitted::Ended(reason)) => self.end(live, Outcome::Finished, Some(Ok(request::finished(reason)))),
+            Ok(Submitted::Ended(reason)) => self.end(live, Outcome::Finished, Some(Ok(request::finished(reason, 0)))),
             Err(error) => {
                 let error = self.refusal(error);
                 self.end(live, Outcome::Failed, Some(Err(error)));
@@ -140,9 +145,9 @@ impl StepLoop {
     fn step(&mut self) -> Duration {
         let Some(step) = self.scheduler.schedule() else { return Duration::ZERO };
         let joined_at_ns = clock::monotonic_ns();
-        for id in &step.admitted {
-            if let Some(live) = self.live.get_mut(id) {
-                live.times.joined(joined_at_ns);
+        for admitted in &step.admitted {
+            if let Some(live) = self.live.get_mut(&admitted.id) {
+                live.times.joined(joined_at_ns, admitted.cached_tokens);
             }
         }
         let began = Instant::now();
@@ -207,7 +212,8 @@ impl StepLoop {
             }
             SequenceEvent::Ended { id, reason } => {
                 let Some(live) = self.live.remove(&id) else { return };
-                self.end(live, Outcome::Finished, Some(Ok(request::finished(reason))));
+                let finished = request::finished(reason, live.times.cached_tokens());
+                self.end(live, Outcome::Finished, Some(Ok(finished)));
             }
             SequenceEvent::Failed { id } => {
                 let Some(live) = self.live.remove(&id) else { return };

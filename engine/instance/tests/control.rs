@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Controller, MODEL, TestEngine, finished, loaded, options, request};
+use common::{Controller, MODEL, TestEngine, loaded, options, reason, request};
 use engine_instance::{EngineError, run_with};
 use engine_wire::control::{Command, EngineState, PROTOCOL, Reply};
 use engine_wire::hop::{FinishReason, HopEvent};
@@ -62,7 +62,7 @@ async fn a_drain_finishes_what_it_has_and_takes_nothing_more() {
     let refused = engine.generate(&request(&[1, 2, 3], 8)).await;
     assert_eq!(refused.status, 503);
     let (tokens, end) = stream.collect().await;
-    assert_eq!((tokens.len(), end), (59, finished(FinishReason::Length)));
+    assert_eq!((tokens.len(), reason(&end)), (59, Some(FinishReason::Length)));
     let socket = engine.socket.clone();
     assert!(engine.ended().await.is_ok());
     assert!(!socket.exists(), "the socket's path is removed");
@@ -86,7 +86,7 @@ async fn an_orphan_finishes_its_streams_and_ends() {
     let engine = TestEngine::start_with(lease(300), || Ok(loaded(PACE))).await;
     let stream = engine.generate(&request(&[1, 2, 3], 90)).await;
     let (tokens, end) = stream.collect().await;
-    assert_eq!((tokens.len(), end), (90, finished(FinishReason::Length)));
+    assert_eq!((tokens.len(), reason(&end)), (90, Some(FinishReason::Length)));
     assert!(engine.ended().await.is_ok());
 }
 

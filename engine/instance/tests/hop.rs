@@ -3,7 +3,7 @@
 mod common;
 
 use common::device::{EOS, POISON, reference};
-use common::{HopStream, TestEngine, finished, loaded, request};
+use common::{HopStream, TestEngine, loaded, reason, request};
 use engine_wire::control::{EngineState, Outcome};
 use engine_wire::hop::{FinishReason, GenerateRequest, HEADER_DEADLINE_MS, HEADER_REQUEST_ID, HopEvent};
 use engine_wire::sampling::Sampling;
@@ -27,7 +27,7 @@ async fn a_stream_cut_anywhere_goes_on_with_the_same_tokens() {
             request.emitted = expected[..cut].to_vec();
             let (tokens, end) = engine.generate(&request).await.collect().await;
             assert_eq!(tokens, expected[cut..], "cut after {cut}, {sampling:?}");
-            assert_eq!(end, finished(FinishReason::Length));
+            assert_eq!(reason(&end), Some(FinishReason::Length));
         }
     }
 }
@@ -50,7 +50,7 @@ async fn output_does_not_depend_on_company() {
     for (request, stream) in requests.iter().zip(streams) {
         let (tokens, end) = stream.collect().await;
         assert_eq!(tokens, reference(&request.prompt, &request.sampling, 30));
-        assert_eq!(end, finished(FinishReason::Length));
+        assert_eq!(reason(&end), Some(FinishReason::Length));
     }
     let telemetry = engine.until(|telemetry| telemetry.running == 0).await;
     assert_eq!((telemetry.kv_blocks_used, telemetry.waiting, telemetry.requests_total), (0, 0, 12));
@@ -73,18 +73,18 @@ async fn ends() {
     let mut natural = request(&prompt, 40);
     natural.stop.ignore_eos = false;
     let (tokens, end) = engine.generate(&natural).await.collect().await;
-    assert_eq!((tokens.as_slice(), end), (&expected[..=at], finished(FinishReason::Stop)));
+    assert_eq!((tokens.as_slice(), reason(&end)), (&expected[..=at], Some(FinishReason::Stop)));
 
     let mut ended_elsewhere = natural.clone();
     ended_elsewhere.emitted = expected[..=at].to_vec();
     let (tokens, end) = engine.generate(&ended_elsewhere).await.collect().await;
-    assert_eq!((tokens.len(), end), (0, finished(FinishReason::Stop)));
+    assert_eq!((tokens.len(), reason(&end)), (0, Some(FinishReason::Stop)));
 
     let mut stop_token = request(&prompt, 40);
     stop_token.stop.stop_token_ids = vec![expected[1]];
     let (tokens, end) = engine.generate(&stop_token).await.collect().await;
     assert!(tokens.len() <= 2 && tokens.last() == Some(&expected[1]));
-    assert_eq!(end, finished(FinishReason::Stop));
+    assert_eq!(reason(&end), Some(FinishReason::Stop));
 
     let mut at_least = natural.clone();
     at_least.stop.min_tokens = at as u32 + 1;
@@ -127,7 +127,7 @@ async fn logits_that_are_not_numbers_fail_their_own_stream_only() {
     assert!(tokens.is_empty());
     assert!(matches!(end, Some(HopEvent::Failed { status: 500, .. })), "{end:?}");
     let (tokens, end) = healthy.collect().await;
-    assert_eq!((tokens.len(), end), (40, finished(FinishReason::Length)));
+    assert_eq!((tokens.len(), reason(&end)), (40, Some(FinishReason::Length)));
 }
 
 #[tokio::test]
@@ -163,7 +163,7 @@ async fn requests_wait_inside_while_the_model_loads() {
     drop(gone);
     go.send(()).expect("the loader waits");
     let (tokens, end) = early.collect().await;
-    assert_eq!((tokens.len(), end), (8, finished(FinishReason::Length)));
+    assert_eq!((tokens.len(), reason(&end)), (8, Some(FinishReason::Length)));
     let (_, end) = unservable.collect().await;
     assert!(matches!(&end, Some(HopEvent::Failed { status: 400, message, .. }) if message.contains("999")), "{end:?}");
     engine.until(|telemetry| telemetry.waiting == 0 && telemetry.running == 0).await;

@@ -2,12 +2,14 @@
 
 mod common;
 
-use common::{TestEngine, finished, request};
+use common::{HopStream, TestEngine, cached, reason, request};
+use engine_core::{Limits, Sampled, Scheduler, SchedulerConfig, SequenceId, Submission};
 use engine_instance::{Compute, EngineOptions};
+use engine_runtime::LoadOptions;
 use engine_store::Gguf;
 use engine_text::TextModel;
 use engine_wire::TokenId;
-use engine_wire::hop::{FinishReason, GenerateRequest};
+use engine_wire::hop::{FinishReason, GenerateRequest, HEADER_TENANT};
 use engine_wire::sampling::Sampling;
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -71,7 +73,7 @@ async fn the_reference_tokens_come_out_of_the_hop() {
     for (case, stream) in cases.iter().zip(streams) {
         let (tokens, end) = stream.collect().await;
         assert_eq!(tokens, case.greedy_ids);
-        assert_eq!(end, finished(FinishReason::Length));
+        assert_eq!(reason(&end), Some(FinishReason::Length));
     }
 }
 
@@ -89,7 +91,7 @@ async fn a_stream_cut_anywhere_goes_on_bit_for_bit() {
             let resumed = GenerateRequest { emitted: expected[..cut].to_vec(), ..undisturbed.clone() };
             let (tokens, end) = engine.generate(&resumed).await.collect().await;
             assert_eq!(tokens, expected[cut..], "cut after {cut}, {:?}", undisturbed.sampling);
-            assert_eq!(end, finished(FinishReason::Length));
+            assert_eq!(reason(&end), Some(FinishReason::Length));
         }
     }
 }
@@ -135,4 +137,91 @@ async fn a_cut_off_checkpoint_and_a_tiny_cache_are_said_in_one_line() {
     tiny.model = checkpoint();
     tiny.kv_bytes = Some(1000);
     check(tiny, "kv").await;
+}
+
+/// As many tokens as wanted, from the golden prompts.
+fn text(count: usize, salt: usize) -> Vec<TokenId> {
+    let pool: Vec<TokenId> = golden().into_iter().flat_map(|case| case.prompt_ids).collect();
+    (0..count).map(|index| pool[(index * 7 + salt) % pool.len()]).collect()
+}
+
+#[tokio::test]
+async fn a_shared_prefix_is_computed_once_and_changes_no_token() {
+    let engine = engine(Compute::Fast, 192 << 20).await;
+    let seeded = Sampling { temperature: 0.8, top_p: 0.95, top_k: 40, min_p: 0.0, seed: 7 };
+    let prompts = [11, 23].map(|salt| [text(1000, 0), text(20, salt)].concat());
+    let mut before = 0;
+    let mut ask = async |tenant: &str, prompt: &[TokenId], sampling: Option<&Sampling>| {
+        let mut request = request(prompt, 16);
+        request.sampling = sampling.cloned().unwrap_or(request.sampling);
+        let body = serde_json::to_vec(&request).expect("serializable");
+        let (tokens, end) = HopStream::open(engine.port, body, &[(HEADER_TENANT, tenant)]).await.collect().await;
+        let after = engine.telemetry().await.prefill_tokens_total;
+        let computed = after - std::mem::replace(&mut before, after);
+        let cached = cached(&end).expect("it finished");
+        assert_eq!(computed + u64::from(cached), prompt.len() as u64);
+        (tokens, computed)
+    };
+    let (first, computed) = ask("one", &prompts[0], None).await;
+    assert_eq!(computed, 1020);
+    let (again, computed) = ask("one", &prompts[0], None).await;
+    assert!(computed <= 16, "the same prompt: {computed} tokens are computed");
+    assert_eq!(again, first);
+    let (hit, computed) = ask("one", &prompts[1], None).await;
+    assert!((20..=36).contains(&computed), "another end of 20 tokens: {computed} are computed");
+    let (seeded_hit, computed) = ask("one", &prompts[1], Some(&seeded)).await;
+    assert!(computed <= 16);
+    // Another tenant shares nothing, and so tells what comes out without the cache.
+    let (miss, computed) = ask("two", &prompts[1], Some(&seeded)).await;
+    assert_eq!((miss, computed), (seeded_hit, 1020));
+    let (miss, _) = ask("three", &prompts[1], None).await;
+    assert_eq!(miss, hit);
+}
+
+#[test]
+fn logits_are_the_same_bits_with_and_without_a_hit() {
+    for compute in [engine_runtime::Compute::Fast, engine_runtime::Compute::F32] {
+        let options = LoadOptions { compute, threads: 2, kv_bytes: 64 << 20, ..LoadOptions::default() };
+        let gguf = Gguf::open(checkpoint()).expect("a checkpoint");
+        let mut forward = engine_runtime::load(&gguf, options).expect("it loads");
+        // Small steps, so that the chunks of a hit and of a miss differ.
+        let config = SchedulerConfig { step_tokens: 40, ..SchedulerConfig::default() };
+        let mut scheduler = Scheduler::new(forward.shape(), config).expect("room");
+        let mut logits = |id: u64, tenant: &str, prompt: &[TokenId]| {
+            let limits = Limits { max_tokens: 2, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() };
+            let (id, prompt) = (SequenceId(id), prompt.to_vec());
+            let submission = Submission { id, tenant: tenant.into(), prompt, emitted: Vec::new(), limits };
+            scheduler.submit(submission).expect("room");
+            let (mut bits, mut cached, mut out) = (Vec::new(), 0, Vec::new());
+            while let Some(step) = scheduler.schedule() {
+                cached += step.admitted.iter().map(|admitted| admitted.cached_tokens).sum::<usize>();
+                forward.forward(&step.batch, &mut out).expect("it computes");
+                bits.extend(step.rows.iter().flat_map(|_| &out).map(|logit| logit.to_bits()));
+                scheduler.complete(step.id, &vec![Sampled::Token(17); step.rows.len()]).expect("in flight");
+            }
+            (bits, cached)
+        };
+        let long = text(150, 0);
+        logits(0, "one", &long);
+        for (n, length) in [(1, 150), (2, 97), (3, 64), (4, 33)] {
+            let (hit, cached) = logits(n, "one", &long[..length]);
+            let (miss, none) = logits(n + 10, &format!("tenant {n}"), &long[..length]);
+            assert!(cached + 16 >= length && none == 0, "{cached} of {length}, {none} without");
+            assert!(hit == miss, "{compute:?}, {length} tokens");
+        }
+    }
+}
+
+#[tokio::test]
+async fn usage_tells_cached_tokens() {
+    let engine = engine(Compute::Fast, 64 << 20).await;
+    let body = serde_json::json!({"model": common::MODEL, "prompt": text(70, 5), "temperature": 0, "max_tokens": 4});
+    let check = async |expected: u64| {
+        let answer = engine.post("/v1/completions", &body).await;
+        assert_eq!(answer["usage"]["prompt_tokens"], 70, "{answer}");
+        assert_eq!(answer["usage"]["prompt_tokens_details"]["cached_tokens"], expected, "{answer}");
+        answer["choices"][0]["text"].clone()
+    };
+    let first = check(0).await;
+    assert_eq!(check(64).await, first);
 }

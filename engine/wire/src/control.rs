@@ -81,6 +81,12 @@ pub struct Telemetry {
     pub kv_blocks_used: u32,
     pub prefill_tokens_total: u64,
     pub decode_tokens_total: u64,
+    /// Tokens of requests as they joined the batch: found in the prefix cache, and not. 0 from an engine that
+    /// is older than these fields.
+    #[serde(default)]
+    pub prefix_hit_tokens_total: u64,
+    #[serde(default)]
+    pub prefix_miss_tokens_total: u64,
     pub requests_total: u64,
     pub cancelled_total: u64,
     pub steps_total: u64,

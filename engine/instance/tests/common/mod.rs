@@ -259,6 +259,18 @@ pub fn request(prompt: &[TokenId], max_tokens: u32) -> GenerateRequest {
     }
 }
 
-pub fn finished(reason: FinishReason) -> Option<HopEvent> {
-    Some(HopEvent::Finished { reason, cached_tokens: 0 })
+/// Why a stream ended, when it came to its end.
+pub fn reason(end: &Option<HopEvent>) -> Option<FinishReason> {
+    match end {
+        Some(HopEvent::Finished { reason, .. }) => Some(*reason),
+        _ => None,
+    }
+}
+
+/// Tokens of its prompt that a finished stream found in the prefix cache.
+pub fn cached(end: &Option<HopEvent>) -> Option<u32> {
+    match end {
+        Some(HopEvent::Finished { cached_tokens, .. }) => Some(*cached_tokens),
+        _ => None,
+    }
 }

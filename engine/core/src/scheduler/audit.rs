@@ -1,0 +1,47 @@
+//! What must hold between any two calls of the scheduler, checked as a whole. Tests and simulators ask.
+
+use super::Scheduler;
+use crate::sequence::{Sequence, SequenceId};
+
+impl Scheduler {
+    /// What is wrong with the scheduler's books, if anything: blocks leaked or owned by somebody who does not
+    /// know it, content that can be found before it was computed, by another tenant, or under a wrong name.
+    /// Takes time in proportion to everything there is.
+    pub fn audit(&self) -> Result<(), String> {
+        let tables = self.sequences.values().flat_map(|sequence| &sequence.blocks);
+        let orphaned = self.in_flight.iter().flat_map(|step| &step.orphaned);
+        self.pool.audit(tables.chain(orphaned).copied())?;
+        for (id, sequence) in &self.sequences {
+            self.audit_sequence(*id, sequence).map_err(|error| format!("{id:?}: {error}"))?;
+        }
+        if self.running.len() + self.waiting.len() != self.sequences.len() {
+            return Err("a sequence neither runs nor waits".into());
+        }
+        Ok(())
+    }
+
+    fn audit_sequence(&self, id: SequenceId, sequence: &Sequence) -> Result<(), String> {
+        let block_tokens = self.kv_block_tokens;
+        let index = self.pool.index();
+        if self.running.contains(&id) == sequence.blocks.is_empty() {
+            return Err("it runs without blocks or waits with some".into());
+        }
+        if sequence.published * block_tokens > sequence.computed {
+            return Err(format!("{} blocks are published of {} tokens", sequence.published, sequence.computed));
+        }
+        for (number, block) in sequence.blocks.iter().enumerate() {
+            if number >= sequence.published && !self.pool.is_private(*block) {
+                return Err(format!("block {block} is shared before it is full and computed"));
+            }
+            let end = sequence.tokens.len().min((number + 1) * block_tokens);
+            let tokens = sequence.tokens.get(number * block_tokens..end).unwrap_or_default();
+            if !index.agrees(*block, &sequence.tenant, tokens) {
+                return Err(format!("block {block} can be found under another tenant or other tokens"));
+            }
+            if index.contains(*block) && index.parent(*block) != number.checked_sub(1).map(|n| sequence.blocks[n]) {
+                return Err(format!("block {block} comes after another block than in the table"));
+            }
+        }
+        Ok(())
+    }
+}

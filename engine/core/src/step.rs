@@ -1,0 +1,61 @@
+//! What goes between the scheduler and whoever computes its steps.
+
+use crate::forward::{Batch, TokenId};
+use crate::sequence::{EndReason, SequenceId};
+
+/// Whether a submitted sequence has anything left to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Submitted {
+    Queued,
+    /// The tokens emitted elsewhere had already ended it.
+    Ended(EndReason),
+}
+
+/// Names a step, so that its results cannot be taken for another's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepId(pub(crate) u64);
+
+/// One step to compute.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    pub id: StepId,
+    pub batch: Batch,
+    /// One for each logits row of the batch, in order.
+    pub rows: Vec<LogitsRow>,
+    /// Sequences that join the batch for the first time with this step.
+    pub admitted: Vec<Admitted>,
+}
+
+/// A sequence that joins the batch for the first time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admitted {
+    pub id: SequenceId,
+    /// Tokens of its prompt that came from the prefix cache.
+    pub cached_tokens: usize,
+}
+
+/// The token that a logits row decides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogitsRow {
+    pub sequence: SequenceId,
+    /// Position of the token to be sampled: the key of its random draw.
+    pub position: usize,
+    /// Whether tokens that would end the sequence must not be drawn, because `min_tokens` are not there yet.
+    pub suppress_stop: bool,
+}
+
+/// What became of one logits row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sampled {
+    Token(TokenId),
+    /// The row was unusable; its sequence is lost.
+    Failed,
+}
+
+/// What a completed step means for a sequence, in batch order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SequenceEvent {
+    Token { id: SequenceId, token: TokenId },
+    Ended { id: SequenceId, reason: EndReason },
+    Failed { id: SequenceId },
+}
