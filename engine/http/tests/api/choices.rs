@@ -1,7 +1,7 @@
 //! Several choices, prompts at the head of answers, log-probabilities, and text to tokens and back.
 
 use crate::checkpoint::{TURN_END, ids};
-use crate::support::{Setup, Step, says, server};
+use crate::support::{Setup, Step, bare, says, server};
 use engine_http::AccessOutcome;
 use engine_wire::hop::{FinishReason, GenerateRequest};
 use engine_wire::sampling::choice_seed;
@@ -200,5 +200,19 @@ async fn text_to_tokens_and_back() {
     ] {
         let answer = server.post(path, body).await;
         assert_eq!((answer.status, answer.body().as_str()), (200, expected), "{path} {body}");
+    }
+}
+
+#[tokio::test]
+async fn every_documented_path_is_served_and_only_with_its_methods() {
+    let server = server(Vec::new()).await;
+    for operation in engine_wire::openapi::OPERATIONS {
+        let path = operation.path.replace("{model}", "tiny");
+        let method = operation.method.to_uppercase();
+        // A POST without a body is refused for that, not for its path.
+        let expected = if method == "POST" { 400 } else { 200 };
+        assert_eq!(server.exchange(&bare(&method, &path)).await.status, expected, "{method} {path}");
+        let answer = server.exchange(&bare("DELETE", &path)).await;
+        assert_eq!((answer.status, answer.header("allow")), (405, Some(method.as_str())), "{path}");
     }
 }
