@@ -104,7 +104,7 @@ impl HopStream {
         loop {
             match self.ready.pop_front() {
                 Some(HopItem::Event(HopEvent::Failed { status, code, message })) => {
-                    return Err(classify(status, &code, message));
+                    return Err(classify(status, &code, message, None));
                 }
                 Some(HopItem::Event(event)) => return Ok(event),
                 Some(HopItem::Done) => return Err(Setback::Broken("[DONE] without an end".to_owned())),
@@ -169,6 +169,8 @@ struct ErrorDetail {
     message: String,
     #[serde(default)]
     code: Option<String>,
+    #[serde(default)]
+    param: Option<String>,
 }
 
 async fn error_answer(response: Response<Incoming>) -> Setback {
@@ -180,7 +182,7 @@ async fn error_answer(response: Response<Incoming>) -> Setback {
     };
     let detail = serde_json::from_slice::<ErrorAnswer>(&body).map(|answer| answer.error).ok();
     match detail {
-        Some(detail) => classify(status.as_u16(), &detail.code.unwrap_or_default(), detail.message),
+        Some(detail) => classify(status.as_u16(), &detail.code.unwrap_or_default(), detail.message, detail.param),
         // Whatever answers without OpenAI's error object is not one of our engines.
         None => Setback::Broken(format!("status {status} without an error object")),
     }
@@ -188,10 +190,10 @@ async fn error_answer(response: Response<Incoming>) -> Setback {
 
 /// Sorts an instance's error. 404 means that the port belongs to another model's instance by now; 408, 429
 /// and 503 that this instance cannot take the request at present; other 4xx that nobody can.
-fn classify(status: u16, code: &str, message: String) -> Setback {
+fn classify(status: u16, code: &str, message: String, param: Option<String>) -> Setback {
     match status {
         404 | 408 | 429 | 503 => Setback::Refused(format!("{status} {code}: {message}")),
-        400..=499 => Setback::Final(ApiError::InvalidRequest { message, param: None }),
+        400..=499 => Setback::Final(ApiError::InvalidRequest { message, param }),
         _ => Setback::Broken(format!("{status} {code}: {message}")),
     }
 }

@@ -171,9 +171,9 @@ impl Active {
                     .unwrap_or_else(|_| Err(Setback::Broken(format!("no token for {} s", stall.as_secs_f32()))))
             };
             match next {
-                Ok(HopEvent::Tokens(tokens)) if tokens.is_empty() => {}
-                Ok(HopEvent::Tokens(tokens)) => {
-                    if let Err(setback) = self.deliver(lease, tokens).await? {
+                Ok(event) if event.tokens().is_some_and(<[u32]>::is_empty) => {}
+                Ok(event @ (HopEvent::Tokens(_) | HopEvent::Scored { .. })) => {
+                    if let Err(setback) = self.deliver(lease, event).await? {
                         return Ok(Err(setback));
                     }
                     first = false;
@@ -208,13 +208,14 @@ impl Active {
     }
 
     /// Passes tokens on. More than were asked for are a sign of a confused instance and are not passed on.
-    async fn deliver(&mut self, lease: &Lease, tokens: Vec<u32>) -> Result<Result<(), Setback>, Ending> {
+    async fn deliver(&mut self, lease: &Lease, event: HopEvent) -> Result<Result<(), Setback>, Ending> {
+        let tokens = event.tokens().unwrap_or_default().to_vec();
         if self.request.emitted.len() + tokens.len() > self.request.stop.max_tokens as usize {
             let setback = Setback::Broken("the instance sent more tokens than were asked for".to_owned());
             return Ok(Err(setback));
         }
         self.served(lease);
-        self.outlet.send(HopEvent::Tokens(tokens.clone())).await.map_err(|_| Ending::ClientGone)?;
+        self.outlet.send(event).await.map_err(|_| Ending::ClientGone)?;
         let now = Instant::now();
         if self.progress.first_token_at.is_none() {
             self.progress.first_token_at = Some(now);

@@ -47,6 +47,21 @@ async fn every_cut_at_every_position_is_seamless() {
 }
 
 #[tokio::test]
+async fn log_probabilities_stay_with_their_tokens_across_instances() {
+    for at in 0..=TOKENS {
+        let (first, second) = (Engine::start([Move::Close(at)]).await, Engine::start([]).await);
+        let bench = Bench::new(options(), vec![endpoint("a", &first), endpoint("b", &second)]);
+        let mut request = request(5, TOKENS as u32);
+        request.top_logprobs = Some(2);
+        let stream = bench.gateway.generate(context(Duration::from_secs(20)), request).await.unwrap();
+        let collected = common::collect(stream).await;
+        assert_eq!((collected.tokens, collected.error), (expected(&[5, 7], TOKENS), None), "cut at {at}");
+        let logprobs: Vec<f32> = (0..TOKENS).map(|position| -(position as f32)).collect();
+        assert_eq!(collected.logprobs, logprobs, "cut at {at}");
+    }
+}
+
+#[tokio::test]
 async fn a_lone_instance_is_tried_again_after_its_quarantine() {
     let engine = Engine::start([Move::Close(2), Move::Garbage(0), Move::Close(1)]).await;
     let bench = Bench::new(options(), vec![endpoint("a", &engine)]);

@@ -79,7 +79,13 @@ mod tests {
             (r#"{"choices":[{"text":"","finish_reason":null}]}"#, true),
             (r#"{"choices":[{"text":"","finish_reason":"length"}]}"#, false),
             (r#"{"tokens":[17]}"#, true),
+            (r#"{"tokens":[17],"logprobs":[{"logprob":-0.5,"top":[[17,-0.5]]}]}"#, true),
             (r#"{"tokens":[]}"#, false),
+            (
+                r#"{"choices":[{"text":"a","logprobs":{"tokens":["a"],"top_logprobs":[{"a":-0.5}]},"finish_reason":null}]}"#,
+                true,
+            ),
+            (r#"{"choices":[{"delta":{"content":"a"},"logprobs":{"content":[{"token":"a","logprob":-0.5}]}}]}"#, true),
             (r#"{"finished":{"reason":"stop","cached_tokens":0}}"#, false),
             (r#"{"failed":{"status":500,"code":"x","message":"y"}}"#, false),
             (r#"{"error":{"message":"x"}}"#, false),

@@ -1,9 +1,25 @@
 //! One output: tokens from the backend to text for the client, with stop strings and the ends that are not shown.
 
+use crate::logprobs::{Score, Scores};
 use engine_text::{Detokenizer, StopMatch, StopMatcher, TextModel};
 use engine_wire::TokenId;
-use engine_wire::hop::FinishReason;
+use engine_wire::hop::{FinishReason, TokenLogprobs};
 use engine_wire::openai::GenerateOptions;
+use std::sync::Arc;
+
+/// What one event of the backend adds to an output.
+#[derive(Debug, Default)]
+pub(crate) struct Piece {
+    pub text: String,
+    /// Entries of the tokens whose text is in this piece or was in one before; empty when none were asked for.
+    pub scores: Vec<Score>,
+}
+
+impl Piece {
+    pub fn is_empty(&self) -> bool {
+        self.text.is_empty() && self.scores.is_empty()
+    }
+}
 
 /// Turns one token stream into text.
 pub(crate) struct Choice {
@@ -11,41 +27,52 @@ pub(crate) struct Choice {
     stop: StopMatcher,
     /// Tokens that may end the output.
     ends: Vec<TokenId>,
+    /// Whether what ends the output is shown.
+    include_stop: bool,
     min_tokens: u32,
     /// An end token that came last: it is text only if the output goes on after it.
-    held_end: Option<TokenId>,
+    held_end: Option<(TokenId, Option<TokenLogprobs>)>,
+    scores: Option<Scores>,
+    /// The prompt, until the first piece takes it.
+    echo: Option<Arc<str>>,
     /// Tokens taken so far, ends included.
     pub output_tokens: u32,
 }
 
 impl Choice {
-    pub fn new(text: &TextModel, options: &GenerateOptions) -> Self {
+    pub fn new(text: &Arc<TextModel>, options: &GenerateOptions, echo: Option<Arc<str>>) -> Self {
         let eos = if options.ignore_eos { &[] } else { text.eos_ids() };
         Self {
             detokenizer: text.detokenizer(options.skip_special_tokens),
-            stop: StopMatcher::new(options.stop.clone()),
+            stop: StopMatcher::new(options.stop.clone(), options.include_stop),
             ends: eos.iter().chain(&options.stop_token_ids).copied().collect(),
+            include_stop: options.include_stop,
             min_tokens: options.min_tokens,
             held_end: None,
+            scores: options.top_logprobs.map(|_| Scores::new(text.clone())),
+            echo,
             output_tokens: 0,
         }
     }
 
-    /// Takes tokens and appends their text. `Some` says that a stop string ended the output: the tokens after it
-    /// are not counted, as if they had never been asked for.
-    pub fn push(&mut self, tokens: &[TokenId], out: &mut String) -> Option<FinishReason> {
+    /// Takes tokens, with one entry of log-probabilities each or none at all, and appends what they show. `Some` says
+    /// that a stop string ended the output: the tokens after it are not counted, as if they had never been asked for.
+    pub fn push(&mut self, tokens: &[TokenId], logprobs: Vec<TokenLogprobs>, out: &mut Piece) -> Option<FinishReason> {
+        self.begin(out);
+        let mut logprobs = logprobs.into_iter();
         for token in tokens {
-            if let Some(end) = self.held_end.take()
-                && self.append(end, out) == StopMatch::Stopped
+            let scored = logprobs.next();
+            if let Some((end, scored)) = self.held_end.take()
+                && self.append(end, scored, out) == StopMatch::Stopped
             {
                 return Some(FinishReason::Stop);
             }
             self.output_tokens = self.output_tokens.saturating_add(1);
             if self.ends.contains(token) {
-                self.held_end = Some(*token);
+                self.held_end = Some((*token, scored));
                 continue;
             }
-            if self.append(*token, out) == StopMatch::Stopped {
+            if self.append(*token, scored, out) == StopMatch::Stopped {
                 return Some(FinishReason::Stop);
             }
         }
@@ -53,29 +80,55 @@ impl Choice {
     }
 
     /// The output ended below: appends what was held back, and says why it ended.
-    pub fn finish(&mut self, reason: FinishReason, out: &mut String) -> FinishReason {
-        let end = self.held_end.take().filter(|_| reason == FinishReason::Length);
-        if let Some(end) = end
-            && self.append(end, out) == StopMatch::Stopped
+    pub fn finish(&mut self, reason: FinishReason, out: &mut Piece) -> FinishReason {
+        self.begin(out);
+        let end = self.held_end.take().filter(|_| reason == FinishReason::Length || self.include_stop);
+        if let Some((end, scored)) = end
+            && self.append(end, scored, out) == StopMatch::Stopped
         {
             return FinishReason::Stop;
         }
         let mut tail = String::new();
         self.detokenizer.finish(&mut tail);
-        if self.stop.push(&tail, out) == StopMatch::Stopped {
-            return FinishReason::Stop;
+        let before = out.text.len();
+        let found = self.stop.push(&tail, &mut out.text);
+        if found == StopMatch::None {
+            self.stop.finish(&mut out.text);
         }
-        self.stop.finish(out);
-        reason
+        self.shown(found, before, out);
+        if found == StopMatch::Stopped { FinishReason::Stop } else { reason }
     }
 
-    fn append(&mut self, token: TokenId, out: &mut String) -> StopMatch {
-        if self.output_tokens <= self.min_tokens {
-            self.detokenizer.push(token, out);
-            return StopMatch::None;
+    /// The prompt comes first where it is wanted.
+    fn begin(&mut self, out: &mut Piece) {
+        if let Some(echo) = self.echo.take() {
+            out.text.push_str(&echo);
         }
+    }
+
+    fn append(&mut self, token: TokenId, scored: Option<TokenLogprobs>, out: &mut Piece) -> StopMatch {
         let mut text = String::new();
         self.detokenizer.push(token, &mut text);
-        self.stop.push(&text, out)
+        if let Some(scores) = &mut self.scores {
+            scores.produced(token, scored, &text);
+        }
+        let before = out.text.len();
+        let found = if self.output_tokens <= self.min_tokens {
+            out.text.push_str(&text);
+            StopMatch::None
+        } else {
+            self.stop.push(&text, &mut out.text)
+        };
+        self.shown(found, before, out);
+        found
+    }
+
+    /// Lets the entries out whose text is: the piece's from `before` on is new.
+    fn shown(&mut self, found: StopMatch, before: usize, out: &mut Piece) {
+        let Some(scores) = &mut self.scores else { return };
+        scores.shown(out.text.len() - before, &mut out.scores);
+        if found == StopMatch::Stopped {
+            scores.stopped(&mut out.scores);
+        }
     }
 }

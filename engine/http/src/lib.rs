@@ -12,12 +12,14 @@ pub mod clock;
 pub mod context;
 pub mod error;
 mod limits;
+mod logprobs;
 mod prepare;
 mod respond;
 mod routes;
 mod server;
 mod sse;
 mod stall;
+mod tokenize;
 mod whole;
 
 pub use access::{AccessHook, AccessOutcome, AccessRecord};

@@ -6,7 +6,7 @@ use engine_text::TextModel;
 use engine_wire::TokenId;
 use engine_wire::hop::GenerateRequest;
 use engine_wire::openai::{ChatMessage, GenerateOptions, Prompt};
-use engine_wire::sampling::{Sampling, StopRule};
+use engine_wire::sampling::{Sampling, StopRule, choice_seed};
 use std::future::Future;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
@@ -24,10 +24,26 @@ pub(crate) enum Input {
     Prompts(Vec<Prompt>),
 }
 
-/// Token requests for one API request, in the order of its prompts.
+/// What one API request comes to.
 pub(crate) struct Prepared {
     pub text: Arc<TextModel>,
-    pub requests: Vec<GenerateRequest>,
+    /// Every choice of the first prompt, then of the next.
+    pub outputs: Vec<Output>,
+    /// Of all prompts, each counted once.
+    pub prompt_tokens: u32,
+}
+
+/// One output that is asked for.
+pub(crate) struct Output {
+    pub request: GenerateRequest,
+    /// The prompt's text, where the answer is to begin with it.
+    pub echo: Option<Arc<str>>,
+}
+
+/// A prompt in tokens.
+struct Tokenized {
+    ids: Vec<TokenId>,
+    echo: Option<Arc<str>>,
 }
 
 /// Makes the token requests. `tokenizers` bounds how many texts are tokenized at a time.
@@ -44,8 +60,10 @@ pub(crate) async fn prepare<B: Backend>(
         return Err(invalid("min_tokens", "Invalid 'min_tokens': it is greater than max_tokens.".to_owned()));
     }
     check_ids(&options.stop_token_ids, "stop_token_ids", text.vocab())?;
+    let biased: Vec<TokenId> = options.logit_bias.iter().map(|(token, _)| *token).collect();
+    check_ids(&biased, "logit_bias", text.vocab())?;
     let is_chat = matches!(input, Input::Chat(_));
-    let tokenized = tokenize(text.clone(), input, tokenizers);
+    let tokenized = tokenize(text.clone(), input, Echo::of(options), tokenizers);
     let prompts = before_deadline(context, "while the prompt was tokenized", tokenized).await??;
     // Drawn once, so that a stream that goes on elsewhere makes the same draws.
     let seed = match options.seed {
@@ -53,28 +71,55 @@ pub(crate) async fn prepare<B: Backend>(
         None if options.temperature > 0.0 => random_u64(),
         None => 0,
     };
-    let request = |prompt: Vec<TokenId>| {
-        Ok(GenerateRequest {
-            model: options.model.clone(),
-            stop: StopRule {
-                max_tokens: output_limit(text.context_tokens, prompt.len(), options.max_tokens, is_chat)?,
-                min_tokens: options.min_tokens,
-                ignore_eos: options.ignore_eos,
-                stop_token_ids: options.stop_token_ids.clone(),
-            },
-            prompt,
-            emitted: Vec::new(),
-            sampling: Sampling {
-                temperature: options.temperature,
-                top_p: options.top_p,
-                top_k: options.top_k,
-                min_p: options.min_p,
-                seed,
-            },
-        })
-    };
-    let requests: Result<Vec<_>, ApiError> = prompts.into_iter().map(request).collect();
-    Ok(Prepared { requests: requests?, text })
+    let prompt_tokens: usize = prompts.iter().map(|prompt| prompt.ids.len()).sum();
+    let mut outputs = Vec::with_capacity(prompts.len() * options.n as usize);
+    for Tokenized { ids, echo } in prompts {
+        let max_tokens = output_limit(text.context_tokens, ids.len(), options.max_tokens, is_chat)?;
+        for choice in 0..options.n {
+            let request = request(options, ids.clone(), max_tokens, choice_seed(seed, choice));
+            outputs.push(Output { request, echo: echo.clone() });
+        }
+    }
+    Ok(Prepared { text, outputs, prompt_tokens: u32::try_from(prompt_tokens).unwrap_or(u32::MAX) })
+}
+
+fn request(options: &GenerateOptions, prompt: Vec<TokenId>, max_tokens: u32, seed: u64) -> GenerateRequest {
+    GenerateRequest {
+        model: options.model.clone(),
+        prompt,
+        emitted: Vec::new(),
+        sampling: Sampling {
+            temperature: options.temperature,
+            top_p: options.top_p,
+            top_k: options.top_k,
+            min_p: options.min_p,
+            seed,
+            frequency_penalty: options.frequency_penalty,
+            presence_penalty: options.presence_penalty,
+            repetition_penalty: options.repetition_penalty,
+            logit_bias: options.logit_bias.clone(),
+        },
+        stop: StopRule {
+            max_tokens,
+            min_tokens: options.min_tokens,
+            ignore_eos: options.ignore_eos,
+            stop_token_ids: options.stop_token_ids.clone(),
+        },
+        top_logprobs: options.top_logprobs,
+    }
+}
+
+/// Whether the text of a prompt is kept, to be the beginning of the answer.
+#[derive(Clone, Copy)]
+struct Echo {
+    wanted: bool,
+    skip_special_tokens: bool,
+}
+
+impl Echo {
+    fn of(options: &GenerateOptions) -> Self {
+        Self { wanted: options.echo, skip_special_tokens: options.skip_special_tokens }
+    }
 }
 
 /// Waits no longer than the request's deadline.
@@ -90,19 +135,30 @@ pub(crate) async fn before_deadline<T>(
 async fn tokenize(
     text: Arc<TextModel>,
     input: Input,
+    echo: Echo,
     tokenizers: &Arc<Semaphore>,
-) -> Result<Vec<Vec<TokenId>>, ApiError> {
-    if longest_text_bytes(&input) <= INLINE_BYTES {
-        return encode_all(&text, input);
-    }
+) -> Result<Vec<Tokenized>, ApiError> {
+    let text_bytes = longest_text_bytes(&input);
     // Before it waits for its turn, so that what cannot fit is not kept in memory.
-    refuse_hopeless(&text, longest_text_bytes(&input))?;
+    refuse_hopeless(&text, text_bytes)?;
+    in_turn(text_bytes, tokenizers, move || encode_all(&text, input, echo)).await
+}
+
+/// Does work on a text: in place when the text is short, else on a blocking thread when its turn has come.
+pub(crate) async fn in_turn<T: Send + 'static>(
+    text_bytes: usize,
+    tokenizers: &Arc<Semaphore>,
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    if text_bytes <= INLINE_BYTES {
+        return work();
+    }
     let closed = |_| ApiError::ShuttingDown;
     let permit = tokenizers.clone().acquire_owned().await.map_err(closed)?;
     let work = spawn_blocking(move || {
         // Held until the work is done, even if nobody waits for it any more.
         let _permit = permit;
-        encode_all(&text, input)
+        work()
     });
     work.await.map_err(|error| ApiError::Internal { message: format!("tokenizing failed: {error}") })?
 }
@@ -116,7 +172,7 @@ fn longest_text_bytes(input: &Input) -> usize {
 }
 
 /// A text that cannot fit, by its length alone, is not worth a second of a core.
-fn refuse_hopeless(model: &TextModel, text_bytes: usize) -> Result<(), ApiError> {
+pub(crate) fn refuse_hopeless(model: &TextModel, text_bytes: usize) -> Result<(), ApiError> {
     let at_least = model.tokens_at_least(text_bytes);
     if at_least <= u64::from(model.context_tokens) {
         return Ok(());
@@ -125,22 +181,27 @@ fn refuse_hopeless(model: &TextModel, text_bytes: usize) -> Result<(), ApiError>
     Err(ApiError::ContextLength { context_tokens: model.context_tokens, prompt_tokens, max_tokens: 1 })
 }
 
-fn encode_all(text: &TextModel, input: Input) -> Result<Vec<Vec<TokenId>>, ApiError> {
+fn encode_all(text: &TextModel, input: Input, echo: Echo) -> Result<Vec<Tokenized>, ApiError> {
     match input {
         Input::Chat(messages) => {
             let rendered = text.render_chat(&messages)?;
-            Ok(vec![encode(text, &rendered, false, "messages")?])
+            Ok(vec![Tokenized { ids: encode(text, &rendered, false, "messages")?, echo: None }])
         }
-        Input::Prompts(prompts) => prompts
-            .into_iter()
-            .map(|prompt| match prompt {
-                Prompt::Text(prompt) => encode(text, &prompt, true, "prompt"),
-                Prompt::Tokens(ids) => {
-                    check_ids(&ids, "prompt", text.vocab())?;
-                    non_empty(ids, "prompt")
-                }
-            })
-            .collect(),
+        Input::Prompts(prompts) => prompts.into_iter().map(|prompt| encode_prompt(text, prompt, echo)).collect(),
+    }
+}
+
+fn encode_prompt(text: &TextModel, prompt: Prompt, echo: Echo) -> Result<Tokenized, ApiError> {
+    match prompt {
+        Prompt::Text(prompt) => {
+            let ids = encode(text, &prompt, true, "prompt")?;
+            Ok(Tokenized { ids, echo: echo.wanted.then(|| prompt.into()) })
+        }
+        Prompt::Tokens(ids) => {
+            check_ids(&ids, "prompt", text.vocab())?;
+            let echo = echo.wanted.then(|| text.decode(&ids, echo.skip_special_tokens).into());
+            Ok(Tokenized { ids: non_empty(ids, "prompt")?, echo })
+        }
     }
 }
 
@@ -156,7 +217,7 @@ fn non_empty(ids: Vec<TokenId>, param: &str) -> Result<Vec<TokenId>, ApiError> {
     Ok(ids)
 }
 
-fn check_ids(ids: &[TokenId], param: &str, vocab: usize) -> Result<(), ApiError> {
+pub(crate) fn check_ids(ids: &[TokenId], param: &str, vocab: usize) -> Result<(), ApiError> {
     match ids.iter().find(|id| **id as usize >= vocab) {
         None => Ok(()),
         Some(id) => {
@@ -165,7 +226,7 @@ fn check_ids(ids: &[TokenId], param: &str, vocab: usize) -> Result<(), ApiError>
     }
 }
 
-fn invalid(param: &str, message: String) -> ApiError {
+pub(crate) fn invalid(param: &str, message: String) -> ApiError {
     ApiError::InvalidRequest { message, param: Some(param.to_owned()) }
 }
 

@@ -4,9 +4,10 @@ use crate::access::{AccessGuard, AccessHook, AccessOutcome};
 use crate::body::read_body;
 use crate::choice::Choice;
 use crate::context::context;
-use crate::prepare::{Input, before_deadline, prepare};
+use crate::prepare::{Input, Output, before_deadline, prepare};
 use crate::respond::{NO_MODEL, counted, error_response, json_response, text_response, with_allow, with_request_id};
 use crate::sse::{Api, Envelope, SseBody};
+use crate::tokenize::{Direction, convert};
 use crate::whole::collect;
 use crate::{ApiError, Backend, Limits, ModelCard, RequestContext, TokenStream};
 use bytes::Buf;
@@ -39,14 +40,14 @@ pub struct RouteOptions {
 
 /// Everything a handler needs; cheap to clone.
 #[derive(Clone)]
-struct Service<B> {
-    backend: B,
-    options: RouteOptions,
+pub(crate) struct Service<B> {
+    pub backend: B,
+    pub options: RouteOptions,
     /// Bounds the texts that are tokenized at a time to the cores there are.
-    tokenizers: Arc<Semaphore>,
+    pub tokenizers: Arc<Semaphore>,
 }
 
-/// The OpenAI routes, `/healthz` and `/readyz`. Combine with others by `or`, and end with [`with_fallback`].
+/// The OpenAI routes, vLLM's `/tokenize` and `/detokenize`, `/healthz` and `/readyz`. Combine with others by `or`, and end with [`with_fallback`].
 pub fn routes<B: Backend>(backend: B, options: RouteOptions) -> BoxedFilter<(Response,)> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let limits = options.limits;
@@ -62,6 +63,18 @@ pub fn routes<B: Backend>(backend: B, options: RouteOptions) -> BoxedFilter<(Res
         .and(warp::body::stream())
         .then(|api, service: Service<B>, context, headers, body| async move {
             generate(api, &service, context, headers, body).await
+        });
+    let tokenize = warp::path!("tokenize").and(warp::post()).map(|| Direction::Tokenize);
+    let detokenize = warp::path!("detokenize").and(warp::post()).map(|| Direction::Detokenize);
+    let convert = tokenize
+        .or(detokenize)
+        .unify()
+        .and(with(service.clone()))
+        .and(context(limits))
+        .and(warp::header::headers_cloned())
+        .and(warp::body::stream())
+        .then(|direction, service: Service<B>, context, headers, body| async move {
+            convert(direction, &service, &context, headers, body).await
         });
     let models = warp::path!("v1" / "models")
         .and(warp::get())
@@ -85,7 +98,7 @@ pub fn routes<B: Backend>(backend: B, options: RouteOptions) -> BoxedFilter<(Res
         .and(with(service))
         .and(context(limits))
         .map(|service: Service<B>, context| readiness(&service.backend, &context));
-    generate.or(models).unify().or(model).unify().or(health).unify().or(ready).unify().boxed()
+    generate.or(convert).unify().or(models).unify().or(model).unify().or(health).unify().or(ready).unify().boxed()
 }
 
 /// `GET /metrics`: whatever `render` gives, in the Prometheus text format.
@@ -109,7 +122,7 @@ fn with<T: Clone + Send + Sync + 'static>(value: T) -> impl Filter<Extract = (T,
 
 fn not_served(path: FullPath, method: Method, context: RequestContext) -> Response {
     let allowed = match path.as_str() {
-        "/v1/chat/completions" | "/v1/completions" => Some("POST"),
+        "/v1/chat/completions" | "/v1/completions" | "/tokenize" | "/detokenize" => Some("POST"),
         "/v1/models" | "/healthz" | "/readyz" | "/metrics" => Some("GET"),
         other if other.starts_with("/v1/models/") => Some("GET"),
         _ => None,
@@ -221,12 +234,14 @@ async fn answer<B: Backend, D: Buf>(
         *known_model = Some(options.model.clone());
     }
     let prepared = prepared?;
-    let prompt_tokens: usize = prepared.requests.iter().map(|request| request.prompt.len()).sum();
-    access.record.prompt_tokens = u32::try_from(prompt_tokens).unwrap_or(u32::MAX);
-    let starts = prepared.requests.into_iter().map(|request| service.backend.generate(context.clone(), request));
-    let streams = before_deadline(context, "before an instance took the request", try_join_all(starts)).await??;
-    let parts = streams.into_iter().map(|stream| (stream, Choice::new(&prepared.text, &options))).collect();
-    let envelope = Envelope::new(api, &context.request_id, &options.model, options.include_usage);
+    access.record.prompt_tokens = prepared.prompt_tokens;
+    let (text, options) = (&prepared.text, &options);
+    let starts = prepared.outputs.into_iter().map(|Output { request, echo }| async move {
+        let stream = service.backend.generate(context.clone(), request).await?;
+        Ok::<_, ApiError>((stream, Choice::new(text, options, echo)))
+    });
+    let parts = before_deadline(context, "before an instance took the request", try_join_all(starts)).await??;
+    let envelope = Envelope::new(api, &context.request_id, options);
     if options.stream {
         return Ok(Answer::Stream(envelope, parts));
     }
@@ -249,7 +264,7 @@ fn parse(api: Api, body: &[u8]) -> Result<(Input, GenerateOptions), ApiError> {
 }
 
 /// A body that says it is something else than JSON is refused; one that says nothing is taken for JSON.
-fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
+pub(crate) fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
     let Some(value) = headers.get(CONTENT_TYPE) else { return Ok(()) };
     let media_type = value.to_str().unwrap_or("").split(';').next().unwrap_or("").trim();
     if media_type.eq_ignore_ascii_case("application/json") { Ok(()) } else { Err(ApiError::UnsupportedMediaType) }

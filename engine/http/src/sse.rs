@@ -6,11 +6,15 @@
 use crate::ApiError;
 use crate::access::{AccessGuard, AccessOutcome};
 use crate::backend::{StreamEvent, TokenStream};
-use crate::choice::Choice;
+use crate::choice::{Choice, Piece};
 use crate::clock::unix_s;
+use crate::logprobs::{chat_logprobs, completion_logprobs};
 use bytes::Bytes;
-use engine_wire::hop::{FinishReason, HopEvent};
-use engine_wire::openai::{ChatChunk, ChatChunkChoice, ChatDelta, CompletionChoice, TextCompletion, Usage};
+use engine_wire::TokenId;
+use engine_wire::hop::{FinishReason, HopEvent, TokenLogprobs};
+use engine_wire::openai::{
+    ChatChunk, ChatChunkChoice, ChatDelta, CompletionChoice, GenerateOptions, TextCompletion, Usage,
+};
 use futures_util::Stream;
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -36,13 +40,28 @@ pub(crate) struct Envelope {
     pub created: u64,
     pub model: String,
     pub include_usage: bool,
+    /// Choices for each prompt: those of the first prompt come first.
+    pub choices_per_prompt: usize,
 }
 
 impl Envelope {
-    pub fn new(api: Api, request_id: &str, model: &str, include_usage: bool) -> Self {
+    pub fn new(api: Api, request_id: &str, options: &GenerateOptions) -> Self {
         let prefix = if api == Api::Chat { "chatcmpl" } else { "cmpl" };
         let id = format!("{prefix}-{}", request_id.strip_prefix("req-").unwrap_or(request_id));
-        Self { api, id, created: unix_s(), model: model.to_owned(), include_usage }
+        Self {
+            api,
+            id,
+            created: unix_s(),
+            model: options.model.clone(),
+            include_usage: options.include_usage,
+            choices_per_prompt: options.n.max(1) as usize,
+        }
+    }
+
+    /// Whether this choice stands for its prompt in counts of prompt tokens: a prompt counts once, however many
+    /// choices it has.
+    pub fn counts_prompt(&self, index: usize) -> bool {
+        index.is_multiple_of(self.choices_per_prompt)
     }
 
     /// `usage: null` on every chunk but the last, when usage was asked for.
@@ -64,25 +83,23 @@ impl Envelope {
         write_event(&event, out);
     }
 
-    /// The chat's opening: who speaks.
-    fn write_role(&self, out: &mut String) {
+    /// A chat choice's opening: who speaks.
+    fn write_role(&self, index: u32, out: &mut String) {
         let delta = ChatDelta { role: Some("assistant"), content: Some("") };
-        self.chat_event(
-            &[ChatChunkChoice { index: 0, delta, logprobs: None, finish_reason: None }],
-            self.no_usage(),
-            out,
-        );
+        self.chat_event(&[ChatChunkChoice { index, delta, logprobs: None, finish_reason: None }], self.no_usage(), out);
     }
 
-    fn write_text(&self, index: u32, text: &str, out: &mut String) {
+    fn write_piece(&self, index: u32, piece: &Piece, out: &mut String) {
         match self.api {
             Api::Chat => {
-                let delta = ChatDelta { role: None, content: Some(text) };
-                let choice = ChatChunkChoice { index, delta, logprobs: None, finish_reason: None };
+                let delta = ChatDelta { role: None, content: Some(&piece.text) };
+                let logprobs = chat_logprobs(&piece.scores);
+                let choice = ChatChunkChoice { index, delta, logprobs, finish_reason: None };
                 self.chat_event(&[choice], self.no_usage(), out);
             }
             Api::Completion => {
-                let choice = CompletionChoice { text, index, logprobs: None, finish_reason: None };
+                let logprobs = completion_logprobs(&piece.scores);
+                let choice = CompletionChoice { text: &piece.text, index, logprobs, finish_reason: None };
                 self.completion_event(&[choice], self.no_usage(), out);
             }
         }
@@ -123,6 +140,8 @@ struct Part {
     /// None once the output ended.
     stream: Option<TokenStream>,
     choice: Choice,
+    /// Whether its opening is out: a chat choice says first who speaks.
+    opened: bool,
 }
 
 /// Bytes to be handed over in one go.
@@ -141,23 +160,21 @@ pub(crate) struct SseBody {
     writes: VecDeque<Write>,
     deadline: Pin<Box<Sleep>>,
     deadline_ms: u64,
-    /// Whether the chat's role is out.
-    opened: bool,
     ended: bool,
     access: AccessGuard,
 }
 
 impl SseBody {
-    /// A body over one stream and choice per prompt; `deadline` is a timer and, for messages, its length.
+    /// A body over the streams and choices; `deadline` is a timer and, for messages, its length.
     pub fn new(
         envelope: Envelope,
         parts: Vec<(TokenStream, Choice)>,
         deadline: (Sleep, u64),
         access: AccessGuard,
     ) -> Self {
-        let parts = parts.into_iter().map(|(stream, choice)| Part { stream: Some(stream), choice }).collect();
+        let opened = envelope.api == Api::Completion;
+        let parts = parts.into_iter().map(|(stream, choice)| Part { stream: Some(stream), choice, opened }).collect();
         Self {
-            opened: envelope.api == Api::Completion,
             envelope,
             parts,
             next_part: 0,
@@ -188,17 +205,18 @@ impl SseBody {
             Some(Ok(StreamEvent::Waiting)) => {
                 self.writes.push_back(Write { bytes: Bytes::from_static(WAITING), tokens: false });
             }
-            Some(Ok(StreamEvent::Hop(HopEvent::Tokens(tokens)))) => {
-                let mut text = String::new();
-                let stopped = self.parts[index].choice.push(&tokens, &mut text);
-                self.on_text(index, &text, stopped);
+            Some(Ok(StreamEvent::Hop(HopEvent::Tokens(tokens)))) => self.on_tokens(index, &tokens, Vec::new()),
+            Some(Ok(StreamEvent::Hop(HopEvent::Scored { tokens, logprobs }))) => {
+                self.on_tokens(index, &tokens, logprobs);
             }
             Some(Ok(StreamEvent::Hop(HopEvent::Finished { reason, cached_tokens }))) => {
-                let mut text = String::new();
-                let reason = self.parts[index].choice.finish(reason, &mut text);
-                let record = &mut self.access.record;
-                record.cached_tokens = record.cached_tokens.saturating_add(cached_tokens);
-                self.on_text(index, &text, Some(reason));
+                let mut piece = Piece::default();
+                let reason = self.parts[index].choice.finish(reason, &mut piece);
+                if self.envelope.counts_prompt(index) {
+                    let record = &mut self.access.record;
+                    record.cached_tokens = record.cached_tokens.saturating_add(cached_tokens);
+                }
+                self.on_piece(index, &piece, Some(reason));
             }
             Some(Ok(StreamEvent::Hop(HopEvent::Failed { message, .. }))) => {
                 self.fail(&ApiError::Unavailable { message, retry_after_s: None });
@@ -211,16 +229,21 @@ impl SseBody {
         }
     }
 
+    fn on_tokens(&mut self, index: usize, tokens: &[TokenId], logprobs: Vec<TokenLogprobs>) {
+        let mut piece = Piece::default();
+        let stopped = self.parts[index].choice.push(tokens, logprobs, &mut piece);
+        self.on_piece(index, &piece, stopped);
+    }
+
     /// Queues what one event of the backend gives: all of it in one write.
-    fn on_text(&mut self, index: usize, text: &str, finish: Option<FinishReason>) {
+    fn on_piece(&mut self, index: usize, piece: &Piece, finish: Option<FinishReason>) {
         self.access.record.output_tokens = self.parts.iter().map(|part| part.choice.output_tokens).sum();
         let mut out = String::new();
-        if !self.opened {
-            self.opened = true;
-            self.envelope.write_role(&mut out);
+        if !std::mem::replace(&mut self.parts[index].opened, true) {
+            self.envelope.write_role(index as u32, &mut out);
         }
-        if !text.is_empty() {
-            self.envelope.write_text(index as u32, text, &mut out);
+        if !piece.is_empty() {
+            self.envelope.write_piece(index as u32, piece, &mut out);
         }
         if let Some(reason) = finish {
             self.envelope.write_finish(index as u32, reason, &mut out);
@@ -232,7 +255,7 @@ impl SseBody {
             }
         }
         if !out.is_empty() {
-            let tokens = !text.is_empty() || finish.is_none();
+            let tokens = !piece.text.is_empty() || finish.is_none();
             self.writes.push_back(Write { bytes: out.into(), tokens });
         }
     }

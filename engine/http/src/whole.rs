@@ -3,7 +3,8 @@
 use crate::ApiError;
 use crate::access::AccessGuard;
 use crate::backend::{StreamEvent, TokenStream};
-use crate::choice::Choice;
+use crate::choice::{Choice, Piece};
+use crate::logprobs::{chat_logprobs, completion_logprobs};
 use crate::sse::{Api, Envelope};
 use engine_wire::hop::{FinishReason, HopEvent};
 use engine_wire::openai::{ChatChoice, ChatCompletion, ChatReply, CompletionChoice, TextCompletion, Usage};
@@ -12,7 +13,7 @@ use serde_json::value::{RawValue, to_raw_value};
 
 /// One complete output.
 struct Output {
-    text: String,
+    piece: Piece,
     finish: FinishReason,
     output_tokens: u32,
     cached_tokens: u32,
@@ -27,7 +28,12 @@ pub(crate) async fn collect(
     let outputs = try_join_all(parts.into_iter().map(|(stream, choice)| drain(stream, choice))).await?;
     let record = &mut access.record;
     record.output_tokens = outputs.iter().map(|output| output.output_tokens).sum();
-    record.cached_tokens = outputs.iter().map(|output| output.cached_tokens).sum();
+    record.cached_tokens = outputs
+        .iter()
+        .enumerate()
+        .filter(|(index, _)| envelope.counts_prompt(*index))
+        .map(|(_, output)| output.cached_tokens)
+        .sum();
     record.finish = outputs.last().map(|output| output.finish);
     let usage = Usage::new(record.prompt_tokens, record.output_tokens, record.cached_tokens);
     let answer = match envelope.api {
@@ -49,8 +55,8 @@ pub(crate) async fn collect(
 fn chat_completion(envelope: &Envelope, outputs: Vec<Output>, usage: Usage) -> ChatCompletion<'_> {
     let choice = |(index, output): (usize, Output)| ChatChoice {
         index: index as u32,
-        message: ChatReply { role: "assistant", content: output.text, refusal: None },
-        logprobs: None,
+        logprobs: chat_logprobs(&output.piece.scores),
+        message: ChatReply { role: "assistant", content: output.piece.text, refusal: None },
         finish_reason: output.finish,
     };
     ChatCompletion {
@@ -64,11 +70,16 @@ fn chat_completion(envelope: &Envelope, outputs: Vec<Output>, usage: Usage) -> C
 }
 
 fn completion_choice(index: usize, output: &Output) -> CompletionChoice<'_> {
-    CompletionChoice { text: &output.text, index: index as u32, logprobs: None, finish_reason: Some(output.finish) }
+    CompletionChoice {
+        text: &output.piece.text,
+        index: index as u32,
+        logprobs: completion_logprobs(&output.piece.scores),
+        finish_reason: Some(output.finish),
+    }
 }
 
 async fn drain(mut stream: TokenStream, mut choice: Choice) -> Result<Output, ApiError> {
-    let mut text = String::new();
+    let mut piece = Piece::default();
     loop {
         let broken = || ApiError::Unavailable {
             message: "The answer broke off before it was complete".to_owned(),
@@ -77,17 +88,23 @@ async fn drain(mut stream: TokenStream, mut choice: Choice) -> Result<Output, Ap
         let event = stream.events.recv().await.ok_or_else(broken)??;
         let (finish, cached_tokens) = match event {
             StreamEvent::Waiting => continue,
-            StreamEvent::Hop(HopEvent::Tokens(tokens)) => match choice.push(&tokens, &mut text) {
+            StreamEvent::Hop(HopEvent::Tokens(tokens)) => match choice.push(&tokens, Vec::new(), &mut piece) {
                 None => continue,
                 Some(reason) => (reason, 0),
             },
+            StreamEvent::Hop(HopEvent::Scored { tokens, logprobs }) => {
+                match choice.push(&tokens, logprobs, &mut piece) {
+                    None => continue,
+                    Some(reason) => (reason, 0),
+                }
+            }
             StreamEvent::Hop(HopEvent::Finished { reason, cached_tokens }) => {
-                (choice.finish(reason, &mut text), cached_tokens)
+                (choice.finish(reason, &mut piece), cached_tokens)
             }
             StreamEvent::Hop(HopEvent::Failed { message, .. }) => {
                 return Err(ApiError::Unavailable { message, retry_after_s: None });
             }
         };
-        return Ok(Output { text, finish, output_tokens: choice.output_tokens, cached_tokens });
+        return Ok(Output { piece, finish, output_tokens: choice.output_tokens, cached_tokens });
     }
 }

@@ -1,13 +1,14 @@
 //! The way of one request's events from the step thread to its client.
 //!
 //! The step thread never waits for a client. The channel is short; what does not fit is kept here as plain
-//! token ids, at most `max_tokens` of them, and goes out as one event when there is room again. So a slow
-//! client costs 4 bytes a token and holds up nobody, and its stream still ends with its slot given back.
+//! token ids, at most `max_tokens` of them, and goes out in few events when there is room again. So a slow
+//! client costs 4 bytes a token (and what its log-probabilities take, if it asked for them) and holds up nobody, and
+//! its stream still ends with its slot given back. Events are bounded, because the reader's lines are.
 
 use engine_http::ApiError;
 use engine_http::backend::StreamEvent;
 use engine_wire::TokenId;
-use engine_wire::hop::HopEvent;
+use engine_wire::hop::{HopEvent, TokenLogprobs};
 use std::time::Instant;
 use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
@@ -17,13 +18,18 @@ use tokio::sync::mpsc::error::TrySendError;
 /// Events that may lie in the channel of one request.
 pub(crate) const CHANNEL_EVENTS: usize = 64;
 
+/// Tokens in one event: some 30 KiB of JSON at most.
+const EVENT_TOKENS: usize = 2048;
+/// The same when each has up to 20 alternatives beside it.
+const SCORED_EVENT_TOKENS: usize = 48;
+
 /// What travels in the channel.
 pub(crate) type Item = Result<StreamEvent, ApiError>;
 
 /// Sending end of one request's stream.
 pub(crate) struct Delivery {
     events: mpsc::Sender<Item>,
-    pending: Vec<TokenId>,
+    pending: Pending,
     arrived_at: Instant,
     deadline: Instant,
     slot: OwnedSemaphorePermit,
@@ -31,7 +37,7 @@ pub(crate) struct Delivery {
 
 impl Delivery {
     pub fn new(events: mpsc::Sender<Item>, arrived_at: Instant, deadline: Instant, slot: OwnedSemaphorePermit) -> Self {
-        Self { events, pending: Vec::new(), arrived_at, deadline, slot }
+        Self { events, pending: Pending::default(), arrived_at, deadline, slot }
     }
 
     /// Whether nobody listens any more.
@@ -50,13 +56,15 @@ impl Delivery {
     }
 
     /// Sends a token, and with it what had to be kept back.
-    pub fn token(&mut self, token: TokenId) {
-        self.pending.push(token);
-        let tokens = std::mem::take(&mut self.pending);
-        // When it is closed the loop sees that before its next step, and cancels the sequence.
-        let sent = self.events.try_send(Ok(StreamEvent::Hop(HopEvent::Tokens(tokens))));
-        if let Err(TrySendError::Full(Ok(StreamEvent::Hop(HopEvent::Tokens(tokens))))) = sent {
-            self.pending = tokens;
+    pub fn token(&mut self, token: TokenId, logprobs: Option<TokenLogprobs>) {
+        self.pending.push(token, logprobs);
+        while let Some(event) = self.pending.take_event() {
+            match self.events.try_send(Ok(StreamEvent::Hop(event))) {
+                Ok(()) => {}
+                Err(TrySendError::Full(Ok(StreamEvent::Hop(event)))) => return self.pending.put_back(event),
+                // When it is closed the loop sees that before its next step, and cancels the sequence.
+                Err(_) => return,
+            }
         }
     }
 
@@ -74,11 +82,10 @@ impl Delivery {
     }
 
     async fn finish_slowly(self, last: Item) {
-        let Self { events, pending, deadline, slot, .. } = self;
+        let Self { events, mut pending, deadline, slot, .. } = self;
         let send = async {
-            if !pending.is_empty() {
-                let tokens = Ok(StreamEvent::Hop(HopEvent::Tokens(pending)));
-                events.send(tokens).await.ok()?;
+            while let Some(event) = pending.take_event() {
+                events.send(Ok(StreamEvent::Hop(event))).await.ok()?;
             }
             events.send(last).await.ok()
         };
@@ -86,6 +93,56 @@ impl Delivery {
         let _ = tokio::time::timeout_at(deadline.into(), send).await;
         drop(slot);
     }
+}
+
+/// Tokens that wait for room, with one entry of log-probabilities each if they have any.
+#[derive(Default)]
+struct Pending {
+    tokens: Vec<TokenId>,
+    logprobs: Vec<TokenLogprobs>,
+}
+
+impl Pending {
+    fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    fn push(&mut self, token: TokenId, logprobs: Option<TokenLogprobs>) {
+        self.tokens.push(token);
+        self.logprobs.extend(logprobs);
+    }
+
+    /// The oldest tokens, as many as go into one event.
+    fn take_event(&mut self) -> Option<HopEvent> {
+        if self.tokens.is_empty() {
+            return None;
+        }
+        if self.logprobs.is_empty() {
+            return Some(HopEvent::Tokens(take_front(&mut self.tokens, EVENT_TOKENS)));
+        }
+        let tokens = take_front(&mut self.tokens, SCORED_EVENT_TOKENS);
+        Some(HopEvent::Scored { tokens, logprobs: take_front(&mut self.logprobs, SCORED_EVENT_TOKENS) })
+    }
+
+    /// Takes an event back that there was no room for.
+    fn put_back(&mut self, event: HopEvent) {
+        match event {
+            HopEvent::Tokens(tokens) => drop(self.tokens.splice(..0, tokens)),
+            HopEvent::Scored { tokens, logprobs } => {
+                drop(self.tokens.splice(..0, tokens));
+                drop(self.logprobs.splice(..0, logprobs));
+            }
+            HopEvent::Finished { .. } | HopEvent::Failed { .. } => {}
+        }
+    }
+}
+
+fn take_front<T>(items: &mut Vec<T>, count: usize) -> Vec<T> {
+    if items.len() <= count {
+        return std::mem::take(items);
+    }
+    let rest = items.split_off(count);
+    std::mem::replace(items, rest)
 }
 
 #[cfg(test)]
@@ -108,7 +165,7 @@ mod tests {
         let mut delivery = Delivery::new(sender, Instant::now(), Instant::now() + Duration::from_secs(60), slot);
         let mut seen = Vec::new();
         for token in 0..10 {
-            delivery.token(token);
+            delivery.token(token, None);
             if token == 4 {
                 for _ in 0..2 {
                     seen.push(events.recv().await.expect("open").expect("no error"));
@@ -143,9 +200,30 @@ mod tests {
         let mut delivery = Delivery::new(sender, Instant::now(), Instant::now() + Duration::from_secs(60), slot);
         assert!(!delivery.is_abandoned());
         drop(events);
-        delivery.token(1);
+        delivery.token(1, None);
         assert!(delivery.is_abandoned());
         delivery.finish(Ok(finished()), &Handle::current());
         assert_eq!(slots.available_permits(), 1);
+    }
+
+    #[tokio::test]
+    async fn events_are_bounded_and_keep_tokens_and_log_probabilities_together() {
+        let slots = Arc::new(Semaphore::new(1));
+        let slot = slots.clone().try_acquire_owned().expect("free");
+        let (sender, mut events) = mpsc::channel(1);
+        let mut delivery = Delivery::new(sender, Instant::now(), Instant::now() + Duration::from_secs(60), slot);
+        let count = 3 * SCORED_EVENT_TOKENS as TokenId;
+        for token in 0..count {
+            delivery.token(token, Some(TokenLogprobs { logprob: -(token as f32), top: vec![(token, 0.0); 20] }));
+        }
+        delivery.finish(Ok(finished()), &Handle::current());
+        let mut seen = Vec::new();
+        while let Some(Ok(StreamEvent::Hop(event))) = events.recv().await {
+            let line_bytes = serde_json::to_string(&event).expect("JSON").len();
+            assert!(line_bytes < 32 * 1024, "{line_bytes}");
+            let HopEvent::Scored { tokens, logprobs } = event else { continue };
+            seen.extend(tokens.into_iter().zip(logprobs.into_iter().map(|scores| scores.logprob)));
+        }
+        assert_eq!(seen, (0..count).map(|token| (token, -(token as f32))).collect::<Vec<_>>());
     }
 }

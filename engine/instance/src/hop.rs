@@ -92,7 +92,7 @@ fn frame(event: Result<StreamEvent, ApiError>) -> (Bytes, bool) {
         Ok(StreamEvent::Hop(event)) => event,
         Err(error) => failed(&error),
     };
-    let last = !matches!(event, HopEvent::Tokens(_));
+    let last = event.tokens().is_none();
     match serde_json::to_string(&event) {
         Ok(json) => (Bytes::from(format!("data: {json}\n\n")), last),
         // Not reachable: a HopEvent holds nothing that JSON cannot say.

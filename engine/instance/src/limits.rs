@@ -3,7 +3,7 @@
 use engine_core::ForwardShape;
 use engine_http::ApiError;
 use engine_wire::TokenId;
-use engine_wire::hop::GenerateRequest;
+use engine_wire::hop::{GenerateRequest, MAX_TOP_LOGPROBS};
 
 /// What is known of a model once it is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +21,7 @@ pub(crate) fn check(request: &GenerateRequest, facts: &ModelFacts) -> Result<(),
     check_vocabulary(&request.prompt, facts.shape.vocab, "prompt")?;
     check_vocabulary(&request.emitted, facts.shape.vocab, "emitted")?;
     check_sampling(request)?;
+    check_logits(request, facts.shape.vocab)?;
     let (prompt_tokens, max_tokens) = (request.prompt.len(), request.stop.max_tokens);
     if prompt_tokens.saturating_add(max_tokens as usize) > facts.shape.context_tokens {
         return Err(ApiError::ContextLength {
@@ -65,6 +66,33 @@ fn check_sampling(request: &GenerateRequest) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// What is done to logits before a draw, and what is read from them.
+fn check_logits(request: &GenerateRequest, vocab: usize) -> Result<(), ApiError> {
+    let sampling = &request.sampling;
+    let (frequency, presence) = (sampling.frequency_penalty, sampling.presence_penalty);
+    for (name, penalty) in [("frequency_penalty", frequency), ("presence_penalty", presence)] {
+        if !(-2.0..=2.0).contains(&penalty) {
+            return invalid(&format!("{name} must be between -2 and 2."), name);
+        }
+    }
+    if !(sampling.repetition_penalty.is_finite() && sampling.repetition_penalty > 0.0) {
+        return invalid("repetition_penalty must be a number above 0.", "repetition_penalty");
+    }
+    for (token, bias) in &sampling.logit_bias {
+        if *token as usize >= vocab {
+            let message = format!("logit_bias names token {token}, but the model's vocabulary has {vocab} tokens.");
+            return invalid(&message, "logit_bias");
+        }
+        if !(-100.0..=100.0).contains(bias) {
+            return invalid("logit_bias must be between -100 and 100 for each token.", "logit_bias");
+        }
+    }
+    if request.top_logprobs.is_some_and(|top| top > MAX_TOP_LOGPROBS) {
+        return invalid(&format!("top_logprobs must be at most {MAX_TOP_LOGPROBS}."), "top_logprobs");
+    }
+    Ok(())
+}
+
 fn invalid(message: &str, param: &str) -> Result<(), ApiError> {
     Err(ApiError::InvalidRequest { message: message.to_string(), param: Some(param.to_string()) })
 }
@@ -87,6 +115,7 @@ mod tests {
             emitted: Vec::new(),
             sampling: Sampling::default(),
             stop: StopRule { max_tokens: 8, ..StopRule::default() },
+            top_logprobs: None,
         };
         change(&mut request);
         let message = check(&request, &facts).err().map(|error| error.to_string());
@@ -111,5 +140,13 @@ mod tests {
         check_case(|r| r.sampling.temperature = -1.0, Some("temperature"));
         check_case(|r| r.sampling.top_p = 0.0, Some("top_p"));
         check_case(|r| r.sampling.min_p = 1.5, Some("min_p"));
+        check_case(|r| r.sampling.frequency_penalty = f32::NAN, Some("frequency_penalty"));
+        check_case(|r| r.sampling.presence_penalty = -2.1, Some("presence_penalty"));
+        check_case(|r| r.sampling.repetition_penalty = 0.0, Some("repetition_penalty"));
+        check_case(|r| r.sampling.logit_bias = vec![(49, 100.0)], None);
+        check_case(|r| r.sampling.logit_bias = vec![(50, 1.0)], Some("logit_bias names token 50"));
+        check_case(|r| r.sampling.logit_bias = vec![(1, f32::INFINITY)], Some("logit_bias must be"));
+        check_case(|r| r.top_logprobs = Some(20), None);
+        check_case(|r| r.top_logprobs = Some(21), Some("top_logprobs"));
     }
 }

@@ -2,9 +2,10 @@
 
 use crate::delivery::Delivery;
 use engine_core::{EndReason, Limits};
+use engine_runtime::History;
 use engine_wire::TokenId;
 use engine_wire::control::{FinishedRequest, Outcome};
-use engine_wire::hop::{FinishReason, GenerateRequest, HopEvent};
+use engine_wire::hop::{FinishReason, GenerateRequest, HopEvent, TokenLogprobs};
 use engine_wire::sampling::{Sampling, StopRule};
 
 /// A request as it is handed to the step thread.
@@ -28,7 +29,49 @@ pub(crate) enum Message {
 pub(crate) struct Live {
     pub times: Times,
     pub sampling: Sampling,
+    /// What its penalties look at.
+    pub history: History,
+    /// Alternatives wanted with the log-probabilities, if those are.
+    pub top_logprobs: Option<u32>,
+    /// Log-probabilities of the token that was drawn and is on its way through the scheduler.
+    pub logprobs: Option<TokenLogprobs>,
     pub delivery: Delivery,
+}
+
+impl Live {
+    pub fn new(request: &GenerateRequest, times: Times, delivery: Delivery) -> Self {
+        Self {
+            times,
+            history: History::new(&request.sampling, &request.prompt, &request.emitted),
+            sampling: request.sampling.clone(),
+            top_logprobs: request.top_logprobs,
+            logprobs: None,
+            delivery,
+        }
+    }
+
+    /// Chooses the next token from a logits row, which is changed by it; none when the row cannot be used. `ends` are
+    /// the tokens that may not be drawn yet.
+    pub fn draw(
+        &mut self,
+        logits: &mut [f32],
+        position: usize,
+        ends: impl IntoIterator<Item = TokenId>,
+    ) -> Option<TokenId> {
+        let raw = self.top_logprobs.map(|top| (top as usize, logits.to_vec()));
+        engine_runtime::adjust(logits, &self.sampling, &self.history);
+        suppress(logits, ends);
+        let token = engine_runtime::sample(logits, &self.sampling, position).ok()?;
+        self.logprobs = raw.map(|(top, raw)| engine_runtime::logprobs(&raw, token, top));
+        Some(token)
+    }
+
+    /// Passes on the token that was drawn.
+    pub fn take_token(&mut self, token: TokenId, now_ns: u64) {
+        self.history.push(token);
+        self.delivery.token(token, self.logprobs.take());
+        self.times.token(now_ns);
+    }
 }
 
 /// What is measured of a request. All times are CLOCK_MONOTONIC, ns.
@@ -117,7 +160,7 @@ pub(crate) fn finished(reason: EndReason, cached_tokens: u32) -> HopEvent {
 
 /// Takes the tokens that may not be drawn yet out of a logits row. The lowest finite number, so that the
 /// row stays finite and nothing that divides or subtracts makes a NaN of it.
-pub(crate) fn suppress(row: &mut [f32], tokens: impl IntoIterator<Item = TokenId>) {
+fn suppress(row: &mut [f32], tokens: impl IntoIterator<Item = TokenId>) {
     for token in tokens {
         if let Some(logit) = row.get_mut(token as usize) {
             *logit = f32::MIN;

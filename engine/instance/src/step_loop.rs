@@ -81,7 +81,7 @@ impl StepLoop {
         let Work { request_id, tenant, arrived_at_ns, request, delivery } = work;
         self.shared.ledger().request_taken();
         let times = Times::new(request_id, request.prompt.len(), arrived_at_ns);
-        let live = Live { times, sampling: request.sampling.clone(), delivery };
+        let live = Live::new(&request, times, delivery);
         if live.delivery.is_abandoned() {
             return self.end(live, Outcome::Cancelled, None);
         }
@@ -178,17 +178,15 @@ impl StepLoop {
     }
 
     fn sample_row(&mut self, index: usize, row: &LogitsRow) -> Sampled {
-        let Some(live) = self.live.get(&row.sequence) else { return Sampled::Failed };
+        let Some(live) = self.live.get_mut(&row.sequence) else { return Sampled::Failed };
         let Some(logits) = self.logits.get_mut(index * self.vocab..(index + 1) * self.vocab) else {
             return Sampled::Failed;
         };
         if logits.iter().any(|logit| !logit.is_finite()) {
             return Sampled::Failed;
         }
-        if row.suppress_stop {
-            request::suppress(logits, self.scheduler.stop_tokens(row.sequence));
-        }
-        engine_runtime::sample(logits, &live.sampling, row.position).map_or(Sampled::Failed, Sampled::Token)
+        let ends = row.suppress_stop.then(|| self.scheduler.stop_tokens(row.sequence));
+        live.draw(logits, row.position, ends.into_iter().flatten()).map_or(Sampled::Failed, Sampled::Token)
     }
 
     /// A step that failed: one sequence is lost when its logits are to blame, otherwise all that were in it.
@@ -206,8 +204,7 @@ impl StepLoop {
         match event {
             SequenceEvent::Token { id, token } => {
                 let Some(live) = self.live.get_mut(&id) else { return };
-                live.delivery.token(token);
-                live.times.token(now_ns);
+                live.take_token(token, now_ns);
                 self.note_first_token(now_ns);
             }
             SequenceEvent::Ended { id, reason } => {

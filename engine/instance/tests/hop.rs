@@ -12,14 +12,30 @@ use std::time::Duration;
 const SLOW: Duration = Duration::from_millis(5);
 
 fn seeded(seed: u64) -> Sampling {
-    Sampling { temperature: 0.9, top_p: 0.95, top_k: 20, min_p: 0.01, seed }
+    Sampling { temperature: 0.9, top_p: 0.95, top_k: 20, min_p: 0.01, seed, ..Sampling::default() }
+}
+
+/// Everything that changes logits before the draw.
+fn penalised(temperature: f32) -> Sampling {
+    Sampling {
+        temperature,
+        seed: 3,
+        frequency_penalty: 0.9,
+        presence_penalty: 0.4,
+        repetition_penalty: 1.3,
+        logit_bias: vec![(4, -100.0), (6, 2.0)],
+        ..Sampling::default()
+    }
 }
 
 #[tokio::test]
 async fn a_stream_cut_anywhere_goes_on_with_the_same_tokens() {
     let engine = TestEngine::start(Duration::ZERO, |_| {}).await;
     let prompt = [5, 9, 4, 30, 7, 7, 1];
-    for sampling in [Sampling { temperature: 0.0, ..Sampling::default() }, seeded(1), seeded(u64::MAX)] {
+    let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
+    let plain = reference(&prompt, &greedy, 24);
+    assert_ne!(reference(&prompt, &penalised(0.0), 24), plain, "penalties matter here");
+    for sampling in [greedy, seeded(1), seeded(u64::MAX), penalised(0.0), penalised(0.9)] {
         let expected = reference(&prompt, &sampling, 24);
         for cut in 0..=24 {
             let mut request = request(&prompt, 24);

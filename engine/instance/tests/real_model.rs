@@ -9,7 +9,7 @@ use engine_runtime::LoadOptions;
 use engine_store::Gguf;
 use engine_text::TextModel;
 use engine_wire::TokenId;
-use engine_wire::hop::{FinishReason, GenerateRequest, HEADER_TENANT};
+use engine_wire::hop::{FinishReason, GenerateRequest, HEADER_TENANT, HopEvent, TokenLogprobs};
 use engine_wire::sampling::Sampling;
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -81,8 +81,15 @@ async fn the_reference_tokens_come_out_of_the_hop() {
 async fn a_stream_cut_anywhere_goes_on_bit_for_bit() {
     let engine = engine(Compute::Fast, 64 << 20).await;
     let case = &golden()[0];
-    let seeded = Sampling { temperature: 0.8, top_p: 0.95, top_k: 40, min_p: 0.0, seed: 42 };
-    for sampling in [greedy(&[1]).sampling, seeded] {
+    let seeded = Sampling { temperature: 0.8, top_p: 0.95, top_k: 40, min_p: 0.0, seed: 42, ..Sampling::default() };
+    let penalised = Sampling {
+        frequency_penalty: 0.6,
+        presence_penalty: 0.3,
+        repetition_penalty: 1.15,
+        logit_bias: vec![(28, -100.0), (30, 1.5)],
+        ..seeded.clone()
+    };
+    for sampling in [greedy(&[1]).sampling, seeded, penalised] {
         let mut undisturbed = greedy(&case.prompt_ids);
         undisturbed.sampling = sampling;
         let (expected, _) = engine.generate(&undisturbed).await.collect().await;
@@ -94,6 +101,76 @@ async fn a_stream_cut_anywhere_goes_on_bit_for_bit() {
             assert_eq!(reason(&end), Some(FinishReason::Length));
         }
     }
+}
+
+/// Tokens of a request with the log-probabilities that came beside them.
+async fn scored(engine: &TestEngine, request: &GenerateRequest) -> Vec<(TokenId, TokenLogprobs)> {
+    let (mut stream, mut out) = (engine.generate(request).await, Vec::new());
+    while let Some(event) = stream.next().await {
+        match event {
+            HopEvent::Scored { tokens, logprobs } => out.extend(tokens.into_iter().zip(logprobs)),
+            HopEvent::Finished { .. } => {}
+            other => panic!("without log-probabilities: {other:?}"),
+        }
+    }
+    out
+}
+
+#[tokio::test]
+async fn log_probabilities_are_the_models_own() {
+    let engine = engine(Compute::Fast, 64 << 20).await;
+    let case = &golden()[0];
+    let mut request = greedy(&case.prompt_ids);
+    let (tokens, _) = engine.generate(&request).await.collect().await;
+    request.top_logprobs = Some(20);
+    let plain = scored(&engine, &request).await;
+    assert_eq!(plain.iter().map(|(token, _)| *token).collect::<Vec<_>>(), tokens, "asking changes no token");
+    for (token, scores) in &plain {
+        assert_eq!((scores.top.len(), scores.top[0]), (20, (*token, scores.logprob)), "greedy takes the likeliest");
+        assert!(scores.top.is_sorted_by(|a, b| a.1 >= b.1), "{:?}", scores.top);
+        let sum: f64 = scores.top.iter().map(|(_, logprob)| f64::from(*logprob).exp()).sum();
+        assert!(sum > 0.0 && sum <= 1.0 + 1e-5, "{sum}");
+    }
+
+    // What is done to the logits for the draw does not show in them: nor does where the stream was resumed.
+    request.sampling =
+        Sampling { temperature: 1.5, seed: 9, logit_bias: vec![(tokens[0], -100.0)], ..Sampling::default() };
+    let drawn = scored(&engine, &request).await;
+    assert_ne!(drawn[0].0, tokens[0]);
+    assert_eq!(drawn[0].1.top, plain[0].1.top);
+    request.emitted = drawn[..5].iter().map(|(token, _)| *token).collect();
+    assert_eq!(scored(&engine, &request).await, drawn[5..]);
+}
+
+#[tokio::test]
+async fn a_chat_has_several_choices_with_log_probabilities() {
+    let engine = engine(Compute::Fast, 64 << 20).await;
+    let mut body = serde_json::json!({
+        "model": common::MODEL,
+        "messages": [{"role": "user", "content": "Name a colour."}],
+        "temperature": 1.2, "seed": 11, "max_tokens": 12, "n": 3, "logprobs": true, "top_logprobs": 2,
+    });
+    let answer = engine.post("/v1/chat/completions", &body).await;
+    let choices = answer["choices"].as_array().expect("choices").clone();
+    let text = |choice: &serde_json::Value| choice["message"]["content"].as_str().expect("text").to_string();
+    assert_eq!(choices.iter().map(|choice| choice["index"].as_u64()).collect::<Vec<_>>(), [Some(0), Some(1), Some(2)]);
+    assert_ne!(text(&choices[0]), text(&choices[1]), "each has its own draws");
+    for choice in &choices {
+        let entries = choice["logprobs"]["content"].as_array().expect("entries");
+        let bytes = entries.iter().flat_map(|entry| entry["bytes"].as_array().expect("bytes"));
+        let bytes: Vec<u8> = bytes.map(|byte| byte.as_u64().expect("a byte") as u8).collect();
+        assert_eq!(String::from_utf8_lossy(&bytes), text(choice), "an entry for each token of the text");
+        assert!(entries.iter().all(|entry| entry["top_logprobs"].as_array().is_some_and(|top| top.len() == 2)));
+    }
+    // The first choice is what the request would get alone, the prompt is counted once and every output token too.
+    body["n"] = 1.into();
+    let alone = engine.post("/v1/chat/completions", &body).await;
+    assert_eq!(text(&alone["choices"][0]), text(&choices[0]));
+    assert_eq!(alone["usage"]["prompt_tokens"], answer["usage"]["prompt_tokens"]);
+    let telemetry = engine.until(|telemetry| telemetry.running == 0 && telemetry.waiting == 0).await;
+    let produced: u64 = telemetry.finished.iter().map(|request| u64::from(request.output_tokens)).sum();
+    let counted = |answer: &serde_json::Value| answer["usage"]["completion_tokens"].as_u64().expect("a count");
+    assert_eq!((telemetry.requests_total, produced), (4, counted(&answer) + counted(&alone)));
 }
 
 #[tokio::test]

@@ -15,4 +15,4 @@ pub mod sampling;
 #[doc(hidden)]
 pub use load::load_on;
 pub use load::{Compute, KV_BLOCK_TOKENS, LoadError, LoadOptions, estimate_instance_bytes, kv_bytes_per_token, load};
-pub use sampling::{SampleError, sample};
+pub use sampling::{History, SampleError, adjust, logprobs, sample};

@@ -1,8 +1,15 @@
 //! Choosing the next token. The draw at position `p` is a function of (seed, p) and of the logits alone,
-//! so a stream that moves to another instance goes on with the very same tokens.
+//! so a stream that moves to another instance goes on with the very same tokens. Bias and penalties change the
+//! logits before, and depend on the tokens so far alone: see [`adjust`].
 //!
 //! Order of the steps, as in llama.cpp: temperature, top-k, top-p, min-p, draw. Candidates are ordered by
 //! (logit descending, id ascending), so ties never depend on a sort's whims.
+
+mod history;
+mod logprobs;
+
+pub use history::{History, adjust};
+pub use logprobs::logprobs;
 
 use engine_core::TokenId;
 use engine_wire::sampling::Sampling;
@@ -162,7 +169,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn sampling(temperature: f32, top_k: u32, top_p: f32, min_p: f32, seed: u64) -> Sampling {
-        Sampling { temperature, top_k, top_p, min_p, seed }
+        Sampling { temperature, top_k, top_p, min_p, seed, ..Sampling::default() }
     }
 
     #[test]

@@ -41,7 +41,7 @@ impl Pieces {
         starts.zip(&self.ends).map(|(start, end)| end - start).max().unwrap_or(0)
     }
 
-    fn bytes(&self, id: TokenId, skip_special: bool) -> &[u8] {
+    pub fn bytes(&self, id: TokenId, skip_special: bool) -> &[u8] {
         let index = id as usize;
         match self.special.get(index) {
             None => &[],

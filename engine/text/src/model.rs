@@ -149,6 +149,11 @@ impl TextModel {
         text
     }
 
+    /// Bytes that one token stands for, special tokens included: perhaps not whole characters.
+    pub fn token_bytes(&self, id: TokenId) -> &[u8] {
+        self.pieces.bytes(id, false)
+    }
+
     /// A detokenizer for one output stream.
     pub fn detokenizer(&self, skip_special_tokens: bool) -> Detokenizer {
         Detokenizer::new(self.pieces.clone(), skip_special_tokens)

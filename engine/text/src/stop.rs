@@ -15,19 +15,21 @@ pub struct StopMatcher {
     stops: Vec<String>,
     /// Text that may be the beginning of a stop string: shorter than the longest of them.
     held: String,
+    /// Whether the string that stops is part of the text.
+    include: bool,
 }
 
 impl StopMatcher {
-    /// A matcher for some strings; empty ones are left out.
-    pub fn new(stops: Vec<String>) -> Self {
-        Self { stops: stops.into_iter().filter(|stop| !stop.is_empty()).collect(), held: String::new() }
+    /// A matcher for some strings; empty ones are left out. With `include`, the string that stops is passed on too.
+    pub fn new(stops: Vec<String>, include: bool) -> Self {
+        Self { stops: stops.into_iter().filter(|stop| !stop.is_empty()).collect(), held: String::new(), include }
     }
 
     /// Takes the next text and appends to `out` what is certain to be before any stop string.
     pub fn push(&mut self, text: &str, out: &mut String) -> StopMatch {
         self.held.push_str(text);
-        if let Some(start) = self.first_match() {
-            out.push_str(&self.held[..start]);
+        if let Some((end, start)) = self.first_match() {
+            out.push_str(&self.held[..if self.include { end } else { start }]);
             self.held.clear();
             return StopMatch::Stopped;
         }
@@ -43,11 +45,11 @@ impl StopMatcher {
         self.held.clear();
     }
 
-    /// Start of the match that ends first.
-    fn first_match(&self) -> Option<usize> {
+    /// End and start of the match that ends first.
+    fn first_match(&self) -> Option<(usize, usize)> {
         let matches =
             self.stops.iter().filter_map(|stop| self.held.find(stop.as_str()).map(|at| (at + stop.len(), at)));
-        matches.min().map(|(_, start)| start)
+        matches.min()
     }
 
     /// Bytes at the end of the held text that could begin a stop string.
@@ -67,7 +69,7 @@ mod tests {
 
     /// Text passed on for each chunk, then at the end; stops feeding at a match.
     fn check(stops: &[&str], chunks: &[&str], expected: &[&str], stopped: bool) {
-        let mut matcher = StopMatcher::new(stops.iter().map(|stop| stop.to_string()).collect());
+        let mut matcher = StopMatcher::new(stops.iter().map(|stop| stop.to_string()).collect(), false);
         let mut texts = Vec::new();
         let mut found = StopMatch::None;
         for chunk in chunks {
@@ -99,15 +101,26 @@ mod tests {
         check(&["", "x"], &["ax"], &["a", ""], true);
     }
 
+    #[test]
+    fn the_string_that_stops_is_shown_on_request() {
+        let mut matcher = StopMatcher::new(vec!["END".to_owned()], true);
+        let mut text = String::new();
+        assert_eq!(matcher.push("aEN", &mut text), StopMatch::None);
+        assert_eq!(matcher.push("Db", &mut text), StopMatch::Stopped);
+        matcher.finish(&mut text);
+        assert_eq!(text, "aEND");
+    }
+
     proptest! {
         /// Any cut of a text gives the same output as the text in one piece.
         #[test]
         fn cuts_do_not_matter(
             stops in prop::collection::vec("[abé]{1,4}", 0..4),
             chunks in prop::collection::vec("[abcé]{0,3}", 0..10),
+            include: bool,
         ) {
             let run = |chunks: &[String]| {
-                let (mut matcher, mut out) = (StopMatcher::new(stops.clone()), String::new());
+                let (mut matcher, mut out) = (StopMatcher::new(stops.clone(), include), String::new());
                 let stopped = chunks.iter().any(|chunk| matcher.push(chunk, &mut out) == StopMatch::Stopped);
                 matcher.finish(&mut out);
                 (out, stopped)

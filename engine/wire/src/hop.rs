@@ -8,7 +8,8 @@
 
 use crate::TokenId;
 use crate::sampling::{Sampling, StopRule};
-use serde::{Deserialize, Serialize};
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Serialize, Serializer};
 
 /// Path of the hop on an engine's port.
 pub const GENERATE_PATH: &str = "/v1/foreshock/generate";
@@ -36,6 +37,22 @@ pub struct GenerateRequest {
     pub sampling: Sampling,
     #[serde(default)]
     pub stop: StopRule,
+    /// Whether log-probabilities are wanted, and of how many of the likeliest tokens beside the chosen one:
+    /// at most [`MAX_TOP_LOGPROBS`]. They are of the model's own distribution, before temperature, penalties and bias.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top_logprobs: Option<u32>,
+}
+
+/// Alternatives that may be asked for at each position.
+pub const MAX_TOP_LOGPROBS: u32 = 20;
+
+/// Log-probabilities at one position, natural logarithms.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TokenLogprobs {
+    /// Of the token that was chosen.
+    pub logprob: f32,
+    /// The likeliest tokens with theirs, likeliest first; as many as were asked for.
+    pub top: Vec<(TokenId, f32)>,
 }
 
 /// Why a generation ended.
@@ -48,12 +65,15 @@ pub enum FinishReason {
     Length,
 }
 
-/// One event of a token stream.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+/// One event of a token stream. As JSON it is an object whose first key says what it is: `tokens`, `finished` or
+/// `failed`. The kernel's probes tell tokens by that key, so those with log-probabilities have it first too.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(try_from = "Frame")]
 pub enum HopEvent {
     /// New tokens, in order; never those of `emitted`. An end-of-sequence token that ends the stream is included.
     Tokens(Vec<TokenId>),
+    /// The same with one entry of log-probabilities for each token: for requests that ask for them.
+    Scored { tokens: Vec<TokenId>, logprobs: Vec<TokenLogprobs> },
     /// The stream is complete.
     Finished {
         reason: FinishReason,
@@ -62,4 +82,85 @@ pub enum HopEvent {
     },
     /// The stream ends here with an error, in the OpenAI error's words.
     Failed { status: u16, code: String, message: String },
+}
+
+impl HopEvent {
+    /// The tokens that it brings, if it is one that brings any.
+    pub fn tokens(&self) -> Option<&[TokenId]> {
+        match self {
+            Self::Tokens(tokens) | Self::Scored { tokens, .. } => Some(tokens),
+            Self::Finished { .. } | Self::Failed { .. } => None,
+        }
+    }
+}
+
+impl Serialize for HopEvent {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        match self {
+            Self::Tokens(tokens) => map.serialize_entry("tokens", tokens)?,
+            Self::Scored { tokens, logprobs } => {
+                map.serialize_entry("tokens", tokens)?;
+                map.serialize_entry("logprobs", logprobs)?;
+            }
+            Self::Finished { reason, cached_tokens } => {
+                map.serialize_entry("finished", &FinishedFrame { reason: *reason, cached_tokens: *cached_tokens })?;
+            }
+            Self::Failed { status, code, message } => {
+                let failed = FailedFrame { status: *status, code: code.clone(), message: message.clone() };
+                map.serialize_entry("failed", &failed)?;
+            }
+        }
+        map.end()
+    }
+}
+
+/// An event as it is read, before it is known to be one.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Frame {
+    tokens: Option<Vec<TokenId>>,
+    logprobs: Option<Vec<TokenLogprobs>>,
+    finished: Option<FinishedFrame>,
+    failed: Option<FailedFrame>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FinishedFrame {
+    reason: FinishReason,
+    cached_tokens: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FailedFrame {
+    status: u16,
+    code: String,
+    message: String,
+}
+
+impl TryFrom<Frame> for HopEvent {
+    type Error = &'static str;
+
+    fn try_from(frame: Frame) -> Result<Self, Self::Error> {
+        match frame {
+            Frame { tokens: Some(tokens), logprobs: None, finished: None, failed: None } => Ok(Self::Tokens(tokens)),
+            Frame { tokens: Some(tokens), logprobs: Some(logprobs), finished: None, failed: None } => {
+                if tokens.len() != logprobs.len() {
+                    return Err("there is not one entry of `logprobs` for each of `tokens`");
+                }
+                Ok(Self::Scored { tokens, logprobs })
+            }
+            Frame {
+                tokens: None,
+                logprobs: None,
+                finished: Some(FinishedFrame { reason, cached_tokens }),
+                failed: None,
+            } => Ok(Self::Finished { reason, cached_tokens }),
+            Frame { tokens: None, logprobs: None, finished: None, failed: Some(failed) } => {
+                let FailedFrame { status, code, message } = failed;
+                Ok(Self::Failed { status, code, message })
+            }
+            _ => Err("expected exactly one of `tokens`, `finished` and `failed`"),
+        }
+    }
 }

@@ -6,6 +6,7 @@
 pub mod control;
 pub mod hop;
 pub mod openai;
+pub mod openapi;
 pub mod sampling;
 
 /// A token of a model's vocabulary.

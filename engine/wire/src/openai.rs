@@ -5,15 +5,20 @@
 
 mod fields;
 mod messages;
+mod options;
 mod request;
 mod response;
+mod tokenize;
 
 pub use fields::RequestError;
 pub use messages::{ChatMessage, Role};
-pub use request::{
-    ChatRequest, CompletionRequest, GenerateOptions, MAX_STOP_STRINGS, Prompt, parse_chat, parse_completion,
-};
+pub use options::{GenerateOptions, MAX_CHOICES, MAX_LOGIT_BIAS, MAX_STOP_STRINGS};
+pub use request::{ChatRequest, CompletionRequest, Prompt, parse_chat, parse_completion};
 pub use response::{
-    ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatDelta, ChatReply, CompletionChoice, ModelList,
-    ModelObject, PromptTokensDetails, TextCompletion, Usage,
+    ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatDelta, ChatLogprobs, ChatReply, ChatTokenLogprob,
+    CompletionChoice, CompletionLogprobs, LogprobMap, ModelList, ModelObject, PromptTokensDetails, TextCompletion,
+    TopLogprob, Usage,
+};
+pub use tokenize::{
+    DetokenizeRequest, Detokenized, TokenizeInput, TokenizeRequest, Tokenized, parse_detokenize, parse_tokenize,
 };

@@ -1,6 +1,6 @@
 //! What requests are accepted, and as what. Refusals are tested where their status is known, in engine-http.
 
-use engine_wire::openai::{ChatMessage, Prompt, Role, parse_chat, parse_completion};
+use engine_wire::openai::{ChatMessage, MAX_LOGIT_BIAS, Prompt, Role, parse_chat, parse_completion};
 
 fn prompts(json: &str) -> Vec<Prompt> {
     let body = format!(r#"{{"model":"m","prompt":{json}}}"#);
@@ -36,6 +36,9 @@ fn what_clients_send_by_default_is_accepted() {
         r#""logprobs":false"#,
         r#""top_logprobs":null"#,
         r#""n":1"#,
+        r#""top_logprobs":0"#,
+        r#""repetition_penalty":1.0"#,
+        r#""include_stop_str_in_output":false"#,
         r#""modalities":["text"]"#,
         r#""stream_options":{"include_usage":false}"#,
         r#""max_tokens":null"#,
@@ -52,7 +55,8 @@ fn what_clients_send_by_default_is_accepted() {
 fn every_option_is_taken_over() {
     let body = br#"{"model":"m","messages":[{"role":"assistant","content":null,"tool_calls":[],"refusal":null},{"role":"user","content":"q","name":"n"}],
         "max_tokens":3,"max_completion_tokens":4,"min_tokens":2,"temperature":0,"top_p":0.5,"top_k":-1,"min_p":0.25,"seed":-5,"stop":["a","b"],
-        "stop_token_ids":[7],"ignore_eos":true,"skip_special_tokens":false,"stream":true,"stream_options":{"include_usage":true}}"#;
+        "frequency_penalty":0.5,"presence_penalty":-2,"repetition_penalty":1.5,"logit_bias":{"7":1,"3":-100},"n":16,"logprobs":true,"top_logprobs":20,
+        "include_stop_str_in_output":true,"stop_token_ids":[7],"ignore_eos":true,"skip_special_tokens":false,"stream":true,"stream_options":{"include_usage":true}}"#;
     let request = parse_chat(body).expect("a request");
     let message = |role, content: &str, name: Option<&str>| ChatMessage {
         role,
@@ -63,6 +67,9 @@ fn every_option_is_taken_over() {
     let options = request.options;
     assert_eq!((options.max_tokens, options.min_tokens, options.seed), (Some(4), 2, Some(-5)));
     assert_eq!((options.temperature, options.top_p, options.top_k, options.min_p), (0.0, 0.5, 0, 0.25));
+    let penalties = (options.frequency_penalty, options.presence_penalty, options.repetition_penalty);
+    assert_eq!((penalties, options.logit_bias), ((0.5, -2.0, 1.5), vec![(3, -100.0), (7, 1.0)]));
+    assert_eq!((options.n, options.top_logprobs, options.echo, options.include_stop), (16, Some(20), false, true));
     assert_eq!((options.stop, options.stop_token_ids), (vec!["a".to_owned(), "b".to_owned()], vec![7]));
     assert_eq!((options.ignore_eos, options.skip_special_tokens), (true, false));
     assert_eq!((options.stream, options.include_usage), (true, true));
@@ -83,4 +90,22 @@ fn limits_beyond_any_context_are_kept_in_range() {
     let options = request.expect("a request").options;
     assert_eq!(options.max_tokens, Some(u32::MAX));
     assert!(options.top_p > 0.0);
+}
+
+#[test]
+fn large_maps_are_refused_and_extreme_penalties_stay_usable() {
+    let entries: Vec<String> = (0..=MAX_LOGIT_BIAS).map(|id| format!("\"{id}\":1")).collect();
+    let body = |entries: &[String]| format!(r#"{{"model":"m","prompt":"x","logit_bias":{{{}}}}}"#, entries.join(","));
+    let accepted = parse_completion(body(&entries[1..]).as_bytes()).expect("a request");
+    assert_eq!(accepted.options.logit_bias.len(), MAX_LOGIT_BIAS);
+    let error = parse_completion(body(&entries).as_bytes()).expect_err("too many");
+    assert_eq!(
+        (error.message.as_str(), error.param.as_deref()),
+        ("Invalid 'logit_bias': more than 1024 entries.", Some("logit_bias"))
+    );
+    for penalty in ["1e-300", "1e300"] {
+        let body = format!(r#"{{"model":"m","prompt":"x","repetition_penalty":{penalty}}}"#);
+        let penalty = parse_completion(body.as_bytes()).expect("a request").options.repetition_penalty;
+        assert!(penalty.is_finite() && penalty > 0.0, "{penalty}");
+    }
 }

@@ -1,7 +1,7 @@
 //! A peer that speaks the hop over real sockets and misbehaves to order. It is the hostile side of the seam:
 //! the black-box tests use real engines, but those cannot be made to die at an exact byte.
 
-use engine_wire::hop::{FinishReason, GENERATE_PATH, GenerateRequest, HopEvent};
+use engine_wire::hop::{FinishReason, GENERATE_PATH, GenerateRequest, HopEvent, TokenLogprobs};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -142,7 +142,15 @@ impl Engine {
             if let Some(kept) = stream.misbehave(&next, position - done).await {
                 return kept;
             }
-            stream.event(&HopEvent::Tokens(vec![token_at(&request.prompt, position)])).await;
+            let tokens = vec![token_at(&request.prompt, position)];
+            let event = match request.top_logprobs {
+                None => HopEvent::Tokens(tokens),
+                Some(_) => HopEvent::Scored {
+                    tokens,
+                    logprobs: vec![TokenLogprobs { logprob: -(position as f32), top: vec![] }],
+                },
+            };
+            stream.event(&event).await;
         }
         if let Some(kept) = stream.misbehave(&next, max - done).await {
             return kept;

@@ -98,6 +98,7 @@ pub fn request(prompt: u32, max_tokens: u32) -> GenerateRequest {
         emitted: Vec::new(),
         sampling: Sampling::default(),
         stop: StopRule { max_tokens, ..StopRule::default() },
+        top_logprobs: None,
     }
 }
 
@@ -105,6 +106,8 @@ pub fn request(prompt: u32, max_tokens: u32) -> GenerateRequest {
 #[derive(Debug, Default, PartialEq)]
 pub struct Collected {
     pub tokens: Vec<u32>,
+    /// Log-probability of each token, where they were asked for.
+    pub logprobs: Vec<f32>,
     pub finished: Option<FinishReason>,
     pub error: Option<ApiError>,
     pub waiting: usize,
@@ -118,6 +121,10 @@ pub async fn collect(mut stream: TokenStream) -> Collected {
         match item {
             Ok(StreamEvent::Waiting) => collected.waiting += 1,
             Ok(StreamEvent::Hop(HopEvent::Tokens(tokens))) => collected.tokens.extend(tokens),
+            Ok(StreamEvent::Hop(HopEvent::Scored { tokens, logprobs })) => {
+                collected.tokens.extend(tokens);
+                collected.logprobs.extend(logprobs.iter().map(|entry| entry.logprob));
+            }
             Ok(StreamEvent::Hop(HopEvent::Finished { reason, .. })) => collected.finished = Some(reason),
             Ok(StreamEvent::Hop(failed)) => panic!("{failed:?} must not occur here"),
             Err(error) => collected.error = Some(error),

@@ -111,8 +111,6 @@ async fn values_out_of_bounds() {
     let seventeen = format!(r#""stop":[{}]"#, vec!["\"a\""; 17].join(","));
     let message = "Invalid 'stop': array too long. Expected at most 16 strings, but got 17.";
     invalid_field(&seventeen, message, "stop").await;
-    let message = "'n' is 2, but only one choice per prompt is supported yet. Send the request 2 times.";
-    invalid_field(r#""n":2"#, message, "n").await;
     let message = "Invalid 'prompt': empty array. Expected at least one prompt.";
     invalid(TEXT, r#"{"model":"tiny","prompt":[]}"#, message, "prompt").await;
     let message = "Invalid 'prompt': it has no tokens. Expected at least one.";
@@ -130,27 +128,85 @@ async fn parameters_that_are_unknown_or_not_supported() {
     let message = "Unrecognized request argument supplied: messages[0].contents";
     let body = r#"{"model":"tiny","messages":[{"role":"user","content":"a","contents":"b"}]}"#;
     invalid(CHAT, body, message, "messages[0].contents").await;
-    for (field, param) in [
-        (r#""logprobs":0"#, "logprobs"),
-        (r#""echo":true"#, "echo"),
-        (r#""best_of":2"#, "best_of"),
-        (r#""presence_penalty":0.5"#, "presence_penalty"),
-        (r#""logit_bias":{"5":1}"#, "logit_bias"),
-    ] {
-        let message = format!("'{param}' is not supported yet with this value. Leave it out.");
-        invalid_field(field, &message, param).await;
-    }
-    for (field, param) in [
-        (r#""logprobs":true"#, "logprobs"),
-        (r#""tools":[{"type":"function"}]"#, "tools"),
-        (r#""tool_choice":"required""#, "tool_choice"),
-    ] {
+    for (field, param) in
+        [(r#""tools":[{"type":"function"}]"#, "tools"), (r#""tool_choice":"required""#, "tool_choice")]
+    {
         let message = format!("'{param}' is not supported yet with this value. Leave it out.");
         let body = format!(r#"{{"model":"tiny","messages":[{{"role":"user","content":"a"}}],{field}}}"#);
         invalid(CHAT, &body, &message, param).await;
     }
     let message = "'response_format' other than {\"type\": \"text\"} is not supported yet.";
     invalid_field(r#""response_format":{"type":"json_object"}"#, message, "response_format").await;
+}
+
+#[tokio::test]
+async fn penalties_choices_and_probabilities_out_of_bounds() {
+    let message = "Invalid value for 'frequency_penalty': 2.5 is not between -2 and 2.";
+    invalid_field(r#""frequency_penalty":2.5"#, message, "frequency_penalty").await;
+    let message = "Invalid value for 'presence_penalty': -3 is not between -2 and 2.";
+    invalid_field(r#""presence_penalty":-3"#, message, "presence_penalty").await;
+    let message = "Invalid value for 'repetition_penalty': 0 is not greater than 0.";
+    invalid_field(r#""repetition_penalty":0"#, message, "repetition_penalty").await;
+    let message =
+        "Invalid type for 'logit_bias': expected an object of token ids and numbers, but got an array instead.";
+    invalid_field(r#""logit_bias":[1]"#, message, "logit_bias").await;
+    let message = "Invalid 'logit_bias': the key 'cat' is not a token id.";
+    invalid_field(r#""logit_bias":{"cat":1}"#, message, "logit_bias").await;
+    let message = "Invalid value for 'logit_bias.5': 101 is not between -100 and 100.";
+    invalid_field(r#""logit_bias":{"5":101}"#, message, "logit_bias").await;
+    let message = "Invalid type for 'logit_bias.5': expected a number, but got a string instead.";
+    invalid_field(r#""logit_bias":{"5":"much"}"#, message, "logit_bias.5").await;
+    let message = "Invalid 'logit_bias': token id 5 stands there twice.";
+    invalid_field(r#""logit_bias":{"5":1,"05":2}"#, message, "logit_bias").await;
+    let message = "Invalid 'logit_bias': token id 258 is outside the vocabulary of 258.";
+    invalid_field(r#""logit_bias":{"258":1}"#, message, "logit_bias").await;
+    let message = "Invalid value for 'n': 17 is not an integer from 1 to 16.";
+    invalid_field(r#""n":17"#, message, "n").await;
+    let message = "Invalid 'n': 5 prompts with 13 choices each are 65 outputs. At most 64 are accepted.";
+    invalid(TEXT, r#"{"model":"tiny","prompt":["a","b","c","d","e"],"n":13}"#, message, "n").await;
+    let message = "'best_of' is 3, but only the value of 'n' (2) is supported. Ask for more choices by 'n' with 'logprobs', and choose among them.";
+    invalid_field(r#""best_of":3,"n":2"#, message, "best_of").await;
+    let message = "Invalid value for 'logprobs': 6 is not an integer from 0 to 5.";
+    invalid_field(r#""logprobs":6"#, message, "logprobs").await;
+    let message = "'echo' together with 'logprobs' is not supported: only generated tokens have log-probabilities. Leave one of them out.";
+    invalid_field(r#""logprobs":1,"echo":true"#, message, "echo").await;
+    let chat = |field: &str| format!(r#"{{"model":"tiny","messages":[{{"role":"user","content":"a"}}],{field}}}"#);
+    let message = "Invalid type for 'logprobs': expected a boolean, but got a number (3) instead.";
+    invalid(CHAT, &chat(r#""logprobs":3"#), message, "logprobs").await;
+    let message = "Invalid value for 'top_logprobs': 21 is not an integer from 0 to 20.";
+    invalid(CHAT, &chat(r#""logprobs":true,"top_logprobs":21"#), message, "top_logprobs").await;
+    let message = "Invalid 'top_logprobs': it needs 'logprobs' to be true.";
+    invalid(CHAT, &chat(r#""top_logprobs":1"#), message, "top_logprobs").await;
+    let message = "Unrecognized request argument supplied: echo";
+    invalid(CHAT, &chat(r#""echo":true"#), message, "echo").await;
+}
+
+#[tokio::test]
+async fn texts_that_cannot_be_converted() {
+    let message = "Missing required parameter: 'prompt'.";
+    invalid("/tokenize", r#"{"model":"tiny"}"#, message, "prompt").await;
+    let message = "Invalid 'messages': send either 'prompt' or 'messages', not both.";
+    invalid("/tokenize", r#"{"model":"tiny","prompt":"a","messages":[]}"#, message, "messages").await;
+    let message = "'add_generation_prompt' is not supported yet with this value. Leave it out.";
+    let body = r#"{"model":"tiny","messages":[{"role":"user","content":"a"}],"add_generation_prompt":false}"#;
+    invalid("/tokenize", body, message, "add_generation_prompt").await;
+    let message = "Unrecognized request argument supplied: text";
+    invalid("/tokenize", r#"{"model":"tiny","prompt":"a","text":"b"}"#, message, "text").await;
+    let message = "Missing required parameter: 'tokens'.";
+    invalid("/detokenize", r#"{"model":"tiny"}"#, message, "tokens").await;
+    let message = "Invalid 'tokens': token id 258 is outside the vocabulary of 258.";
+    invalid("/detokenize", r#"{"model":"tiny","tokens":[258]}"#, message, "tokens").await;
+    let message = "Invalid 'tokens': an element is not a token id (an integer from 0 to 4294967295).";
+    invalid("/detokenize", r#"{"model":"tiny","tokens":[-1]}"#, message, "tokens").await;
+    let message =
+        "The model `nobody` does not exist. GET /v1/models lists those that do; `foreshock models add` registers one.";
+    let expected = error(message, "model", "model_not_found");
+    check(post("/tokenize", "", br#"{"model":"nobody","prompt":"x"}"#), 404, &expected).await;
+    let long = format!(r#"{{"model":"tiny","prompt":"{}"}}"#, "x".repeat(1200));
+    let message = "This model's maximum context length is 64 tokens, but the prompt has 100 and max_tokens asks for 1. Shorten the prompt or lower max_tokens.";
+    check(post("/tokenize", "", long.as_bytes()), 400, &error(message, "", "context_length_exceeded")).await;
+    let expected = error("Method not allowed for this path", "", "method_not_allowed");
+    assert_eq!(check(bare("GET", "/tokenize"), 405, &expected).await.header("allow"), Some("POST"));
 }
 
 #[tokio::test]

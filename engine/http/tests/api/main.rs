@@ -2,6 +2,7 @@
 //! the tests are about the seam, so what comes through it must be exactly known.
 
 mod checkpoint;
+mod choices;
 mod errors;
 mod server;
 mod stream;

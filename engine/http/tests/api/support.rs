@@ -6,7 +6,7 @@ use engine_http::{
     TokenStream, metrics_route, routes, serve, with_fallback,
 };
 use engine_text::TextModel;
-use engine_wire::hop::{FinishReason, GenerateRequest, HopEvent};
+use engine_wire::hop::{FinishReason, GenerateRequest, HopEvent, TokenLogprobs};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -24,6 +24,8 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 pub enum Step {
     Waiting,
     Tokens(Vec<u32>),
+    /// Tokens of log-probability -0.5, each with one alternative: the token 33 (`!`) at -1.5.
+    Scored(Vec<u32>),
     Finish(FinishReason),
     Fail(ApiError),
     /// Stays silent until the stream is dropped.
@@ -94,6 +96,10 @@ async fn play(
         let event = match step {
             Step::Waiting => Ok(StreamEvent::Waiting),
             Step::Tokens(tokens) => Ok(StreamEvent::Hop(HopEvent::Tokens(tokens))),
+            Step::Scored(tokens) => {
+                let logprobs = vec![TokenLogprobs { logprob: -0.5, top: vec![(33, -1.5)] }; tokens.len()];
+                Ok(StreamEvent::Hop(HopEvent::Scored { tokens, logprobs }))
+            }
             Step::Finish(reason) => Ok(StreamEvent::Hop(HopEvent::Finished { reason, cached_tokens: 2 })),
             Step::Fail(error) => Err(error),
             Step::Hang => {

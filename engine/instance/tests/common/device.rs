@@ -2,6 +2,7 @@
 //! block, position or resumption changes the output.
 
 use engine_core::{Batch, BatchSequence, Forward, ForwardError, ForwardShape, TokenId};
+use engine_runtime::History;
 use engine_wire::sampling::Sampling;
 use std::time::Duration;
 
@@ -67,6 +68,7 @@ impl Forward for DigestDevice {
 /// `count` tokens after `prefix`, computed one at a time without any engine.
 pub fn reference(prefix: &[TokenId], sampling: &Sampling, count: usize) -> Vec<TokenId> {
     let mut tokens = prefix.to_vec();
+    let mut history = History::new(sampling, prefix, &[]);
     while tokens.len() < prefix.len() + count {
         let slots: Vec<u64> = tokens
             .iter()
@@ -77,7 +79,10 @@ pub fn reference(prefix: &[TokenId], sampling: &Sampling, count: usize) -> Vec<T
             .collect();
         let mut logits = Vec::new();
         push_logits(slots.iter().copied(), slots[0], &mut logits);
-        tokens.push(engine_runtime::sample(&logits, sampling, tokens.len()).expect("finite logits"));
+        engine_runtime::adjust(&mut logits, sampling, &history);
+        let token = engine_runtime::sample(&logits, sampling, tokens.len()).expect("finite logits");
+        history.push(token);
+        tokens.push(token);
     }
     tokens.split_off(prefix.len())
 }

@@ -223,7 +223,7 @@ impl HopStream {
         let mut tokens = Vec::new();
         while let Some(event) = self.next().await {
             match event {
-                HopEvent::Tokens(more) => tokens.extend(more),
+                HopEvent::Tokens(more) | HopEvent::Scored { tokens: more, .. } => tokens.extend(more),
                 end => {
                     assert_eq!(self.next().await, None, "nothing comes after the end");
                     return (tokens, Some(end));
@@ -256,6 +256,7 @@ pub fn request(prompt: &[TokenId], max_tokens: u32) -> GenerateRequest {
         emitted: Vec::new(),
         sampling: Sampling { temperature: 0.0, ..Sampling::default() },
         stop: StopRule { max_tokens, ignore_eos: true, ..StopRule::default() },
+        top_logprobs: None,
     }
 }
 

@@ -62,7 +62,7 @@ impl<'a> Fields<'a> {
         if kind_of(raw) != "an object" {
             return Err(wrong_type(&param, "an object", raw));
         }
-        let Entries(entries) = serde_json::from_str(raw.get()).map_err(|error| RequestError {
+        let Entries::<MAX_FIELDS>(entries) = serde_json::from_str(raw.get()).map_err(|error| RequestError {
             message: format!("We could not read the JSON object of your request: {error}"),
             param: (!param.is_empty()).then_some(param),
         })?;
@@ -178,6 +178,20 @@ pub(super) fn wrong_type(param: &str, expected: &str, raw: &RawValue) -> Request
     RequestError { message, param: Some(param.to_owned()) }
 }
 
+/// Keys and unparsed values of an object that is a map: at most `MAX` of them.
+pub(super) fn map_entries<'a, const MAX: usize>(
+    raw: &'a RawValue,
+    param: &str,
+    expected: &str,
+) -> Result<Vec<(Cow<'a, str>, &'a RawValue)>, RequestError> {
+    if kind_of(raw) != "an object" {
+        return Err(wrong_type(param, expected, raw));
+    }
+    let Entries::<MAX>(entries) = serde_json::from_str(raw.get())
+        .map_err(|_| RequestError::at(param, format!("Invalid '{param}': more than {MAX} entries.")))?;
+    Ok(entries)
+}
+
 /// Kind of a JSON value, told by its first byte.
 pub(super) fn kind_of(raw: &RawValue) -> &'static str {
     match raw.get().trim_start().as_bytes().first() {
@@ -191,7 +205,7 @@ pub(super) fn kind_of(raw: &RawValue) -> &'static str {
 }
 
 /// At most 64 characters of what a client sent, for use in a message.
-fn shorten(text: &str) -> Cow<'_, str> {
+pub(super) fn shorten(text: &str) -> Cow<'_, str> {
     match text.char_indices().nth(64) {
         Some((end, _)) => Cow::Owned(format!("{}...", &text[..end])),
         None => Cow::Borrowed(text),
@@ -199,18 +213,18 @@ fn shorten(text: &str) -> Cow<'_, str> {
 }
 
 /// Keys and unparsed values; of a repeated key the last counts, as in other JSON readers.
-struct Entries<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+struct Entries<'a, const MAX: usize>(Vec<(Cow<'a, str>, &'a RawValue)>);
 
-impl<'de> Deserialize<'de> for Entries<'de> {
+impl<'de, const MAX: usize> Deserialize<'de> for Entries<'de, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(EntriesVisitor)
+        deserializer.deserialize_map(EntriesVisitor::<MAX>)
     }
 }
 
-struct EntriesVisitor;
+struct EntriesVisitor<const MAX: usize>;
 
-impl<'de> Visitor<'de> for EntriesVisitor {
-    type Value = Entries<'de>;
+impl<'de, const MAX: usize> Visitor<'de> for EntriesVisitor<MAX> {
+    type Value = Entries<'de, MAX>;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("an object")
@@ -224,8 +238,8 @@ impl<'de> Visitor<'de> for EntriesVisitor {
                 entry.1 = value;
                 continue;
             }
-            if entries.len() == MAX_FIELDS {
-                return Err(serde::de::Error::custom(format!("more than {MAX_FIELDS} fields in one object")));
+            if entries.len() == MAX {
+                return Err(serde::de::Error::custom(format!("more than {MAX} fields in one object")));
             }
             entries.push((key, value));
         }

@@ -50,7 +50,7 @@ pub struct ChatCompletion<'a> {
 pub struct ChatChoice {
     pub index: u32,
     pub message: ChatReply,
-    pub logprobs: Option<()>,
+    pub logprobs: Option<ChatLogprobs>,
     pub finish_reason: FinishReason,
 }
 
@@ -82,7 +82,7 @@ pub struct ChatChunk<'a> {
 pub struct ChatChunkChoice<'a> {
     pub index: u32,
     pub delta: ChatDelta<'a>,
-    pub logprobs: Option<()>,
+    pub logprobs: Option<ChatLogprobs>,
     pub finish_reason: Option<FinishReason>,
 }
 
@@ -114,8 +114,55 @@ pub struct TextCompletion<'a> {
 pub struct CompletionChoice<'a> {
     pub text: &'a str,
     pub index: u32,
-    pub logprobs: Option<()>,
+    pub logprobs: Option<CompletionLogprobs>,
     pub finish_reason: Option<FinishReason>,
+}
+
+/// Log-probabilities of a chat's tokens: of the model's own distribution, before temperature, penalties and bias.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ChatLogprobs {
+    pub content: Vec<ChatTokenLogprob>,
+    pub refusal: Option<()>,
+}
+
+/// One token of [`ChatLogprobs`].
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ChatTokenLogprob {
+    /// Its text; written out as `bytes:\xe2\x80` when it is not whole characters.
+    pub token: String,
+    pub logprob: f32,
+    pub bytes: Vec<u8>,
+    /// The likeliest tokens at its place, likeliest first.
+    pub top_logprobs: Vec<TopLogprob>,
+}
+
+/// One alternative of a [`ChatTokenLogprob`].
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TopLogprob {
+    pub token: String,
+    pub logprob: f32,
+    pub bytes: Vec<u8>,
+}
+
+/// Log-probabilities of a completion's tokens, one entry for each in every list.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct CompletionLogprobs {
+    /// Where the token's text begins in the choice's text, characters.
+    pub text_offset: Vec<u32>,
+    pub token_logprobs: Vec<f32>,
+    pub tokens: Vec<String>,
+    /// The likeliest tokens by their text, likeliest first, and the chosen one if it is not among them.
+    pub top_logprobs: Vec<LogprobMap>,
+}
+
+/// Texts of tokens with their log-probabilities, as a JSON object in this order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LogprobMap(pub Vec<(String, f32)>);
+
+impl Serialize for LogprobMap {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(token, logprob)| (token, logprob)))
+    }
 }
 
 /// `GET /v1/models`.

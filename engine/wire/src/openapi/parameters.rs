@@ -1,0 +1,176 @@
+//! Every request parameter: type and bounds as JSON schema, what it does, and an example that its parser accepts.
+
+/// One field of a request body.
+pub(super) struct Parameter {
+    pub name: &'static str,
+    pub required: bool,
+    /// JSON schema, as JSON text.
+    pub schema: &'static str,
+    pub about: &'static str,
+    /// A valid value, as JSON text.
+    pub example: &'static str,
+}
+
+const fn required(name: &'static str, schema: &'static str, example: &'static str, about: &'static str) -> Parameter {
+    Parameter { name, required: true, schema, about, example }
+}
+
+const fn optional(name: &'static str, schema: &'static str, example: &'static str, about: &'static str) -> Parameter {
+    Parameter { name, required: false, schema, about, example }
+}
+
+const MODEL: Parameter = required("model", STRING, "\"m\"", "Name of a model that /v1/models lists.");
+const STRING: &str = r#"{"type":"string"}"#;
+const COUNT: &str = r#"{"type":"integer","minimum":1}"#;
+const FLAG: &str = r#"{"type":"boolean","default":false}"#;
+const ON: &str = r#"{"type":"boolean","default":true}"#;
+const SHARE: &str = r#"{"type":"number","minimum":0,"maximum":1,"default":0}"#;
+const PENALTY: &str = r#"{"type":"number","minimum":-2,"maximum":2,"default":0}"#;
+const IDS: &str = r#"{"type":"array","items":{"type":"integer","minimum":0}}"#;
+const MESSAGES: &str = r#"{"type":"array","minItems":1,"items":{"type":"object","required":["role"],"properties":{"role":{"enum":["system","developer","user","assistant","tool"]},"content":{"type":["string","array","null"]},"name":{"type":"string"}}}}"#;
+const MESSAGES_EXAMPLE: &str = r#"[{"role":"user","content":"Hello"}]"#;
+
+/// Of `/v1/chat/completions` alone.
+pub(super) const CHAT: &[Parameter] = &[
+    required("messages", MESSAGES, MESSAGES_EXAMPLE, "The conversation. Content is a string, or parts of type text."),
+    optional("max_completion_tokens", COUNT, "8", "The newer name of max_tokens; it counts when both are there."),
+    optional(
+        "logprobs",
+        FLAG,
+        "true",
+        "Whether log-probabilities of the output's tokens are returned: of the model's own distribution, before temperature, penalties and bias.",
+    ),
+    optional(
+        "top_logprobs",
+        r#"{"type":"integer","minimum":0,"maximum":20,"default":0}"#,
+        "0",
+        "Of how many of the likeliest tokens too. Needs logprobs.",
+    ),
+];
+
+/// Of `/v1/completions` alone.
+pub(super) const COMPLETION: &[Parameter] = &[
+    required(
+        "prompt",
+        r#"{"type":["string","array"]}"#,
+        r#""Once""#,
+        "A text, token ids, or an array of at most 16 of either.",
+    ),
+    optional(
+        "logprobs",
+        r#"{"type":"integer","minimum":0,"maximum":5}"#,
+        "2",
+        "Returns log-probabilities of the output's tokens and of so many of the likeliest: of the model's own distribution, before temperature, penalties and bias. Not with echo.",
+    ),
+    optional("echo", FLAG, "true", "Begins the answer with the prompt."),
+    optional("best_of", COUNT, "1", "Accepted when it is n."),
+];
+
+/// Of both.
+pub(super) const GENERATE: &[Parameter] = &[
+    MODEL,
+    optional(
+        "max_tokens",
+        COUNT,
+        "8",
+        "Tokens to produce at most. Default: 16 for completions, the rest of the context for chats.",
+    ),
+    optional(
+        "min_tokens",
+        r#"{"type":"integer","minimum":0,"default":0}"#,
+        "1",
+        "Tokens before which nothing but max_tokens ends the output.",
+    ),
+    optional(
+        "temperature",
+        r#"{"type":"number","minimum":0,"maximum":2,"default":1}"#,
+        "0.7",
+        "Divides the logits; 0 takes the likeliest token.",
+    ),
+    optional(
+        "top_p",
+        r#"{"type":"number","exclusiveMinimum":0,"maximum":1,"default":1}"#,
+        "0.9",
+        "Only the likeliest tokens whose probability reaches this.",
+    ),
+    optional(
+        "top_k",
+        r#"{"type":"integer","minimum":-1,"default":0}"#,
+        "40",
+        "Only so many of the likeliest tokens; -1 and 0 switch it off.",
+    ),
+    optional("min_p", SHARE, "0.05", "Only tokens with this share of the likeliest one's probability."),
+    optional(
+        "seed",
+        r#"{"type":"integer"}"#,
+        "42",
+        "Key of the draws: the same request with the same seed has the same output. Choice 0 uses it as it is, the others seeds derived from it.",
+    ),
+    optional("frequency_penalty", PENALTY, "0.5", "Taken from a token's logit for each time that it was generated."),
+    optional("presence_penalty", PENALTY, "0.5", "Taken once from the logit of each token that was generated."),
+    optional(
+        "repetition_penalty",
+        r#"{"type":"number","exclusiveMinimum":0,"default":1}"#,
+        "1.1",
+        "Divides positive and multiplies negative logits of tokens in prompt and output.",
+    ),
+    optional(
+        "logit_bias",
+        r#"{"type":"object","maxProperties":1024,"additionalProperties":{"type":"number","minimum":-100,"maximum":100}}"#,
+        r#"{"5":-100}"#,
+        "Added to the logits of the tokens with these ids.",
+    ),
+    optional(
+        "n",
+        r#"{"type":"integer","minimum":1,"maximum":16,"default":1}"#,
+        "2",
+        "Choices for each prompt; at most 64 in one request.",
+    ),
+    optional(
+        "stop",
+        r#"{"type":["string","array"],"maxItems":16}"#,
+        r#"["END"]"#,
+        "Up to 16 strings that end the output, of at most 1024 bytes.",
+    ),
+    optional("stop_token_ids", IDS, "[7]", "Up to 256 tokens that end the output."),
+    optional("include_stop_str_in_output", FLAG, "true", "Shows what ended the output."),
+    optional("ignore_eos", FLAG, "true", "Goes on after the model's end of sequence."),
+    optional("skip_special_tokens", ON, "false", "Leaves special tokens out of the text."),
+    optional("stream", FLAG, "true", "Answers with server-sent events, the last of which is [DONE]."),
+    optional(
+        "stream_options",
+        r#"{"type":"object","properties":{"include_usage":{"type":"boolean","default":false}}}"#,
+        r#"{"include_usage":true}"#,
+        "Whether a stream ends with a chunk that counts tokens.",
+    ),
+    optional(
+        "response_format",
+        r#"{"type":"object","properties":{"type":{"const":"text"}}}"#,
+        r#"{"type":"text"}"#,
+        "Plain text.",
+    ),
+];
+
+/// Of `/tokenize`.
+pub(super) const TOKENIZE: &[Parameter] = &[
+    MODEL,
+    optional("prompt", STRING, r#""Once""#, "A text: either this or messages."),
+    optional("messages", MESSAGES, MESSAGES_EXAMPLE, "A conversation, tokenized as a chat completion would be."),
+    optional(
+        "add_special_tokens",
+        r#"{"type":"boolean"}"#,
+        "false",
+        "Whether the model's begin and end tokens are put around a prompt. Default true; false for messages, whose template writes them.",
+    ),
+    optional(
+        "add_generation_prompt",
+        r#"{"const":true}"#,
+        "true",
+        "With messages: the opening of the answer is always part of it.",
+    ),
+    optional("return_token_strs", FLAG, "true", "Returns each token's text too."),
+];
+
+/// Of `/detokenize`.
+pub(super) const DETOKENIZE: &[Parameter] =
+    &[MODEL, required("tokens", IDS, "[1,2]", "Token ids. Special tokens are part of the text.")];
