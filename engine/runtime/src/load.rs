@@ -94,7 +94,7 @@ fn decoder<E: KvElement>(
     device: Device,
 ) -> Result<Box<dyn Forward>, LoadError> {
     Ok(match config.architecture {
-        Architecture::Llama => {
+        Architecture::Llama | Architecture::Qwen2 | Architecture::Qwen3 => {
             let weights = llama::Weights::new(gguf, &config)?;
             Box::new(Llama::new(config, weights, kv, device))
         }

@@ -9,11 +9,14 @@ use serde::Serialize;
 #[serde(rename_all = "lowercase")]
 pub enum Architecture {
     Llama,
+    Qwen2,
+    Qwen3,
     Gemma3,
 }
 
 impl Architecture {
-    const ALL: [(&'static str, Self); 2] = [("llama", Self::Llama), ("gemma3", Self::Gemma3)];
+    const ALL: [(&'static str, Self); 4] =
+        [("llama", Self::Llama), ("qwen2", Self::Qwen2), ("qwen3", Self::Qwen3), ("gemma3", Self::Gemma3)];
 
     fn read(gguf: &Gguf) -> Result<(&'static str, Self), GgufError> {
         let name = gguf.str("general.architecture")?;
@@ -29,10 +32,10 @@ impl Architecture {
 pub struct SlidingWindow {
     /// A token sees itself and this many less one before it.
     pub tokens: usize,
-    /// Every so-manyth layer sees everything; the others slide.
-    pub global_every: usize,
-    /// Rotary base of the layers that slide; they do not scale positions.
-    pub rope_base: f32,
+    /// Every so-manyth layer sees everything; the others slide. None when all do.
+    pub global_every: Option<usize>,
+    /// Rotary base of the layers that slide, where it is their own; they then do not scale positions.
+    pub rope_base: Option<f32>,
 }
 
 /// What defines a model apart from its weights.
@@ -155,8 +158,9 @@ impl ModelConfig {
 
     /// What a layer sees: the number of latest tokens, or None for everything.
     pub fn window(&self, layer: usize) -> Option<usize> {
-        let sliding = self.sliding.filter(|sliding| !(layer + 1).is_multiple_of(sliding.global_every))?;
-        Some(sliding.tokens)
+        let sliding = self.sliding?;
+        let global = sliding.global_every.is_some_and(|every| (layer + 1).is_multiple_of(every));
+        (!global).then_some(sliding.tokens)
     }
 }
 
@@ -170,10 +174,15 @@ fn sliding(gguf: &Gguf, name: &str, architecture: Architecture) -> Result<Option
     match architecture {
         Architecture::Gemma3 => Ok(Some(SlidingWindow {
             tokens: positive(gguf, &key)?,
-            global_every: GEMMA3_GLOBAL_EVERY,
-            rope_base: GEMMA3_LOCAL_ROPE_BASE,
+            global_every: Some(GEMMA3_GLOBAL_EVERY),
+            rope_base: Some(GEMMA3_LOCAL_ROPE_BASE),
         })),
+        // Mistral: every layer slides.
         Architecture::Llama => match gguf.optional(&key, Gguf::u32)? {
+            None | Some(0) => Ok(None),
+            Some(tokens) => Ok(Some(SlidingWindow { tokens: tokens as usize, global_every: None, rope_base: None })),
+        },
+        Architecture::Qwen2 | Architecture::Qwen3 => match gguf.optional(&key, Gguf::u32)? {
             None | Some(0) => Ok(None),
             Some(_) => {
                 let message = "sliding windows are not supported in this architecture".into();

@@ -21,6 +21,9 @@ pub const RUNNABLE_TYPES: [GgmlType; 13] = [
     GgmlType::Q6_K,
 ];
 
+/// Divisors of Llama 3's rotary frequencies.
+const ROPE_FACTORS: &str = "rope_freqs.weight";
+
 impl Gguf {
     /// Checks that the model can be loaded and returns its hyperparameters.
     pub fn validate(&self) -> Result<ModelConfig, GgufError> {
@@ -43,44 +46,44 @@ impl Gguf {
             self.expect(&name("ffn_up"), &[width, ffn])?;
             self.expect(&name("ffn_down"), &[ffn, width])?;
         }
-        if config.architecture == Architecture::Gemma3 {
-            self.expect_gemma3(&config)?;
-        }
-        self.refuse_unknown(&config)?;
+        self.expect_extras(&config)?;
         Ok(config)
     }
 
-    /// What Gemma 3 has beside llama's tensors: norms of queries and keys, and norms after each half of a layer.
-    fn expect_gemma3(&self, config: &ModelConfig) -> Result<(), GgufError> {
+    /// What architectures have beside the common tensors.
+    fn expect_extras(&self, config: &ModelConfig) -> Result<(), GgufError> {
+        let (head, width, q, kv) = (config.head_dim, config.width, config.q_width(), config.kv_width());
+        let norms = [("attn_q_norm.weight", head), ("attn_k_norm.weight", head)];
+        let biases = [("attn_q.bias", q), ("attn_k.bias", kv), ("attn_v.bias", kv)];
+        let post_norms = [("post_attention_norm.weight", width), ("post_ffw_norm.weight", width)];
+        let extras = match config.architecture {
+            Architecture::Llama => Vec::new(),
+            Architecture::Qwen2 => biases.to_vec(),
+            Architecture::Qwen3 => norms.to_vec(),
+            Architecture::Gemma3 => [norms, post_norms].concat(),
+        };
         for layer in 0..config.layers {
-            let name = |part: &str| format!("blk.{layer}.{part}.weight");
-            self.expect_f32(&name("attn_q_norm"), config.head_dim)?;
-            self.expect_f32(&name("attn_k_norm"), config.head_dim)?;
-            self.expect_f32(&name("post_attention_norm"), config.width)?;
-            self.expect_f32(&name("post_ffw_norm"), config.width)?;
+            for (part, len) in &extras {
+                self.expect_f32(&format!("blk.{layer}.{part}"), *len)?;
+            }
         }
-        Ok(())
+        if config.architecture == Architecture::Llama && self.has_tensor(ROPE_FACTORS) {
+            self.expect_f32(ROPE_FACTORS, head / 2)?;
+        }
+        self.refuse_unknown(config.architecture, &extras)
     }
 
     /// Tensors that would change the result but that nothing would read (biases, frequency tables, norms) must
     /// be refused, or the model would run and answer wrongly.
-    fn refuse_unknown(&self, config: &ModelConfig) -> Result<(), GgufError> {
-        let known: &[&str] = match config.architecture {
-            Architecture::Llama => &["attn_norm", "ffn_norm", "output_norm"],
-            Architecture::Gemma3 => &[
-                "attn_norm",
-                "ffn_norm",
-                "output_norm",
-                "attn_q_norm",
-                "attn_k_norm",
-                "post_attention_norm",
-                "post_ffw_norm",
-            ],
-        };
+    fn refuse_unknown(&self, architecture: Architecture, extras: &[(&str, usize)]) -> Result<(), GgufError> {
         for tensor in self.tensors() {
-            let part = tensor.name.trim_end_matches(".weight").rsplit('.').next().unwrap_or_default();
-            let unread = part.ends_with("_norm") && !known.contains(&part);
-            if tensor.name == "rope_freqs.weight" || tensor.name.ends_with(".bias") || unread {
+            let part = tensor.name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map(|(_, part)| part);
+            let part = part.unwrap_or(tensor.name);
+            let read = ["attn_norm.weight", "ffn_norm.weight", "output_norm.weight"].contains(&part)
+                || extras.iter().any(|(extra, _)| *extra == part)
+                || architecture == Architecture::Llama && part == ROPE_FACTORS;
+            let counts = part.ends_with(".bias") || part.ends_with("_norm.weight") || part == ROPE_FACTORS;
+            if counts && !read {
                 let message = "not supported by this runtime in this architecture".to_owned();
                 return Err(GgufError::Tensor { name: tensor.name.to_owned(), message });
             }

@@ -231,7 +231,7 @@ fn gemma3() -> File {
 fn gemma3_is_read_with_what_its_files_leave_out() {
     let config = gemma3().open().unwrap().validate().unwrap();
     assert_eq!(config.architecture, Architecture::Gemma3);
-    assert_eq!(config.sliding.map(|sliding| sliding.rope_base), Some(10_000.0));
+    assert_eq!(config.sliding.and_then(|sliding| sliding.rope_base), Some(10_000.0));
     let windows: Vec<bool> = (0..13).map(|layer| config.window(layer) == Some(512)).collect();
     let global: Vec<usize> = (0..13).filter(|layer| !windows[*layer]).collect();
     assert_eq!(global, [5, 11]);
@@ -247,13 +247,21 @@ fn gemma3_is_read_with_what_its_files_leave_out() {
 /// What would change the answers, but would be left out of them.
 #[test]
 fn tensors_that_nothing_reads_are_refused() {
-    for name in ["blk.0.attn_q.bias", "blk.0.attn_q_norm.weight", "rope_freqs.weight"] {
+    for name in ["blk.0.attn_q.bias", "blk.0.attn_q_norm.weight", "blk.0.post_ffw_norm.weight"] {
         let mut file = llama();
         file.tensors.push((name.to_owned(), vec![16], 0, file.data_bytes as u64));
         file.data_bytes += 64;
         check(&file, &format!("tensor {name:?}: not supported"));
     }
-    check(&llama().set("llama.attention.sliding_window", Write::U32(512)), "sliding windows are not supported");
+    let mut file = llama();
+    file.tensors.push(("rope_freqs.weight".to_owned(), vec![16], 0, file.data_bytes as u64));
+    file.data_bytes += 64;
+    check(&file, "\"rope_freqs.weight\": shape [16], expected [8]");
+    file.pairs.iter_mut().for_each(|(key, _)| *key = key.replace("llama.", "qwen2.").leak());
+    let file = file.set("general.architecture", Write::Str("qwen2"));
+    check(&file, "tensor \"blk.0.attn_q.bias\" is missing");
+    let windowed = file.set("qwen2.attention.sliding_window", Write::U32(512));
+    check(&windowed, "sliding windows are not supported");
 }
 
 #[test]

@@ -92,7 +92,7 @@ impl<E: KvElement> Gemma3<E> {
     pub fn new(config: ModelConfig, weights: Weights, kv: KvPool<E>, device: Device) -> Self {
         let shape = forward_shape(&config, &kv.shape);
         let global = Rotary::new(config.head_dim, config.rope_base, config.rope_scale);
-        let local_base = config.sliding.map_or(config.rope_base, |sliding| sliding.rope_base);
+        let local_base = config.sliding.and_then(|sliding| sliding.rope_base).unwrap_or(config.rope_base);
         let local = Rotary::new(config.head_dim, local_base, 1.0);
         let (buffers, branch) = (Buffers::default(), Vec::new());
         Self { config, weights, kv, device, shape, buffers, branch, global, local }

@@ -55,6 +55,11 @@ impl Rotary {
         Self { frequencies: (0..head_dim / 2).map(frequency).collect(), scale, table: Vec::new() }
     }
 
+    /// Divides each frequency by its factor (Llama 3.1's scaling, which files carry worked out).
+    pub(super) fn divide(&mut self, factors: &[f32]) {
+        self.frequencies.iter_mut().zip(factors).for_each(|(frequency, factor)| *frequency /= factor);
+    }
+
     pub(super) fn fill(&mut self, positions: &[usize]) {
         let pairs = self.frequencies.len();
         self.table.resize(positions.len() * pairs, [0.0; 2]);

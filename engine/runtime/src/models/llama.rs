@@ -1,5 +1,7 @@
 //! The llama architecture (Touvron et al. 2023): pre-norm decoder, rotary embedding, grouped-query
-//! attention, SwiGLU. Reads top to bottom: weights, buffers, one step.
+//! attention, SwiGLU; and what differs from it by one thing each: Mistral (a sliding window), Llama 3 (stretched
+//! rotary frequencies), Qwen2 (biases of queries, keys and values) and Qwen3 (norms of queries and keys).
+//! Reads top to bottom: weights, one step.
 
 use super::layers::{self, Buffers, Device, Rotary, forward_shape};
 use crate::{
@@ -13,13 +15,17 @@ use crate::{
     },
 };
 use engine_core::{Batch, Forward, ForwardError, ForwardShape};
-use engine_store::{Gguf, GgufError, ModelConfig};
+use engine_store::{Architecture, Gguf, GgufError, ModelConfig};
 
 struct Layer {
     attention_norm: Vec<f32>,
     q: Matrix,
     k: Matrix,
     v: Matrix,
+    /// Of queries, keys and values.
+    biases: Option<[Vec<f32>; 3]>,
+    /// Of each head of queries and of keys.
+    head_norms: Option<[Vec<f32>; 2]>,
     attention_out: Matrix,
     ffn_norm: Vec<f32>,
     gate: Matrix,
@@ -34,6 +40,8 @@ pub struct Weights {
     output_norm: Vec<f32>,
     /// None when the embedding serves as output too.
     output: Option<Matrix>,
+    /// What rotary frequencies are divided by.
+    rope_factors: Option<Vec<f32>>,
 }
 
 impl Weights {
@@ -47,6 +55,17 @@ impl Weights {
                 q: matrix(&name("attn_q"))?,
                 k: matrix(&name("attn_k"))?,
                 v: matrix(&name("attn_v"))?,
+                biases: match config.architecture {
+                    Architecture::Qwen2 => {
+                        let bias = |part: &str| vector(&format!("blk.{index}.{part}.bias"));
+                        Some([bias("attn_q")?, bias("attn_k")?, bias("attn_v")?])
+                    }
+                    _ => None,
+                },
+                head_norms: match config.architecture {
+                    Architecture::Qwen3 => Some([vector(&name("attn_q_norm"))?, vector(&name("attn_k_norm"))?]),
+                    _ => None,
+                },
                 attention_out: matrix(&name("attn_output"))?,
                 ffn_norm: vector(&name("ffn_norm"))?,
                 gate: matrix(&name("ffn_gate"))?,
@@ -59,6 +78,10 @@ impl Weights {
             layers: (0..config.layers).map(layer).collect::<Result<_, _>>()?,
             output_norm: vector("output_norm.weight")?,
             output: if config.tied { None } else { Some(matrix("output.weight")?) },
+            rope_factors: match gguf.has_tensor("rope_freqs.weight") {
+                true => Some(vector("rope_freqs.weight")?),
+                false => None,
+            },
         })
     }
 }
@@ -77,7 +100,10 @@ pub struct Llama<E> {
 impl<E: KvElement> Llama<E> {
     pub fn new(config: ModelConfig, weights: Weights, kv: KvPool<E>, device: Device) -> Self {
         let shape = forward_shape(&config, &kv.shape);
-        let rotary = Rotary::new(config.head_dim, config.rope_base, config.rope_scale);
+        let mut rotary = Rotary::new(config.head_dim, config.rope_base, config.rope_scale);
+        if let Some(factors) = &weights.rope_factors {
+            rotary.divide(factors);
+        }
         Self { config, weights, kv, device, shape, buffers: Buffers::default(), rotary }
     }
 
@@ -102,9 +128,27 @@ impl<E: KvElement> Llama<E> {
         ];
         device.multiply(tokens, &buffers.normed, &buffers.quantised, jobs);
 
-        let rotary = &self.rotary;
-        device.each_row(&mut buffers.q, config.q_width(), |token, row| elementwise::rotate(row, rotary.row(token)));
-        device.each_row(&mut buffers.k, config.kv_width(), |token, row| elementwise::rotate(row, rotary.row(token)));
+        if let Some([q, k, v]) = &layer.biases {
+            for (x, bias) in [(&mut buffers.q, q), (&mut buffers.k, k), (&mut buffers.v, v)] {
+                device.each_row(x, bias.len(), |_, row| row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias));
+            }
+        }
+        let (isa, rotary) = (device.isa, &self.rotary);
+        // GGUF stores llama's rows so that neighbours turn together; the others keep their own order.
+        let rotate = match config.architecture {
+            Architecture::Llama => elementwise::rotate,
+            _ => elementwise::rotate_halves,
+        };
+        let [q_norm, k_norm] = layer.head_norms.as_ref().map_or([None, None], |[q, k]| [Some(q), Some(k)]);
+        for (x, norm) in [(&mut buffers.q, q_norm), (&mut buffers.k, k_norm)] {
+            let width = x.len() / tokens;
+            device.each_row(x, width, |token, row| {
+                if let Some(norm) = norm {
+                    elementwise::rms_norm_heads(isa, row, norm, config.norm_epsilon);
+                }
+                rotate(row, rotary.row(token));
+            });
+        }
         self.kv.write(&mut device.pool, device.isa, index, &plan.slots, &buffers.k, &buffers.v);
 
         buffers.attended.resize(tokens * config.q_width(), 0.0);
@@ -113,7 +157,7 @@ impl<E: KvElement> Llama<E> {
             layer: index,
             heads: config.heads,
             scale: config.query_scale(),
-            window: None,
+            window: config.window(index),
             spans: &plan.spans,
             queries: &buffers.q,
             out: &mut buffers.attended,
