@@ -225,7 +225,7 @@ fn text(count: usize, salt: usize) -> Vec<TokenId> {
 #[tokio::test]
 async fn a_shared_prefix_is_computed_once_and_changes_no_token() {
     let engine = engine(Compute::Fast, 192 << 20).await;
-    let seeded = Sampling { temperature: 0.8, top_p: 0.95, top_k: 40, min_p: 0.0, seed: 7 };
+    let seeded = Sampling { temperature: 0.8, top_p: 0.95, top_k: 40, seed: 7, ..Sampling::default() };
     let prompts = [11, 23].map(|salt| [text(1000, 0), text(20, salt)].concat());
     let mut before = 0;
     let mut ask = async |tenant: &str, prompt: &[TokenId], sampling: Option<&Sampling>| {
