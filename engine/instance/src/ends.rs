@@ -5,23 +5,11 @@
 
 use engine_core::TokenId;
 use engine_store::{Gguf, GgufError};
+use engine_text::END_TEXTS;
 
 /// Keys under which a file names its own end tokens.
 const ID_KEYS: [&str; 3] =
     ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
-
-/// Control tokens that end a turn in one model family or another; files often name only one of the two
-/// that their template uses.
-const TEXTS: [&str; 8] = [
-    "<|im_end|>",
-    "<|endoftext|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|end_of_text|>",
-    "<|end|>",
-    "<end_of_turn>",
-    "<|return|>",
-];
 
 /// Token types of llama.cpp that are no text: unknown, control, unused.
 const CONTROL_TYPES: [i64; 3] = [2, 3, 5];
@@ -36,7 +24,7 @@ pub fn end_tokens(gguf: &Gguf) -> Result<Vec<TokenId>, GgufError> {
     let types = gguf.optional("tokenizer.ggml.token_type", Gguf::i64s)?;
     if let (Some(tokens), Some(types)) = (tokens, types) {
         let control = tokens.zip(types).enumerate().filter(|(_, (_, kind))| CONTROL_TYPES.contains(kind));
-        ids.extend(control.filter(|(_, (text, _))| TEXTS.contains(text)).map(|(id, _)| id as TokenId));
+        ids.extend(control.filter(|(_, (text, _))| END_TEXTS.contains(text)).map(|(id, _)| id as TokenId));
     }
     ids.sort_unstable();
     ids.dedup();

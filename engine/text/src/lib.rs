@@ -18,5 +18,5 @@ pub use detokenize::Detokenizer;
 /// What [`TextModel::from_gguf`] reads.
 pub use engine_store::Gguf;
 pub use error::TextError;
-pub use model::TextModel;
+pub use model::{END_TEXTS, TextModel};
 pub use stop::{StopMatch, StopMatcher};

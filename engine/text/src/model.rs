@@ -16,7 +16,7 @@ use tokenizers::{AddedToken, Tokenizer};
 
 /// Control tokens that end a turn wherever they occur, by the text that model families give them: files often
 /// name only one of the two that their template uses.
-const END_TEXTS: &[&str] = &[
+pub const END_TEXTS: &[&str] = &[
     "<|im_end|>",
     "<|endoftext|>",
     "<|eot_id|>",
