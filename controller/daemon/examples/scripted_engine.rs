@@ -66,6 +66,7 @@ async fn main() {
         started_at_ns: now_ns(),
         ready_at_ns: None,
         epoch: 0,
+        adapters_max: 0,
     };
     let control = UnixListener::bind(PathBuf::from(options["--control"])).unwrap();
     let serving = shared.clone();

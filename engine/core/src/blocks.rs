@@ -212,12 +212,12 @@ mod tests {
     /// Publishes a table as the chain of its own block numbers.
     fn publish(pool: &mut BlockPool, table: &mut [BlockId], first: u32) {
         let tenant: Arc<str> = "t".into();
-        let mut key = BlockKey::root("m", "t");
+        let mut key = BlockKey::root("m", None, "t");
         let mut parent = None;
         for (depth, block) in table.iter_mut().enumerate() {
             let tokens = [first + depth as u32];
             key = key.child(&tokens);
-            assert!(pool.publish(&Link { key, tenant: &tenant, parent, tokens: &tokens }, block));
+            assert!(pool.publish(&Link { key, tenant: &tenant, adapter: None, parent, tokens: &tokens }, block));
             parent = Some(*block);
         }
     }

@@ -6,6 +6,8 @@ use thiserror::Error;
 pub type TokenId = u32;
 /// Index of a KV block in the device's pool.
 pub type BlockId = u32;
+/// Name that a device gave a low-rank adapter when it took it; never given again while the device lives.
+pub type AdapterId = u32;
 
 /// What a device offers, fixed while it lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +40,8 @@ pub struct BatchSequence {
     pub blocks: Vec<BlockId>,
     /// Whether logits of the last new token are wanted (false for all but the last prefill chunk).
     pub logits: bool,
+    /// The adapter that changes the weights for this sequence; none for the model as it is.
+    pub adapter: Option<AdapterId>,
 }
 
 /// A step failed. The sequences in it are lost, the device may go on.

@@ -16,7 +16,7 @@ pub mod step;
 
 pub use blocks::BlockPool;
 pub use error::{ConfigError, StepError, SubmitError};
-pub use forward::{Batch, BatchSequence, BlockId, Forward, ForwardError, ForwardShape, TokenId};
+pub use forward::{AdapterId, Batch, BatchSequence, BlockId, Forward, ForwardError, ForwardShape, TokenId};
 pub use scheduler::{Scheduler, SchedulerConfig, SchedulerStats};
-pub use sequence::{EndReason, EndRule, Limits, SequenceId, Submission};
+pub use sequence::{Adapter, EndReason, EndRule, Limits, SequenceId, Submission};
 pub use step::{Admitted, LogitsRow, Sampled, SequenceEvent, Step, StepId, Submitted};

@@ -142,7 +142,8 @@ impl Scheduler {
             return Err(SubmitError::QueueFull { max_waiting: self.config.max_waiting });
         }
         let id = submission.id;
-        let root = BlockKey::root(&self.config.prefix_scope, &submission.tenant);
+        let adapter = submission.adapter.as_ref().map(|adapter| &*adapter.revision);
+        let root = BlockKey::root(&self.config.prefix_scope, adapter, &submission.tenant);
         self.waiting.push(&submission.tenant, id);
         self.sequences.insert(id, Sequence::new(submission, root));
         Ok(Submitted::Queued)
@@ -333,6 +334,7 @@ impl Scheduler {
                 start: sequence.computed,
                 blocks: sequence.blocks.clone(),
                 logits: part.logits,
+                adapter: sequence.adapter.as_ref().map(|adapter| adapter.id),
             });
             if part.logits {
                 rows.push(LogitsRow {

@@ -1,6 +1,6 @@
 //! One sequence: its tokens, how far they are computed, its blocks, and when it ends.
 
-use crate::forward::{BlockId, TokenId};
+use crate::forward::{AdapterId, BlockId, TokenId};
 use crate::prefix::{BlockKey, Link};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -31,12 +31,23 @@ pub enum EndReason {
     Length,
 }
 
+/// A low-rank adapter that a sequence is computed with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adapter {
+    /// As the device calls it.
+    pub id: AdapterId,
+    /// Digest of what it is: cached prefixes are shared within one revision only.
+    pub revision: Arc<str>,
+}
+
 /// A sequence to serve.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Submission {
     pub id: SequenceId,
     /// Whose it is: cached prefixes are shared within a tenant only, and tenants take turns.
     pub tenant: Arc<str>,
+    /// None for the model as it is.
+    pub adapter: Option<Adapter>,
     /// At least one token.
     pub prompt: Vec<TokenId>,
     /// Output that was already delivered elsewhere: it is computed again, never sampled again.
@@ -100,6 +111,7 @@ pub(crate) struct Sequence {
     pub blocks: Vec<BlockId>,
     pub limits: Limits,
     pub tenant: Arc<str>,
+    pub adapter: Option<Adapter>,
     /// The beginning of its chain of keys.
     root: BlockKey,
     /// Keys of its full blocks, as far as they were asked for.
@@ -110,7 +122,7 @@ pub(crate) struct Sequence {
 
 impl Sequence {
     pub fn new(submission: Submission, root: BlockKey) -> Self {
-        let Submission { id: _, tenant, prompt, emitted, limits } = submission;
+        let Submission { id: _, tenant, adapter, prompt, emitted, limits } = submission;
         let prompt_tokens = prompt.len();
         let mut tokens = prompt;
         tokens.extend(emitted);
@@ -123,6 +135,7 @@ impl Sequence {
             blocks: Vec::new(),
             limits,
             tenant,
+            adapter,
             root,
             keys: Vec::new(),
             published: 0,
@@ -137,7 +150,8 @@ impl Sequence {
             self.keys.push(before.child(&self.tokens[full * block_tokens..(full + 1) * block_tokens]));
         }
         let tokens = &self.tokens[index * block_tokens..(index + 1) * block_tokens];
-        Link { key: self.keys[index], tenant: &self.tenant, parent, tokens }
+        let adapter = self.adapter.as_ref().map(|adapter| &adapter.revision);
+        Link { key: self.keys[index], tenant: &self.tenant, adapter, parent, tokens }
     }
 
     pub fn output_tokens(&self) -> usize {

@@ -1,7 +1,7 @@
 //! Properties of the scheduler under arbitrary submissions, cancellations, failures and steps, over a fake
 //! device whose next token depends on every KV slot of its sequence: a block that leaked, was overwritten, was
-//! found under a wrong name or before it was written shows up as another token. Prompts of several tenants
-//! begin alike, so that many find a prefix in the cache.
+//! found under a wrong name or before it was written shows up as another token. Prompts of several tenants and
+//! adapters begin alike, so that many find a prefix in the cache.
 
 use engine_core::*;
 use proptest::prelude::*;
@@ -11,6 +11,8 @@ use std::sync::Arc;
 const VOCAB: u64 = 17;
 const EOS: TokenId = 3;
 const TENANTS: usize = 3;
+/// Adapters, and one that stands for none.
+const ADAPTERS: u32 = 3;
 
 fn mix(state: u64, value: u64) -> u64 {
     (state ^ value.wrapping_add(0x9e37_79b9_7f4a_7c15)).wrapping_mul(0xff51_afd7_ed55_8ccd).rotate_left(23)
@@ -37,7 +39,7 @@ impl FakeDevice {
         let mut next = Vec::new();
         for sequence in &batch.sequences {
             for position in sequence.start..sequence.start + sequence.new_tokens {
-                let before = if position == 0 { 1 } else { self.slots[self.slot(sequence, position - 1)] };
+                let before = if position == 0 { begin(sequence.adapter) } else { self.slots[self.slot(sequence, position - 1)] };
                 let token = *tokens.next().expect("as many tokens as the sequences say");
                 let slot = self.slot(sequence, position);
                 self.slots[slot] = mix(before, u64::from(token));
@@ -52,6 +54,11 @@ impl FakeDevice {
     }
 }
 
+/// What the first slot of a sequence is made from.
+fn begin(adapter: Option<AdapterId>) -> u64 {
+    adapter.map_or(1, |adapter| u64::from(adapter) + 2)
+}
+
 fn choose(slots: impl Iterator<Item = u64>) -> TokenId {
     (slots.fold(7, mix) % VOCAB) as TokenId
 }
@@ -62,7 +69,7 @@ fn reference(submission: &Submission, max_sequence_tokens: usize) -> (Vec<TokenI
     let mut output = submission.emitted.len();
     let mut produced = Vec::new();
     loop {
-        let slots = tokens.iter().scan(1, |state, token| {
+        let slots = tokens.iter().scan(begin(submission.adapter.as_ref().map(|adapter| adapter.id)), |state, token| {
             *state = mix(*state, u64::from(*token));
             Some(*state)
         });
@@ -101,10 +108,11 @@ fn submission() -> impl Strategy<Value = Submission> {
         let common = (0..common as TokenId).map(|n| n * n % VOCAB as TokenId);
         common.chain(own).collect()
     });
-    (prop_oneof![prompt, tokens(1..24)], tokens(0..4), limits, 0..TENANTS).prop_map(
-        |(prompt, emitted, (max, min_tokens, ignore_eos, stop_token_ids), tenant)| {
+    (prop_oneof![prompt, tokens(1..24)], tokens(0..4), limits, 0..TENANTS, 0..ADAPTERS).prop_map(
+        |(prompt, emitted, (max, min_tokens, ignore_eos, stop_token_ids), tenant, adapter)| {
             let limits = Limits { max_tokens: max, min_tokens, ignore_eos, stop_token_ids };
-            Submission { id: SequenceId(0), tenant: tenant.to_string().into(), prompt, emitted, limits }
+            let adapter = adapter.checked_sub(1).map(|id| Adapter { id, revision: format!("r{id}").into() });
+            Submission { id: SequenceId(0), tenant: tenant.to_string().into(), adapter, prompt, emitted, limits }
         },
     )
 }
@@ -351,6 +359,7 @@ proptest! {
         let submission = |id: u64, (tenant, prompt_tokens, max_tokens): (u64, usize, usize)| Submission {
             id: SequenceId(id),
             tenant: format!("tenant {tenant}").into(),
+            adapter: None,
             prompt: (0..prompt_tokens as u64).map(|n| (mix(id, n) % VOCAB) as TokenId).collect(),
             emitted: Vec::new(),
             limits: Limits { max_tokens, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },

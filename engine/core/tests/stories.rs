@@ -8,7 +8,7 @@ fn plain(id: u64, prompt_tokens: usize, max_tokens: usize) -> Submission {
     let limits = Limits { max_tokens, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() };
     // A prompt of its own, so that only stories that are about shared prefixes have any.
     let prompt = (0..prompt_tokens as u32).map(|n| if n == 0 { id as u32 + 100 } else { 1 }).collect();
-    Submission { id: SequenceId(id), tenant: "one".into(), prompt, emitted: Vec::new(), limits }
+    Submission { id: SequenceId(id), tenant: "one".into(), adapter: None, prompt, emitted: Vec::new(), limits }
 }
 
 fn scheduler(kv_blocks: usize, step_tokens: usize) -> Scheduler {
@@ -127,7 +127,7 @@ fn of(id: u64, tenant: &str, prompt: Vec<TokenId>) -> Submission {
 #[test]
 fn a_prefix_is_computed_once_for_each_tenant() {
     // Blocks of 4 tokens.
-    let mut scheduler = scheduler(16, 32);
+    let mut scheduler = scheduler(32, 32);
     let mut check = |submission: Submission, computed: u64, cached: usize| {
         let id = submission.id.0;
         scheduler.submit(submission).expect("room");
@@ -141,6 +141,15 @@ fn a_prefix_is_computed_once_for_each_tenant() {
     check(of(3, "one", prompt[..4].to_vec()), 4, 0);
     check(of(4, "two", prompt.clone()), 12, 0);
     check(of(5, "two", prompt.clone()), 4, 8);
+    // Adapters make other keys and values of the same tokens, and agree by what they are, not by their names.
+    let adapted = |id: u64, adapter: u32, revision: &str| {
+        let adapter = Some(Adapter { id: adapter, revision: revision.into() });
+        Submission { adapter, ..of(id, "one", prompt.clone()) }
+    };
+    check(adapted(10, 0, "sql"), 12, 0);
+    check(adapted(11, 0, "sql"), 4, 8);
+    check(adapted(12, 1, "poems"), 12, 0);
+    check(adapted(13, 2, "sql"), 4, 8);
     // The output of an earlier request is a prefix too: it gave the tokens 1 and 1, of which the last is not computed.
     let turn: Vec<TokenId> = prompt.iter().copied().chain([1, 9, 9, 9, 9]).collect();
     check(of(6, "one", turn), 5, 12);
@@ -150,7 +159,7 @@ fn a_prefix_is_computed_once_for_each_tenant() {
     let resumed = Submission { emitted: vec![1, 1, 1, 1, 1], ..plain(0, 1, 9) };
     check(Submission { id: SequenceId(8), prompt: prompt[..11].to_vec(), ..resumed }, 4, 11);
     let stats = scheduler.stats();
-    assert_eq!((stats.prefix_hit_tokens_total, stats.kv_blocks_used), (8 + 8 + 8 + 12 + 4 + 12, 0));
+    assert_eq!((stats.prefix_hit_tokens_total, stats.kv_blocks_used), (5 * 8 + 12 + 4 + 12, 0));
     assert_eq!(stats.prefix_miss_tokens_total, stats.prefill_tokens_total);
 }
 

@@ -86,6 +86,7 @@ pub(crate) async fn prepare<B: Backend>(
 fn request(options: &GenerateOptions, prompt: Vec<TokenId>, max_tokens: u32, seed: u64) -> GenerateRequest {
     GenerateRequest {
         model: options.model.clone(),
+        adapter_revision: None,
         prompt,
         emitted: Vec::new(),
         sampling: Sampling {

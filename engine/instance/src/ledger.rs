@@ -106,6 +106,7 @@ mod tests {
     fn record(request_id: usize, outcome: Outcome) -> FinishedRequest {
         FinishedRequest {
             request_id: request_id.to_string(),
+            adapter: None,
             prompt_tokens: 1,
             cached_tokens: 0,
             output_tokens: 1,

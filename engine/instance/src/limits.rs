@@ -111,6 +111,7 @@ mod tests {
         let facts = ModelFacts { shape, max_sequence_tokens: 20 };
         let mut request = GenerateRequest {
             model: "m".into(),
+            adapter_revision: None,
             prompt: vec![1, 2, 3],
             emitted: Vec::new(),
             sampling: Sampling::default(),

@@ -1,7 +1,9 @@
 //! A batch step, checked and laid out: which position, KV slot and output row each token has.
 
+use crate::adapters::{AdapterWeights, Adapters};
 use crate::kernels::cpu::{attention::Span, kv::Slot};
-use engine_core::{Batch, BatchSequence, ForwardError, ForwardShape};
+use engine_core::{AdapterId, Batch, BatchSequence, ForwardError, ForwardShape};
+use std::{collections::BTreeMap, sync::Arc};
 
 /// One entry per token, span per sequence, and the rows whose logits are wanted.
 pub(crate) struct Plan<'a> {
@@ -9,10 +11,23 @@ pub(crate) struct Plan<'a> {
     pub(crate) slots: Vec<Slot>,
     pub(crate) spans: Vec<Span<'a>>,
     pub(crate) logit_rows: Vec<usize>,
+    /// Rows by the adapter that they have; empty when none has one.
+    pub(crate) adapted: Vec<Adapted>,
+}
+
+/// The rows of a step that one adapter changes.
+pub(crate) struct Adapted {
+    pub(crate) weights: Arc<AdapterWeights>,
+    /// Ascending.
+    pub(crate) rows: Vec<usize>,
 }
 
 /// Checks everything that a kernel would otherwise have to trust.
-pub(crate) fn plan<'a>(batch: &'a Batch, shape: &ForwardShape) -> Result<Plan<'a>, ForwardError> {
+pub(crate) fn plan<'a>(
+    batch: &'a Batch,
+    shape: &ForwardShape,
+    adapters: &Adapters,
+) -> Result<Plan<'a>, ForwardError> {
     let total: usize = batch.sequences.iter().map(|sequence| sequence.new_tokens).sum();
     if total != batch.tokens.len() {
         return Err(bad(format!("{} tokens, but the sequences have {total}", batch.tokens.len())));
@@ -25,7 +40,9 @@ pub(crate) fn plan<'a>(batch: &'a Batch, shape: &ForwardShape) -> Result<Plan<'a
         slots: Vec::with_capacity(total),
         spans: Vec::new(),
         logit_rows: Vec::new(),
+        adapted: Vec::new(),
     };
+    let mut adapted: BTreeMap<AdapterId, Vec<usize>> = BTreeMap::new();
     for (index, sequence) in batch.sequences.iter().enumerate() {
         check_sequence(sequence, shape).map_err(|message| bad(format!("sequence {index}: {message}")))?;
         let (row, start) = (plan.positions.len(), sequence.start);
@@ -38,6 +55,13 @@ pub(crate) fn plan<'a>(batch: &'a Batch, shape: &ForwardShape) -> Result<Plan<'a
         if sequence.logits {
             plan.logit_rows.push(row + sequence.new_tokens - 1);
         }
+        if let Some(adapter) = sequence.adapter {
+            adapted.entry(adapter).or_default().extend(row..row + sequence.new_tokens);
+        }
+    }
+    for (adapter, rows) in adapted {
+        let weights = adapters.get(adapter).ok_or_else(|| bad(format!("adapter {adapter} is not loaded")))?;
+        plan.adapted.push(Adapted { weights, rows });
     }
     Ok(plan)
 }

@@ -4,6 +4,7 @@
 //! `Compute::Fast` is what serves (int8 activations, f16 KV). In both, every sum that belongs to one
 //! token is taken in one fixed order, so logits do not depend on the batch, the chunking or the threads.
 
+mod adapters;
 mod batch;
 mod cores;
 #[doc(hidden)]
@@ -12,6 +13,7 @@ mod load;
 mod models;
 pub mod sampling;
 
+pub use adapters::{Adapters, LoadedAdapter};
 #[doc(hidden)]
 pub use load::load_on;
 pub use load::{Compute, KV_BLOCK_TOKENS, LoadError, LoadOptions, estimate_instance_bytes, kv_bytes_per_token, load};

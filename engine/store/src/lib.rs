@@ -1,6 +1,7 @@
 //! Checkpoint readers. A checkpoint is opened by memory map, checked completely before anything else
 //! sees it, and then handed out as borrowed views: opening costs the header, not the weights.
 
+mod adapter;
 mod config;
 mod cursor;
 mod digest;
@@ -12,6 +13,7 @@ mod tensor;
 mod validate;
 mod value;
 
+pub use adapter::{Adapter, AdapterError, Linear, LowRank, RANK_MAX, adapter_digest};
 pub use config::{Architecture, ModelConfig, SlidingWindow};
 pub use digest::digest;
 pub use error::GgufError;

@@ -26,8 +26,12 @@ pub const HEADER_TRACEPARENT: &str = "traceparent";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GenerateRequest {
-    /// Model name, checked by the engine against the one it serves.
+    /// Model name, checked by the engine against the one it serves and the adapters that it knows.
     pub model: String,
+    /// Revision that the adapter `model` names must have at the engine, so that no stream goes on with another
+    /// one's output; none for the base model, and from clients that do not care.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter_revision: Option<String>,
     /// Prompt tokens, at least one.
     pub prompt: Vec<TokenId>,
     /// Tokens already sent to the client by an instance that died; the stream goes on after them.

@@ -50,6 +50,7 @@ fn what_is_no_event_is_an_error() {
 fn a_request_that_uses_nothing_new_is_written_as_it_always_was() {
     let request = GenerateRequest {
         model: "m".to_owned(),
+        adapter_revision: None,
         prompt: vec![1],
         emitted: Vec::new(),
         sampling: Sampling::default(),
@@ -67,8 +68,10 @@ fn a_request_that_uses_nothing_new_is_written_as_it_always_was() {
         logit_bias: vec![(3, -100.0)],
         ..Sampling::default()
     };
-    let all = GenerateRequest { sampling, top_logprobs: Some(0), ..request };
+    let adapter_revision = Some("r1".to_owned());
+    let all = GenerateRequest { sampling, top_logprobs: Some(0), adapter_revision, ..request };
     let json = serde_json::to_string(&all).expect("JSON");
+    assert!(json.starts_with(r#"{"model":"m","adapter_revision":"r1","#), "{json}");
     assert!(json.contains(r#""logit_bias":[[3,-100.0]]"#) && json.ends_with(r#""top_logprobs":0}"#), "{json}");
     assert_eq!(serde_json::from_str::<GenerateRequest>(&json).expect("a request"), all);
 }

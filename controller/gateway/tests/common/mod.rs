@@ -94,6 +94,7 @@ pub fn context(limit: Duration) -> RequestContext {
 pub fn request(prompt: u32, max_tokens: u32) -> GenerateRequest {
     GenerateRequest {
         model: MODEL.to_owned(),
+        adapter_revision: None,
         prompt: vec![prompt, 7],
         emitted: Vec::new(),
         sampling: Sampling::default(),

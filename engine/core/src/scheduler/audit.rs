@@ -5,7 +5,7 @@ use crate::sequence::{Sequence, SequenceId};
 
 impl Scheduler {
     /// What is wrong with the scheduler's books, if anything: blocks leaked or owned by somebody who does not
-    /// know it, content that can be found before it was computed, by another tenant, or under a wrong name.
+    /// know it, content that can be found before it was computed, by another tenant or adapter, or under a wrong name.
     /// Takes time in proportion to everything there is.
     pub fn audit(&self) -> Result<(), String> {
         let tables = self.sequences.values().flat_map(|sequence| &sequence.blocks);
@@ -35,8 +35,9 @@ impl Scheduler {
             }
             let end = sequence.tokens.len().min((number + 1) * block_tokens);
             let tokens = sequence.tokens.get(number * block_tokens..end).unwrap_or_default();
-            if !index.agrees(*block, &sequence.tenant, tokens) {
-                return Err(format!("block {block} can be found under another tenant or other tokens"));
+            let adapter = sequence.adapter.as_ref().map(|adapter| &*adapter.revision);
+            if !index.agrees(*block, &sequence.tenant, adapter, tokens) {
+                return Err(format!("block {block} can be found under another tenant, adapter or other tokens"));
             }
             if index.contains(*block) && index.parent(*block) != number.checked_sub(1).map(|n| sequence.blocks[n]) {
                 return Err(format!("block {block} comes after another block than in the table"));

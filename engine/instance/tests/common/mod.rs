@@ -252,6 +252,7 @@ impl HopStream {
 pub fn request(prompt: &[TokenId], max_tokens: u32) -> GenerateRequest {
     GenerateRequest {
         model: MODEL.into(),
+        adapter_revision: None,
         prompt: prompt.to_vec(),
         emitted: Vec::new(),
         sampling: Sampling { temperature: 0.0, ..Sampling::default() },

@@ -2,9 +2,11 @@
 //! token to the residual stream and from there to logits.
 
 use crate::{
+    adapters::Adapters,
     batch::Plan,
     kernels::cpu::{
         elementwise,
+        low_rank::{self, Product},
         matmul::{self, Input, Job},
         matrix::Matrix,
         pool::Pool,
@@ -13,7 +15,7 @@ use crate::{
     },
 };
 use engine_core::{ForwardShape, TokenId};
-use engine_store::{Gguf, GgufError, ModelConfig};
+use engine_store::{Gguf, GgufError, Linear, ModelConfig};
 
 /// A matrix as it lies in the file.
 pub(super) fn matrix(gguf: &Gguf, name: &str) -> Result<Matrix, GgufError> {
@@ -106,6 +108,9 @@ pub struct Device {
     pub integer: bool,
     /// The core of the calling thread, when cores were given.
     pub caller: crate::cores::Caller,
+    pub adapters: Adapters,
+    /// What lies between the two products of an adapter.
+    pub hidden: Vec<f32>,
 }
 
 impl Device {
@@ -145,6 +150,25 @@ impl Device {
     pub(super) fn multiply(&mut self, tokens: usize, real: &[f32], quantised: &Quantised, jobs: Vec<Job<'_>>) {
         let quantised = self.integer.then_some(quantised);
         matmul::multiply(&mut self.pool, self.isa, Input { tokens, real, quantised }, jobs);
+    }
+
+    /// Adds to products of `real` what the adapters of their rows change of them.
+    pub(super) fn adapt(&mut self, plan: &Plan<'_>, layer: usize, real: &[f32], outputs: &mut [(Linear, &mut [f32])]) {
+        if plan.adapted.is_empty() {
+            return;
+        }
+        let mut products = Vec::new();
+        for adapted in &plan.adapted {
+            for (out, (linear, _)) in outputs.iter().enumerate() {
+                let pair = adapted.weights.pair(layer, *linear);
+                products.extend(pair.map(|pair| Product { pair, rows: &adapted.rows, out }));
+            }
+        }
+        if products.is_empty() {
+            return;
+        }
+        let mut outputs: Vec<&mut [f32]> = outputs.iter_mut().map(|(_, out)| &mut **out).collect();
+        low_rank::apply(&mut self.pool, self.isa, real, &mut outputs, &products, &mut self.hidden);
     }
 
     /// Rows in parallel, several per item; a single row is done in place.

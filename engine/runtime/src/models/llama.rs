@@ -15,7 +15,7 @@ use crate::{
     },
 };
 use engine_core::{Batch, Forward, ForwardError, ForwardShape};
-use engine_store::{Architecture, Gguf, GgufError, ModelConfig};
+use engine_store::{Architecture, Gguf, GgufError, Linear, ModelConfig};
 
 struct Layer {
     attention_norm: Vec<f32>,
@@ -133,6 +133,9 @@ impl<E: KvElement> Llama<E> {
                 device.each_row(x, bias.len(), |_, row| row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias));
             }
         }
+        let mut outputs =
+            [(Linear::Q, &mut buffers.q[..]), (Linear::K, &mut buffers.k[..]), (Linear::V, &mut buffers.v[..])];
+        device.adapt(plan, index, &buffers.normed, &mut outputs);
         let (isa, rotary) = (device.isa, &self.rotary);
         // GGUF stores llama's rows so that neighbours turn together; the others keep their own order.
         let rotate = match config.architecture {
@@ -166,9 +169,11 @@ impl<E: KvElement> Llama<E> {
         device.quantise(&buffers.attended, config.q_width(), &mut buffers.quantised);
         let job = Job { matrix: &layer.attention_out, out: &mut buffers.x, accumulate: true };
         device.multiply(tokens, &buffers.attended, &buffers.quantised, vec![job]);
+        device.adapt(plan, index, &buffers.attended, &mut [(Linear::Output, &mut buffers.x[..])]);
     }
 
-    fn feed_forward(&mut self, index: usize, tokens: usize) {
+    fn feed_forward(&mut self, index: usize, plan: &Plan<'_>) {
+        let tokens = plan.positions.len();
         let (config, layer, buffers, device) =
             (&self.config, &self.weights.layers[index], &mut self.buffers, &mut self.device);
         device.norm(&buffers.x, &layer.ffn_norm, config.norm_epsilon, &mut buffers.normed, &mut buffers.quantised);
@@ -179,6 +184,8 @@ impl<E: KvElement> Llama<E> {
             Job { matrix: &layer.up, out: &mut buffers.up, accumulate: false },
         ];
         device.multiply(tokens, &buffers.normed, &buffers.quantised, jobs);
+        let mut outputs = [(Linear::Gate, &mut buffers.gate[..]), (Linear::Up, &mut buffers.up[..])];
+        device.adapt(plan, index, &buffers.normed, &mut outputs);
         let (isa, width, up) = (device.isa, config.ffn_width, &buffers.up);
         device.each_row(&mut buffers.gate, width, |token, row| {
             elementwise::silu_times(isa, row, &up[token * width..(token + 1) * width]);
@@ -186,6 +193,7 @@ impl<E: KvElement> Llama<E> {
         device.quantise(&buffers.gate, width, &mut buffers.quantised);
         let job = Job { matrix: &layer.down, out: &mut buffers.x, accumulate: true };
         device.multiply(tokens, &buffers.gate, &buffers.quantised, vec![job]);
+        device.adapt(plan, index, &buffers.gate, &mut [(Linear::Down, &mut buffers.x[..])]);
     }
 }
 
@@ -196,7 +204,7 @@ impl<E: KvElement> Forward for Llama<E> {
 
     fn forward(&mut self, batch: &Batch, out: &mut Vec<f32>) -> Result<(), ForwardError> {
         self.device.caller.pin();
-        let plan = batch::plan(batch, &self.shape)?;
+        let plan = batch::plan(batch, &self.shape, &self.device.adapters)?;
         if batch.tokens.is_empty() {
             out.clear();
             return Ok(());
@@ -205,7 +213,7 @@ impl<E: KvElement> Forward for Llama<E> {
         self.rotary.fill(&plan.positions);
         for layer in 0..self.weights.layers.len() {
             self.attention(layer, &plan);
-            self.feed_forward(layer, batch.tokens.len());
+            self.feed_forward(layer, &plan);
         }
         let weights = &self.weights;
         let matrix = weights.output.as_ref().unwrap_or(&weights.embedding);

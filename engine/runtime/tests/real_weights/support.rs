@@ -1,6 +1,6 @@
 //! Finding the checkpoint and the reference outputs, and driving a device by hand.
 
-use engine_core::{Batch, BatchSequence, BlockId, Forward, TokenId};
+use engine_core::{AdapterId, Batch, BatchSequence, BlockId, Forward, TokenId};
 use engine_runtime::{Compute, LoadOptions, kernels::cpu::simd::Isa, load_on};
 use engine_store::Gguf;
 use serde::Deserialize;
@@ -75,6 +75,7 @@ pub struct Driver {
 pub struct Sequence {
     pub tokens: Vec<TokenId>,
     pub done: usize,
+    pub adapter: Option<AdapterId>,
     blocks: Vec<BlockId>,
 }
 
@@ -84,7 +85,7 @@ impl Driver {
         let count = (tokens.len() + room).div_ceil(self.device.shape().kv_block_tokens) as BlockId;
         let blocks = (self.next_block..self.next_block + count).rev().collect();
         self.next_block += count;
-        Sequence { tokens: tokens.to_vec(), done: 0, blocks }
+        Sequence { tokens: tokens.to_vec(), done: 0, adapter: None, blocks }
     }
 
     /// One step: `parts[i]` new tokens of each sequence; logits of those that have no token left to compute.
@@ -95,7 +96,8 @@ impl Driver {
             sequence.done += new_tokens;
             batch.tokens.extend(&sequence.tokens[start..sequence.done]);
             let logits = sequence.done == sequence.tokens.len();
-            batch.sequences.push(BatchSequence { new_tokens, start, blocks: sequence.blocks.clone(), logits });
+            let (blocks, adapter) = (sequence.blocks.clone(), sequence.adapter);
+            batch.sequences.push(BatchSequence { new_tokens, start, blocks, logits, adapter });
         }
         let mut out = Vec::new();
         self.device.forward(&batch, &mut out).expect("a well-formed batch");

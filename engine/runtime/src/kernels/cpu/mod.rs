@@ -9,6 +9,7 @@ pub mod integer;
 mod integer_avx2;
 mod integer_portable;
 pub mod kv;
+pub mod low_rank;
 pub mod matmul;
 pub mod matrix;
 pub mod pool;
