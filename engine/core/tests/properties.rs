@@ -39,7 +39,8 @@ impl FakeDevice {
         let mut next = Vec::new();
         for sequence in &batch.sequences {
             for position in sequence.start..sequence.start + sequence.new_tokens {
-                let before = if position == 0 { begin(sequence.adapter) } else { self.slots[self.slot(sequence, position - 1)] };
+                let before =
+                    if position == 0 { begin(sequence.adapter) } else { self.slots[self.slot(sequence, position - 1)] };
                 let token = *tokens.next().expect("as many tokens as the sequences say");
                 let slot = self.slot(sequence, position);
                 self.slots[slot] = mix(before, u64::from(token));

@@ -23,11 +23,7 @@ pub(crate) struct Adapted {
 }
 
 /// Checks everything that a kernel would otherwise have to trust.
-pub(crate) fn plan<'a>(
-    batch: &'a Batch,
-    shape: &ForwardShape,
-    adapters: &Adapters,
-) -> Result<Plan<'a>, ForwardError> {
+pub(crate) fn plan<'a>(batch: &'a Batch, shape: &ForwardShape, adapters: &Adapters) -> Result<Plan<'a>, ForwardError> {
     let total: usize = batch.sequences.iter().map(|sequence| sequence.new_tokens).sum();
     if total != batch.tokens.len() {
         return Err(bad(format!("{} tokens, but the sequences have {total}", batch.tokens.len())));

@@ -67,8 +67,8 @@ impl Adapter {
         }
         let path = folder.join(CONFIG_FILE);
         let json = read_config(folder)?;
-        let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&json)
-            .map_err(|error| AdapterError::Json { path, message: error.to_string() })?;
+        let fields: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_slice(&json).map_err(|error| AdapterError::Json { path, message: error.to_string() })?;
         let config = LoraConfig::read(&fields)?;
         Self::check(Safetensors::open(folder.join(WEIGHTS_FILE))?, base.clone(), &config)
     }
@@ -176,18 +176,21 @@ impl Half {
 /// weights that nobody reads.
 fn by_place(weights: &Safetensors, layers: usize) -> Result<BTreeMap<(usize, Linear, Half), String>, AdapterError> {
     let mut found = BTreeMap::new();
-    let mut prefixes = BTreeSet::new();
+    let mut prefixes: BTreeSet<&str> = BTreeSet::new();
     for tensor in weights.tensors() {
-        let unknown = |message: &str| AdapterError::Tensor { name: tensor.name.to_owned(), message: message.to_owned() };
+        let unknown =
+            |message: &str| AdapterError::Tensor { name: tensor.name.to_owned(), message: message.to_owned() };
         let prefix = PREFIXES.iter().find(|prefix| tensor.name.starts_with(**prefix));
         let rest = prefix.and_then(|prefix| tensor.name.strip_prefix(prefix));
         let (layer, rest) = rest.and_then(|rest| rest.split_once('.')).ok_or_else(|| {
             unknown("is no low-rank matrix of a decoder's block, which begin with base_model.model.model.layers.")
         })?;
         prefixes.extend(prefix);
-        let layer: usize = layer.parse().ok().filter(|layer| *layer < layers).ok_or_else(|| {
-            unknown(&format!("names layer {layer}, but the base has layers 0 to {}", layers - 1))
-        })?;
+        let layer: usize = layer
+            .parse()
+            .ok()
+            .filter(|layer| *layer < layers)
+            .ok_or_else(|| unknown(&format!("names layer {layer}, but the base has layers 0 to {}", layers - 1)))?;
         let place = Linear::ALL.iter().find_map(|linear| {
             let rest = rest.strip_prefix(linear.path())?.strip_prefix('.')?;
             let half = [Half::A, Half::B].into_iter().find(|half| half.suffix() == rest)?;

@@ -1,8 +1,8 @@
 //! Finding the checkpoint and the reference outputs, and driving a device by hand.
 
 use engine_core::{AdapterId, Batch, BatchSequence, BlockId, Forward, TokenId};
-use engine_runtime::{Compute, LoadOptions, kernels::cpu::simd::Isa, load_on};
-use engine_store::Gguf;
+use engine_runtime::{Adapters, Compute, LoadOptions, LoadedAdapter, kernels::cpu::simd::Isa, load_on};
+use engine_store::{Adapter, Gguf, ModelConfig};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ fn root() -> PathBuf {
 }
 
 /// A checkpoint and the reference outputs of the same weights.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct Model {
     file: &'static str,
     golden: &'static str,
@@ -56,18 +56,29 @@ impl Model {
     }
 
     pub fn device_on(&self, compute: Compute, threads: usize, isa: Isa) -> Driver {
-        let path = root().join("target/models").join(self.file);
-        let gguf =
-            Gguf::open(&path).unwrap_or_else(|error| panic!("{error}\nfetch the checkpoint with: cargo xtask setup"));
-        let options = LoadOptions { compute, threads, kv_bytes: 256 << 20, ..LoadOptions::default() };
+        let gguf = self.gguf();
+        let adapters = Adapters::default();
+        let options =
+            LoadOptions { compute, threads, kv_bytes: 256 << 20, adapters: adapters.clone(), ..LoadOptions::default() };
         let device = load_on(&gguf, options, isa).expect("the checkpoint loads");
-        Driver { device, next_block: 0 }
+        Driver { adapters, ..Driver::new(device, &gguf, compute) }
+    }
+
+    pub fn path(&self) -> PathBuf {
+        root().join("target/models").join(self.file)
+    }
+
+    pub fn gguf(&self) -> Gguf {
+        Gguf::open(self.path()).unwrap_or_else(|error| panic!("{error}\nfetch the checkpoint with: cargo xtask setup"))
     }
 }
 
 /// A device and the next KV block that no sequence has yet.
 pub struct Driver {
     pub device: Box<dyn Forward>,
+    adapters: Adapters,
+    config: ModelConfig,
+    compute: Compute,
     next_block: BlockId,
 }
 
@@ -80,6 +91,18 @@ pub struct Sequence {
 }
 
 impl Driver {
+    /// Around a device that was loaded from a checkpoint.
+    pub fn new(device: Box<dyn Forward>, gguf: &Gguf, compute: Compute) -> Self {
+        let config = gguf.validate().expect("a runnable checkpoint");
+        Self { device, adapters: Adapters::default(), config, compute, next_block: 0 }
+    }
+
+    /// Loads the adapter in a folder.
+    pub fn load_adapter(&self, folder: &Path) -> LoadedAdapter {
+        let adapter = Adapter::open(folder, &self.config).expect("a good adapter");
+        self.adapters.load(&adapter, &self.config, self.compute)
+    }
+
     /// Each sequence's blocks run backwards, so that no test passes by their being contiguous.
     pub fn sequence(&mut self, tokens: &[TokenId], room: usize) -> Sequence {
         let count = (tokens.len() + room).div_ceil(self.device.shape().kv_block_tokens) as BlockId;

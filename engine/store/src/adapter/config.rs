@@ -82,9 +82,8 @@ impl LoraConfig {
 fn rank(fields: &Map<String, Value>) -> Result<usize, AdapterError> {
     let value = fields.get("r").ok_or_else(|| AdapterError::field("r", "is missing"))?;
     let rank = value.as_u64().and_then(|rank| usize::try_from(rank).ok());
-    rank.filter(|rank| (1..=RANK_MAX).contains(rank)).ok_or_else(|| {
-        AdapterError::field("r", format!("is {value}; ranks from 1 to {RANK_MAX} are supported"))
-    })
+    rank.filter(|rank| (1..=RANK_MAX).contains(rank))
+        .ok_or_else(|| AdapterError::field("r", format!("is {value}; ranks from 1 to {RANK_MAX} are supported")))
 }
 
 fn check_field(field: &str, value: &Value) -> Result<(), AdapterError> {
@@ -105,8 +104,12 @@ fn check_field(field: &str, value: &Value) -> Result<(), AdapterError> {
         known if IGNORED.contains(&known) => Ok(()),
         _ if is_neutral(value) => Ok(()),
         "fan_in_fan_out" | "use_dora" | "lora_bias" | "use_qalora" | "use_bdlora" => only("false"),
-        "modules_to_save" | "exclude_modules" | "target_parameters" | "trainable_token_indices"
-        | "layer_replication" | "alora_invocation_tokens" => only("null"),
+        "modules_to_save"
+        | "exclude_modules"
+        | "target_parameters"
+        | "trainable_token_indices"
+        | "layer_replication"
+        | "alora_invocation_tokens" => only("null"),
         "rank_pattern" | "alpha_pattern" => only("{}"),
         _ => {
             let shown: String = value.to_string().chars().take(80).collect();

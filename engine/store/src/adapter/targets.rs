@@ -78,7 +78,8 @@ impl Targets {
                     None => Ok(Self::Names(names)),
                     Some(name) => {
                         let known = Linear::ALL.map(|linear| linear.path().rsplit('.').next().unwrap_or_default());
-                        let message = format!("names {name:?}, which cannot be adapted; supported: {}", known.join(", "));
+                        let message =
+                            format!("names {name:?}, which cannot be adapted; supported: {}", known.join(", "));
                         Err(AdapterError::field(FIELD, message))
                     }
                 }

@@ -98,9 +98,8 @@ impl Pair {
             }
             let unit = power_of_two_above(values);
             scale *= unit;
-            let vector = |(group, index)| {
-                std::array::from_fn(|lane| f16::from_f32(at(group, index, lane) / unit).to_bits())
-            };
+            let vector =
+                |(group, index)| std::array::from_fn(|lane| f16::from_f32(at(group, index, lane) / unit).to_bits());
             Packed::F16(places().map(vector).collect())
         };
         let a_packed = pack(rank.div_ceil(GROUP), cols, &ranks, a);
