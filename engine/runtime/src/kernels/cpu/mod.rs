@@ -11,6 +11,7 @@ mod integer_portable;
 pub mod kv;
 pub mod matmul;
 pub mod matrix;
+pub mod peak;
 pub mod pool;
 pub mod quant;
 pub mod real;
