@@ -2,6 +2,7 @@
 //! here and nowhere else.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use engine_instance::AdapterSpec;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -114,6 +115,12 @@ pub struct EngineArgs {
     /// KV cache, bytes [default: by available memory].
     #[arg(long)]
     pub kv_bytes: Option<u64>,
+    /// A low-rank adapter in PEFT's format to serve beside the model; may be given several times.
+    #[arg(long = "adapter", value_name = "NAME=PATH", value_parser = adapter)]
+    pub adapters: Vec<AdapterSpec>,
+    /// The same from the controller, as JSON.
+    #[arg(long, requires = "control", hide = true, value_parser = adapter_set)]
+    pub adapter_set: Option<AdapterSet>,
     /// Requests that may wait inside before more are refused.
     #[arg(long, default_value_t = 256)]
     pub max_queue: usize,
@@ -127,6 +134,24 @@ pub struct EngineArgs {
     pub control: Option<PathBuf>,
     #[arg(long, default_value_t = 60_000, hide = true)]
     pub lease_ms: u64,
+}
+
+/// `NAME=PATH`. By itself an engine takes the files as they are, so the path stands for the revision.
+fn adapter(text: &str) -> Result<AdapterSpec, String> {
+    let (name, path) = text
+        .split_once('=')
+        .filter(|(name, path)| !name.is_empty() && !path.is_empty())
+        .ok_or("expected NAME=PATH: the model name that requests give, and a folder with adapter_config.json in it")?;
+    let (name, revision) = (name.to_owned(), "unregistered".to_owned());
+    Ok(AdapterSpec { name, path: path.into(), revision, digest: None })
+}
+
+/// Adapters as the controller lists them.
+#[derive(Clone, Debug)]
+pub struct AdapterSet(pub Vec<AdapterSpec>);
+
+fn adapter_set(json: &str) -> Result<AdapterSet, String> {
+    serde_json::from_str(json).map(AdapterSet).map_err(|error| error.to_string())
 }
 
 #[derive(Args, Clone, Debug)]

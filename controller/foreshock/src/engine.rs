@@ -43,6 +43,7 @@ fn options(args: EngineArgs) -> EngineOptions {
     options.cores = args.cores;
     options.kv_bytes = args.kv_bytes;
     options.max_queue = args.max_queue;
+    options.adapters = args.adapter_set.map_or(args.adapters, |set| set.0);
     options.supervision = supervision;
     options
 }

@@ -181,6 +181,8 @@ impl Backend for Gateway {
                 revision: route.revision.clone(),
                 created_unix_s: route.created_unix_s,
                 context_tokens: route.context_tokens,
+                root: route.name.clone(),
+                parent: None,
             })
             .collect()
     }

@@ -53,6 +53,7 @@ impl Ledger {
             self.cancelled_total += 1;
         }
         if record.outcome == Outcome::Finished && record.output_tokens > 0 {
+            let model = record.adapter.as_deref().unwrap_or(model);
             let labels = || [("model", model.to_string()), ("vantage", "engine".to_string())];
             histogram!(table::TTFT_SECONDS.name, &labels()).record(record.ttft_ms / 1e3);
             if let Some(itl_ms) = record.itl_ms_mean {

@@ -23,12 +23,15 @@ mod request;
 mod run;
 mod server;
 mod shared;
+mod shelf;
 mod step_loop;
 mod text;
 
 pub use backend::LocalBackend;
 pub use ends::end_tokens;
+pub use engine_wire::control::AdapterSpec;
 pub use error::EngineError;
 pub use load::{LoadedModel, Loader};
 pub use options::{Compute, EngineOptions, Supervision};
 pub use run::{run, run_with};
+pub use shelf::AdapterHost;

@@ -4,8 +4,9 @@ use crate::clock;
 use crate::ends;
 use crate::error::EngineError;
 use crate::options::{Compute, EngineOptions};
+use crate::shelf::AdapterHost;
 use engine_core::{Forward, TokenId};
-use engine_runtime::LoadOptions;
+use engine_runtime::{Adapters, LoadOptions};
 use engine_store::Gguf;
 
 /// A device that is ready to compute.
@@ -13,6 +14,8 @@ pub struct LoadedModel {
     pub forward: Box<dyn Forward>,
     /// Tokens that end a sequence.
     pub eos_token_ids: Vec<TokenId>,
+    /// How adapters come to the device; none when it takes none.
+    pub adapters: Option<AdapterHost>,
     /// CLOCK_MONOTONIC when the checkpoint was mapped and checked, ns.
     pub mapped_at_ns: u64,
 }
@@ -27,11 +30,14 @@ pub fn load_checkpoint(options: &EngineOptions, cores: &[u32]) -> Result<LoadedM
     gguf.will_need();
     let mapped_at_ns = clock::monotonic_ns();
     let eos_token_ids = ends::end_tokens(&gguf).map_err(|error| failed(error.to_string()))?;
+    let compute = match options.compute {
+        Compute::F32 => engine_runtime::Compute::F32,
+        Compute::Fast => engine_runtime::Compute::Fast,
+    };
+    let table = Adapters::default();
     let load_options = LoadOptions {
-        compute: match options.compute {
-            Compute::F32 => engine_runtime::Compute::F32,
-            Compute::Fast => engine_runtime::Compute::Fast,
-        },
+        compute,
+        adapters: table.clone(),
         // Pinned only when the cores were given: a process that was told nothing shares its cores with others.
         cores: options.cores.clone(),
         threads: cores.len().max(1),
@@ -39,5 +45,7 @@ pub fn load_checkpoint(options: &EngineOptions, cores: &[u32]) -> Result<LoadedM
         ..LoadOptions::default()
     };
     let forward = engine_runtime::load(&gguf, load_options).map_err(|error| failed(error.to_string()))?;
-    Ok(LoadedModel { forward, eos_token_ids, mapped_at_ns })
+    let config = gguf.validate().map_err(|error| failed(error.to_string()))?;
+    let adapters = Some(AdapterHost { table, config, compute });
+    Ok(LoadedModel { forward, eos_token_ids, adapters, mapped_at_ns })
 }

@@ -2,6 +2,7 @@
 
 use crate::clock;
 use crate::error::EngineError;
+use engine_wire::control::AdapterSpec;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -39,6 +40,8 @@ pub struct EngineOptions {
     pub max_queue: usize,
     /// Time that streams get to finish after SIGTERM or SIGINT.
     pub drain_timeout: Duration,
+    /// Adapters to serve beside the model.
+    pub adapters: Vec<AdapterSpec>,
     /// Set when a controller started this engine.
     pub supervision: Option<Supervision>,
 }
@@ -68,6 +71,7 @@ impl EngineOptions {
             kv_bytes: None,
             max_queue: 256,
             drain_timeout: Duration::from_secs(10),
+            adapters: Vec::new(),
             supervision: None,
         }
     }

@@ -1,12 +1,14 @@
 //! One request inside the step thread: its parameters, its delivery, and the times of its life.
 
 use crate::delivery::Delivery;
+use crate::shelf::HeldAdapter;
 use engine_core::{EndReason, Limits};
 use engine_runtime::History;
 use engine_wire::TokenId;
 use engine_wire::control::{FinishedRequest, Outcome};
 use engine_wire::hop::{FinishReason, GenerateRequest, HopEvent, TokenLogprobs};
 use engine_wire::sampling::{Sampling, StopRule};
+use std::sync::Arc;
 
 /// A request as it is handed to the step thread.
 pub(crate) struct Work {
@@ -15,6 +17,8 @@ pub(crate) struct Work {
     /// CLOCK_MONOTONIC, ns.
     pub arrived_at_ns: u64,
     pub request: GenerateRequest,
+    /// None for the base model.
+    pub adapter: Option<Arc<HeldAdapter>>,
     pub delivery: Delivery,
 }
 
@@ -28,6 +32,8 @@ pub(crate) enum Message {
 /// A request that the scheduler knows.
 pub(crate) struct Live {
     pub times: Times,
+    /// Held while it runs, so that no step misses it.
+    pub adapter: Option<Arc<HeldAdapter>>,
     pub sampling: Sampling,
     /// What its penalties look at.
     pub history: History,
@@ -39,9 +45,10 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    pub fn new(request: &GenerateRequest, times: Times, delivery: Delivery) -> Self {
+    pub fn new(request: &GenerateRequest, adapter: Option<Arc<HeldAdapter>>, times: Times, delivery: Delivery) -> Self {
         Self {
             times,
+            adapter,
             history: History::new(&request.sampling, &request.prompt, &request.emitted),
             sampling: request.sampling.clone(),
             top_logprobs: request.top_logprobs,
@@ -124,6 +131,7 @@ impl Times {
         let itl_ms_mean =
             (gaps > 0).then(|| self.last_token_at_ns.saturating_sub(first_token_at_ns) as f64 / 1e6 / f64::from(gaps));
         FinishedRequest {
+            adapter: None,
             prompt_tokens: u32::try_from(self.prompt_tokens).unwrap_or(u32::MAX),
             cached_tokens: self.cached_tokens,
             output_tokens: self.output_tokens,

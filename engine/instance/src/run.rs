@@ -55,6 +55,8 @@ async fn start_and_serve(options: EngineOptions, loader: Loader, voice: Voice) -
     let scheduling = SchedulerConfig::default();
     let max_inside = options.max_queue.saturating_add(scheduling.max_running);
     let shared = Arc::new(Shared::new(identity, options.max_queue, max_inside));
+    let adapters = shared.shelf.set(options.adapters.clone());
+    adapters.map_err(|message| EngineError::BadOption { message: format!("--adapter: {message}") })?;
     let life = Arc::new(Life::new(options.supervision.as_ref().map(|supervision| supervision.lease)));
     // Held to the end: dropping it removes the socket's path.
     let _control = open_control(&options, &shared, &life)?;
@@ -173,6 +175,13 @@ fn prepare(
     })?;
     let max_sequence_tokens = scheduler.rule().max_sequence_tokens;
     let _ = shared.facts.set(ModelFacts { shape, max_sequence_tokens });
+    if let Some(host) = model.adapters {
+        shared.shelf.open(host);
+    }
+    // A person is told now; a controller has checked them, and wants the base model to be quick.
+    if options.supervision.is_none() {
+        shared.shelf.hold_all().map_err(|(name, message)| EngineError::Adapter { name, message })?;
+    }
     let step_loop = StepLoop::new(shared.clone(), inbox, runtime, scheduler, model.forward);
     let ready_at_ns = clock::monotonic_ns();
     let mut ledger = shared.ledger();

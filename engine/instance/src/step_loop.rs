@@ -78,10 +78,10 @@ impl StepLoop {
     }
 
     fn accept(&mut self, work: Work) {
-        let Work { request_id, tenant, arrived_at_ns, request, delivery } = work;
+        let Work { request_id, tenant, arrived_at_ns, request, adapter, delivery } = work;
         self.shared.ledger().request_taken();
         let times = Times::new(request_id, request.prompt.len(), arrived_at_ns);
-        let live = Live::new(&request, times, delivery);
+        let live = Live::new(&request, adapter, times, delivery);
         if live.delivery.is_abandoned() {
             return self.end(live, Outcome::Cancelled, None);
         }
@@ -96,6 +96,7 @@ impl StepLoop {
         let submission = Submission {
             id,
             tenant: tenant.into(),
+            adapter: live.adapter.as_ref().map(|adapter| adapter.of_sequence()),
             prompt: request.prompt,
             emitted: request.emitted,
             limits: request::limits(request.stop),
@@ -223,7 +224,8 @@ impl StepLoop {
     /// Counts a request and sends its last event, if anybody waits for one. The count comes first: who has
     /// read the end of a stream finds it in the next report.
     fn end(&self, live: Live, outcome: Outcome, last: Option<Result<HopEvent, ApiError>>) {
-        let record = live.times.record(outcome, clock::monotonic_ns());
+        let mut record = live.times.record(outcome, clock::monotonic_ns());
+        record.adapter = live.adapter.as_ref().map(|adapter| adapter.name.clone());
         let mut ledger = self.shared.ledger();
         ledger.request_ended(record, &self.shared.identity.model);
         ledger.scheduler = self.scheduler.stats();

@@ -47,7 +47,12 @@ pub fn options(dir: &Path) -> EngineOptions {
 }
 
 pub fn loaded(pace: Duration) -> LoadedModel {
-    LoadedModel { forward: Box::new(DigestDevice::new(pace)), eos_token_ids: vec![device::EOS], mapped_at_ns: 0 }
+    LoadedModel {
+        forward: Box::new(DigestDevice::new(pace)),
+        eos_token_ids: vec![device::EOS],
+        adapters: None,
+        mapped_at_ns: 0,
+    }
 }
 
 impl TestEngine {
