@@ -2,6 +2,7 @@
 //! running loop when any process has changed the registry.
 
 use crate::actuate::Models;
+use crate::adapters::{adapter_bytes, check_adapters};
 use crate::clock::unix_s;
 use crate::config::{ComputeMode, DaemonConfig};
 use crate::registry::{Added, ModelRecord, Registry, RegistryError};
@@ -24,6 +25,10 @@ pub enum CatalogError {
     Path { path: PathBuf },
     #[error("the checkpoint {} cannot be served: {source}", path.display())]
     Checkpoint { path: PathBuf, source: GgufError },
+    #[error("the adapter {} cannot be used: {message}", path.display())]
+    Adapter { path: PathBuf, message: String },
+    #[error("the adapter `{adapter}` does not fit these weights ({message}); remove it first")]
+    Misfit { adapter: String, message: String },
     #[error(transparent)]
     Registry(#[from] RegistryError),
 }
@@ -80,6 +85,7 @@ pub fn examine(name: &str, path: &Path) -> Result<ModelRecord, CatalogError> {
         parameters: summary.parameters,
         context_tokens: summary.context_tokens.and_then(|tokens| u32::try_from(tokens).ok()).unwrap_or(u32::MAX),
         instance_bytes: metadata.len() + SCRATCH_BYTES,
+        adapters: Vec::new(),
         path,
     })
 }
@@ -90,9 +96,10 @@ const SCRATCH_BYTES: u64 = 64 << 20;
 /// Examines a checkpoint and registers it: `foreshock models add`.
 ///
 /// # Errors
-/// As [`examine`], and when the database cannot be written.
+/// As [`examine`], when adapters of the name do not fit, and when the database cannot be written.
 pub fn add_model(registry: &mut Registry, name: &str, path: &Path) -> Result<(Added, ModelRecord), CatalogError> {
     let record = examine(name, path)?;
+    check_adapters(registry, &record)?;
     let added = registry.put_model(&record)?;
     Ok((added, record))
 }
@@ -103,7 +110,7 @@ pub fn instance_bytes(record: &ModelRecord, config: &DaemonConfig) -> u64 {
         ComputeMode::Fast => 0,
         ComputeMode::F32 => record.parameters * 4,
     };
-    record.instance_bytes + dequantised + config.kv_bytes
+    record.instance_bytes + dequantised + adapter_bytes(record, config.compute) + config.kv_bytes
 }
 
 /// How soon a change made by another process is seen.

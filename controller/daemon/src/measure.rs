@@ -31,7 +31,8 @@ pub fn telemetry(model: &str, last: Option<&Telemetry>, now: &Telemetry) {
         }
     }
     for request in now.finished.iter().filter(|request| request.first_token_at_ns > 0) {
-        let labels = [("model", model.clone()), ("vantage", "engine".to_owned())];
+        let named = request.adapter.as_ref().unwrap_or(&model);
+        let labels = [("model", named.clone()), ("vantage", "engine".to_owned())];
         histogram!(telemetry::TTFT_SECONDS.name, &labels).record(request.ttft_ms / 1e3);
         // A cancelled stream's mean is cut short by the client, not by the engine.
         if let (Some(itl_ms), Outcome::Finished) = (request.itl_ms_mean, request.outcome) {

@@ -162,10 +162,13 @@ pub struct ModelsArgs {
 
 #[derive(Subcommand, Clone, Debug)]
 pub enum ModelsCommand {
-    /// Register a checkpoint under a name.
+    /// Register a checkpoint under a name, or a low-rank adapter of a registered model.
     Add {
         name: String,
         path: PathBuf,
+        /// PATH is an adapter's folder in PEFT's format, and this the model that it changes.
+        #[arg(long)]
+        base: Option<String>,
         #[command(flatten)]
         state: StateArgs,
     },

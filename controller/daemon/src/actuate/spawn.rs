@@ -7,6 +7,7 @@ use crate::clock::monotonic_ns;
 use crate::config::DaemonConfig;
 use crate::registry::ModelRecord;
 use controller_core::snapshot::Placement;
+use engine_wire::control::AdapterSpec;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -94,6 +95,12 @@ fn command(config: &DaemonConfig, start: &Start<'_>, record: &ModelRecord, socke
         .args(["--cores", &cores.join(",")])
         .args(["--kv-bytes", &config.kv_bytes.to_string()])
         .args(["--compute", config.compute.as_flag()]);
+    let adapters: Vec<AdapterSpec> = record.adapters.iter().map(|adapter| adapter.spec(record)).collect();
+    if !adapters.is_empty()
+        && let Ok(json) = serde_json::to_string(&adapters)
+    {
+        command.args(["--adapter-set", &json]);
+    }
     command
 }
 

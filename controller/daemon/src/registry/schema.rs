@@ -6,7 +6,8 @@ use rusqlite::{Connection, TransactionBehavior};
 use std::path::Path;
 
 /// Migration `i` lifts version `i` to `i + 1`. Append only: an old one never changes.
-const MIGRATIONS: &[&str] = &["CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+const MIGRATIONS: &[&str] = &[
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
      INSERT INTO meta VALUES ('epoch', 0), ('models_version', 0);
      CREATE TABLE models (
          name TEXT PRIMARY KEY,
@@ -31,7 +32,24 @@ const MIGRATIONS: &[&str] = &["CREATE TABLE meta (key TEXT PRIMARY KEY, value IN
      );
      CREATE INDEX cold_starts_by_model ON cold_starts (model, id);
      CREATE TABLE decisions (id INTEGER PRIMARY KEY, model TEXT NOT NULL, decision TEXT NOT NULL);
-     CREATE INDEX decisions_by_model ON decisions (model, id);"];
+     CREATE INDEX decisions_by_model ON decisions (model, id);",
+    "CREATE TABLE adapters (
+         name TEXT PRIMARY KEY,
+         base TEXT NOT NULL,
+         path TEXT NOT NULL,
+         digest TEXT NOT NULL,
+         created_unix_s INTEGER NOT NULL,
+         parameters INTEGER NOT NULL,
+         rank INTEGER NOT NULL
+     ) WITHOUT ROWID;
+     CREATE INDEX adapters_by_base ON adapters (base);
+     CREATE TRIGGER adapters_insert AFTER INSERT ON adapters BEGIN
+         UPDATE meta SET value = value + 1 WHERE key = 'models_version'; END;
+     CREATE TRIGGER adapters_update AFTER UPDATE ON adapters BEGIN
+         UPDATE meta SET value = value + 1 WHERE key = 'models_version'; END;
+     CREATE TRIGGER adapters_delete AFTER DELETE ON adapters BEGIN
+         UPDATE meta SET value = value + 1 WHERE key = 'models_version'; END;",
+];
 
 /// Schema version that this code writes.
 pub(super) const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;

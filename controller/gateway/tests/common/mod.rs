@@ -59,6 +59,7 @@ pub fn route(revision: &str) -> Arc<ModelRoute> {
         path: "/nowhere.gguf".into(),
         created_unix_s: 1,
         context_tokens: 2048,
+        base: None,
     })
 }
 
