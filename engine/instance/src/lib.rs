@@ -26,6 +26,7 @@ mod shared;
 mod shelf;
 mod step_loop;
 mod text;
+mod timings;
 
 pub use backend::LocalBackend;
 pub use ends::end_tokens;
