@@ -3,7 +3,8 @@
 use crate::{
     cores::{self, Caller},
     kernels::cpu::{
-        kv::{self, KvElement, KvPool, KvShape},
+        kv::{self, KvPool, KvShape},
+        kv_format::KvElement,
         pool::Pool,
         simd::Isa,
     },
