@@ -1,7 +1,7 @@
 //! The fast path against the reference tokens and against our own f32 logits, at every reference step.
 
 use crate::support::{GEMMA3, Model, SMOLLM2, teacher_forced};
-use engine_runtime::{Compute, kernels::cpu::simd::Isa, sampling::argmax};
+use engine_runtime::{Compute, KvFormat, LoadOptions, kernels::cpu::simd::Isa, sampling::argmax};
 
 /// Perplexity of the reference tokens, fast over f32, either way.
 const PERPLEXITY_RATIO_MAX: f64 = 1.02;
@@ -26,9 +26,21 @@ fn fast_path_of_gemma3_stays_within_the_stated_bounds() {
     check(&GEMMA3, Bounds { mean: 0.08, worst: 0.25, decided: 80 });
 }
 
+/// Keys and values in int8, under the bounds of those in f16.
+#[test]
+fn int8_keys_and_values_stay_within_the_stated_bounds() {
+    check_with(&SMOLLM2, Some(KvFormat::Q8), Bounds { mean: 0.08, worst: 0.25, decided: 200 });
+    check_with(&GEMMA3, Some(KvFormat::Q8), Bounds { mean: 0.08, worst: 0.25, decided: 80 });
+}
+
 fn check(model: &Model, bounds: Bounds) {
+    check_with(model, None, bounds);
+}
+
+fn check_with(model: &Model, kv_format: Option<KvFormat>, bounds: Bounds) {
     let cases = model.golden().cases;
-    let fast = teacher_forced(&mut model.device(Compute::Fast), &cases);
+    let options = LoadOptions { threads: 2, kv_format, ..LoadOptions::default() };
+    let fast = teacher_forced(&mut model.device_with(options, Isa::detect()), &cases);
     let exact = teacher_forced(&mut model.device(Compute::F32), &cases);
     let (mut errors, mut fast_nll, mut exact_nll) = (Vec::new(), 0.0, 0.0);
     let mut decided = 0;

@@ -14,8 +14,13 @@ use super::{
     kv_format::{GROUP, KvElement},
     wide::{LANES, Wide, WideKernel},
 };
+use std::ops::Range;
 
 const CHUNK_TILES: usize = CHUNK / TILE;
+/// Bytes that memory is fetched in.
+const LINE: usize = 64;
+/// Tiles whose values are fetched before they are wanted.
+const VALUES_AHEAD: usize = 2;
 /// Queries that the products take together.
 const ROWS: usize = 6;
 
@@ -143,7 +148,7 @@ impl<'a, E: KvElement, K: Sink> Attend<'a, E, K> {
             let tiles = (chunk * CHUNK_TILES).max(first / TILE)..((chunk + 1) * CHUNK_TILES).min(last / TILE + 1);
             for tile in tiles.clone().step_by(N) {
                 let count = N.min(tiles.end - tile);
-                self.load_keys::<S, N>(s, tile, count, tiles.end);
+                self.load_keys::<S, N>(s, tile, count, &tiles);
                 for group in 0..self.scratch.rows.len().div_ceil(ROWS) {
                     let rows = self.scratch.rows_of(group, chunk);
                     score_rows::<S, N>(s, self.scratch, group, rows, tile % CHUNK_TILES, count);
@@ -186,46 +191,63 @@ impl<'a, E: KvElement, K: Sink> Attend<'a, E, K> {
     /// Keys of `count` tiles, up to `N`. Those after the last query's position may be another sequence's leftovers:
     /// their scores are masked.
     #[inline(always)]
-    fn load_keys<S: Wide, const N: usize>(&mut self, s: S, first: usize, count: usize, end: usize) {
-        // Blocks lie anywhere, so no hardware prefetcher finds the next tiles.
-        for tile in first + N..(first + 2 * N).min(end) {
-            s.prefetch(self.tile(tile).keys);
-        }
-        for tile in first..first + count {
-            let from = self.tile(tile);
+    fn load_keys<S: Wide, const N: usize>(&mut self, s: S, first: usize, count: usize, tiles: &Range<usize>) {
+        let dim = self.source.kv.shape.head_dim;
+        for k in 0..count.min(N) {
+            let from = self.tile(first + k);
+            let next = self.ahead(first + k, N, tiles);
             let into = self.scratch.keys.as_chunks_mut::<N>().0.iter_mut();
-            for (d, (x, into)) in from.keys.as_chunks::<TILE>().0.iter().zip(into).enumerate() {
+            for (d, (x, into)) in from.keys.as_chunks::<TILE>().0.iter().zip(into).enumerate().take(dim) {
+                if (d * size_of_val(x)).is_multiple_of(LINE) {
+                    s.prefetch(&next[d * TILE..][..1]);
+                }
                 let v = E::load(s, x);
                 let v = if E::SCALED { s.mul(v, s.load(&from.key_scales[d / GROUP])) } else { v };
-                s.store(v, &mut into[tile - first]);
+                s.store(v, &mut into[k]);
             }
         }
-        if first + N >= end {
-            s.prefetch(self.tile(end - 1).values);
+    }
+
+    /// What is read `distance` tiles after the keys of `tile`: keys, and then values. Blocks lie anywhere, so no
+    /// hardware prefetcher finds the next tile; and asked for in one go, lines would wait for each other.
+    #[inline(always)]
+    fn ahead(&self, tile: usize, distance: usize, tiles: &Range<usize>) -> &'a [E] {
+        match tile + distance {
+            next if next < tiles.end => self.tile(next).keys,
+            next => self.tile((tiles.start + next - tiles.end).min(tiles.end - 1)).values,
         }
     }
 
     /// The first `valid` values of a tile; others may be leftovers, and are not touched.
     #[inline(always)]
     fn load_values<S: Wide, const N: usize>(&mut self, s: S, tile: usize, valid: usize, end: usize) {
-        if tile + 1 < end {
-            s.prefetch(self.tile(tile + 1).values);
-        }
         let (from, dim) = (self.tile(tile), self.source.kv.shape.head_dim);
-        for (position, row) in from.values.chunks_exact(dim).take(valid).enumerate() {
+        let next = self.tile((tile + VALUES_AHEAD).min(end - 1)).values;
+        let rows = from.values.chunks_exact(dim).zip(next.chunks_exact(dim));
+        for (position, (row, next)) in rows.enumerate().take(valid) {
+            s.prefetch(next);
             let (whole, rest) = row.as_chunks::<LANES>();
-            let mut filled = [E::zeroed(); LANES];
-            filled[..rest.len()].copy_from_slice(rest);
-            let columns = whole.iter().chain((!rest.is_empty()).then_some(&filled));
-            for (column, x) in columns.enumerate() {
-                let v = E::load(s, x);
-                let v = match E::SCALED {
-                    true => s.mul(v, s.splat(from.value_scales[column * LANES / GROUP][position])),
-                    false => v,
-                };
+            for (column, x) in whole.iter().enumerate() {
+                let v = scaled::<S, E>(s, &from, column, position, E::load(s, x));
+                s.store(v, &mut self.scratch.values[(column / N * TILE + position) * N + column % N]);
+            }
+            if !rest.is_empty() {
+                let mut filled = [E::zeroed(); LANES];
+                filled[..rest.len()].copy_from_slice(rest);
+                let column = whole.len();
+                let v = scaled::<S, E>(s, &from, column, position, E::load(s, &filled));
                 s.store(v, &mut self.scratch.values[(column / N * TILE + position) * N + column % N]);
             }
         }
+    }
+}
+
+/// A column of one position's value, multiplied with its scale if it has one.
+#[inline(always)]
+fn scaled<S: Wide, E: KvElement>(s: S, from: &Tile<'_, E>, column: usize, position: usize, v: S::V) -> S::V {
+    match E::SCALED {
+        true => s.mul(v, s.splat(from.value_scales[column * LANES / GROUP][position])),
+        false => v,
     }
 }
 

@@ -17,6 +17,9 @@ use std::marker::PhantomData;
 /// Positions that attention takes together, at multiples of itself.
 pub const TILE: usize = 16;
 
+/// Numbers of keys that one thread has stored before another would have begun.
+const ALONE: usize = 2048;
+
 /// Sizes that fix the layout.
 #[derive(Clone, Copy, Debug)]
 pub struct KvShape {
@@ -105,8 +108,8 @@ impl<E: KvElement> KvPool<E> {
                 unsafe { writer.write(isa, layer, head, *slot, &k[range.clone()], &v[range]) };
             }
         };
-        // One token is too little work to hand out.
-        if slots.len() == 1 {
+        // A few tokens are too little work to hand out.
+        if k.len() <= ALONE {
             return (0..shape.heads).for_each(write_head);
         }
         pool.run(shape.heads, &write_head);
