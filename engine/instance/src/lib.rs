@@ -33,6 +33,6 @@ pub use ends::end_tokens;
 pub use engine_wire::control::AdapterSpec;
 pub use error::EngineError;
 pub use load::{LoadedModel, Loader};
-pub use options::{Compute, EngineOptions, Supervision};
+pub use options::{Compute, EngineOptions, KvType, Supervision};
 pub use run::{run, run_with};
 pub use shelf::AdapterHost;

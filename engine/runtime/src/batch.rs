@@ -2,6 +2,7 @@
 
 use crate::adapters::{AdapterWeights, Adapters};
 use crate::kernels::cpu::{attention::Span, kv::Slot};
+use crate::sampling::all_finite;
 use engine_core::{AdapterId, Batch, BatchSequence, ForwardError, ForwardShape};
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -84,9 +85,7 @@ fn check_sequence(sequence: &BatchSequence, shape: &ForwardShape) -> Result<(), 
 pub(crate) fn check_finite(batch: &Batch, vocab: usize, logits: &[f32]) -> Result<(), ForwardError> {
     let wanted = batch.sequences.iter().enumerate().filter(|(_, sequence)| sequence.logits);
     for ((index, _), row) in wanted.zip(logits.chunks_exact(vocab)) {
-        // An exponent of all ones, by bits and without branches, so that it vectorises.
-        const EXPONENT: u32 = 0x7f80_0000;
-        if row.iter().fold(false, |found, x| found | (x.to_bits() & EXPONENT == EXPONENT)) {
+        if !all_finite(row) {
             return Err(ForwardError::NonFinite { sequence: index });
         }
     }

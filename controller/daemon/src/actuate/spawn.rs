@@ -95,6 +95,9 @@ fn command(config: &DaemonConfig, start: &Start<'_>, record: &ModelRecord, socke
         .args(["--cores", &cores.join(",")])
         .args(["--kv-bytes", &config.kv_bytes.to_string()])
         .args(["--compute", config.compute.as_flag()]);
+    if let Some(kv_type) = config.kv_type {
+        command.args(["--kv-type", kv_type.as_flag()]);
+    }
     let adapters: Vec<AdapterSpec> = record.adapters.iter().map(|adapter| adapter.spec(record)).collect();
     if !adapters.is_empty()
         && let Ok(json) = serde_json::to_string(&adapters)

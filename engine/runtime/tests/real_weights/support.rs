@@ -56,10 +56,13 @@ impl Model {
     }
 
     pub fn device_on(&self, compute: Compute, threads: usize, isa: Isa) -> Driver {
+        self.device_with(LoadOptions { compute, threads, kv_bytes: 256 << 20, ..LoadOptions::default() }, isa)
+    }
+
+    pub fn device_with(&self, options: LoadOptions, isa: Isa) -> Driver {
         let gguf = self.gguf();
-        let adapters = Adapters::default();
-        let options =
-            LoadOptions { compute, threads, kv_bytes: 256 << 20, adapters: adapters.clone(), ..LoadOptions::default() };
+        let (adapters, compute) = (Adapters::default(), options.compute);
+        let options = LoadOptions { adapters: adapters.clone(), ..options };
         let device = load_on(&gguf, options, isa).expect("the checkpoint loads");
         Driver { adapters, ..Driver::new(device, &gguf, compute) }
     }
