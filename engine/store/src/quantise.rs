@@ -174,7 +174,8 @@ fn q4_0(row: &[f32], out: &mut [u8]) -> bool {
         let scale = far / -8.0;
         let factor = inverse(scale);
         good &= put(scale, out) && finite(x);
-        let code = |x: f32| ((x * factor + 8.5) as i8).min(15) as u8;
+        // The reference is compiled to a fused multiply-add, whose one rounding f64 gives on any machine.
+        let code = |x: f32| ((f64::from(x) * f64::from(factor) + 8.5) as f32 as i8).min(15) as u8;
         for (index, out) in out[2..].iter_mut().enumerate() {
             *out = code(x[index]) | code(x[index + BLOCK / 2]) << 4;
         }
@@ -200,4 +201,104 @@ fn q4_1(row: &[f32], out: &mut [u8]) -> bool {
 
 fn finite(x: &[f32; BLOCK]) -> bool {
     x.iter().all(|x| x.is_finite())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest;
+    use sha2::{Digest, Sha256};
+
+    /// Uneven noise with a block of zeros and two of one number each.
+    fn numbers() -> Vec<f32> {
+        let noise = |index: u32| {
+            let bits = index.wrapping_mul(0x9e37_79b9).rotate_left(13).wrapping_mul(0x85eb_ca6b);
+            let x = bits as i32 as f32 / (1u32 << 31) as f32;
+            x * x * x
+        };
+        let mut x: Vec<f32> = (0..4096).map(noise).collect();
+        x[64..96].fill(0.0);
+        x[96..128].fill(0.25);
+        x[128..160].fill(-3.0);
+        x
+    }
+
+    fn matrix(kind: GgmlType, x: &[f32]) -> TensorData {
+        let bytes = x.iter().flat_map(|x| match kind {
+            GgmlType::F32 => x.to_le_bytes().to_vec(),
+            GgmlType::F16 => f16::from_f32(*x).to_le_bytes().to_vec(),
+            _ => bf16::from_f32(*x).to_le_bytes().to_vec(),
+        });
+        TensorData::from_bytes(kind, vec![128, x.len() as u64 / 128], bytes.collect()).expect("a matrix")
+    }
+
+    /// `expected`: SHA-256 of what `quantize` of gguf 0.17 (PyPI), llama.cpp's own second implementation, makes of the
+    /// same numbers.
+    fn check(to: GgmlType, expected: &str) {
+        let rounded = rows(&matrix(GgmlType::F32, &numbers()), to).expect("finite numbers");
+        assert_eq!(digest::hex(&Sha256::digest(&rounded)), expected, "{to}");
+    }
+
+    #[test]
+    fn rounding_is_that_of_ggml() {
+        check(GgmlType::Q8_0, "f59d3933189f6b126a8f16614e63b6666116ebaf81cec6253ea41d55a784ee00");
+        check(GgmlType::Q4_0, "5eb681bbbfc2f4285c7a9729da9da73d700bace91db60c8ce812435fa7aaf473");
+        check(GgmlType::Q4_1, "7235e857399262d303da399c380e5dfb842d33dc88dcf2cde75d5c688d202f8b");
+    }
+
+    /// Scale, minimum and 32 codes of a block.
+    fn block(to: GgmlType, bytes: &[u8]) -> (f32, f32, Vec<f32>) {
+        let half = |at: usize| f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32();
+        let nibbles = |bytes: &[u8], less: f32| {
+            let low = bytes.iter().map(|byte| f32::from(byte & 15) - less);
+            low.chain(bytes.iter().map(|byte| f32::from(byte >> 4) - less)).collect()
+        };
+        match to {
+            GgmlType::Q8_0 => (half(0), 0.0, bytes[2..].iter().map(|byte| f32::from(*byte as i8)).collect()),
+            GgmlType::Q4_0 => (half(0), 0.0, nibbles(&bytes[2..], 8.0)),
+            _ => (half(0), half(2), nibbles(&bytes[4..], 0.0)),
+        }
+    }
+
+    /// No number is further off than the format allows: half a step, which is a whole one at the end of Q4_0's range
+    /// that has no code, and what rounding scale and minimum to f16 adds.
+    #[test]
+    fn round_trips_stay_within_half_a_step() {
+        for from in [GgmlType::F32, GgmlType::F16, GgmlType::BF16] {
+            for to in [GgmlType::Q8_0, GgmlType::Q4_0, GgmlType::Q4_1] {
+                let stored = matrix(from, &numbers());
+                let mut x = vec![0.0; 4096];
+                widen(from, &stored, &mut x);
+                let rounded = rows(&stored, to).expect("finite numbers");
+                for (x, bytes) in x.chunks(BLOCK).zip(rounded.chunks(to.block_bytes() as usize)) {
+                    let (scale, min, codes) = block(to, bytes);
+                    let steps = if to == GgmlType::Q4_0 { 1.0 } else { 0.5 };
+                    let high = x.iter().fold(0.0f32, |high, x| high.max(x.abs()));
+                    let bound = scale.abs() * steps * 1.001 + high * 2e-3;
+                    for (x, code) in x.iter().zip(codes) {
+                        assert!(
+                            (x - (code * scale + min)).abs() <= bound,
+                            "{from} to {to}: {x}, {code} * {scale} + {min}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_rounded_is_named() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX] {
+            for to in [GgmlType::Q8_0, GgmlType::Q4_0, GgmlType::Q4_1] {
+                let mut x = numbers();
+                x[128 * 17 + 5] = bad;
+                let error = rows(&matrix(GgmlType::F32, &x), to);
+                assert_eq!(error, Err(RoundError::NotFinite { row: 17 }), "{bad} to {to}");
+            }
+        }
+        let error = rows(&matrix(GgmlType::F32, &numbers()), GgmlType::Q4_K).map_err(|error| error.to_string());
+        assert_eq!(error, Err("cannot be quantised from F32 to Q4_K".into()));
+        assert_eq!("q4_k".parse::<Quantisation>().map_err(|error| error.name), Err("q4_k".into()));
+        assert!(Quantisation::ALL.iter().all(|each| each.to_string().parse() == Ok(*each)));
+    }
 }
