@@ -1,107 +1,27 @@
 //! Hugging Face folders: small good ones of each architecture, and everything that can be wrong with one.
 
+#[path = "common/tiny_folder.rs"]
+mod tiny_folder;
+
 use engine_store::{
     Architecture, Biases, Checkpoint, CheckpointError, GgmlType, ModelConfig, Quantisation, Rotation, TextFiles,
     revision, stamp,
 };
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::path::Path;
-use tempfile::TempDir;
+use tiny_folder::{Plan, llama};
 
-/// A folder to be: configuration, and shape and type of each tensor.
-#[derive(Clone)]
-struct Plan {
-    config: Value,
-    tensors: Vec<(String, Vec<u64>, &'static str)>,
+fn open(plan: &Plan) -> Result<Checkpoint, CheckpointError> {
+    Checkpoint::open(plan.folder().path(), None)
 }
 
-/// One layer: width 32, two heads of 16, one KV head, feed-forward 64, vocabulary of 4.
-fn llama() -> Plan {
-    let config = json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 32,
-        "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
-        "vocab_size": 4, "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-        "rope_scaling": null, "tie_word_embeddings": true, "torch_dtype": "bfloat16"
-    });
-    let shapes: [(&str, &[u64]); 11] = [
-        ("embed_tokens", &[4, 32]),
-        ("norm", &[32]),
-        ("layers.0.input_layernorm", &[32]),
-        ("layers.0.self_attn.q_proj", &[32, 32]),
-        ("layers.0.self_attn.k_proj", &[16, 32]),
-        ("layers.0.self_attn.v_proj", &[16, 32]),
-        ("layers.0.self_attn.o_proj", &[32, 32]),
-        ("layers.0.post_attention_layernorm", &[32]),
-        ("layers.0.mlp.gate_proj", &[64, 32]),
-        ("layers.0.mlp.up_proj", &[64, 32]),
-        ("layers.0.mlp.down_proj", &[32, 64]),
-    ];
-    let tensor = |(name, shape): &(&str, &[u64])| (format!("model.{name}.weight"), shape.to_vec(), "BF16");
-    Plan { config, tensors: shapes.iter().map(tensor).collect() }
-}
-
-impl Plan {
-    fn set(mut self, field: &str, value: Value) -> Self {
-        self.config[field] = value;
-        self
-    }
-
-    fn add(mut self, name: &str, shape: &[u64]) -> Self {
-        self.tensors.push((name.to_owned(), shape.to_vec(), "BF16"));
-        self
-    }
-
-    fn edit(mut self, name: &str, change: impl FnOnce(&mut (String, Vec<u64>, &'static str))) -> Self {
-        change(self.tensors.iter_mut().find(|tensor| tensor.0.contains(name)).expect("the tensor is there"));
-        self
-    }
-
-    fn without(mut self, name: &str) -> Self {
-        self.tensors.retain(|tensor| !tensor.0.contains(name));
-        self
-    }
-
-    fn rename(mut self, from: &str, to: &str) -> Self {
-        self.tensors.iter_mut().for_each(|tensor| tensor.0 = tensor.0.replacen(from, to, 1));
-        self
-    }
-
-    /// Numbers are all 0.5, whatever their type.
-    fn write(&self, folder: &Path) {
-        let (mut header, mut data) = (Map::new(), Vec::<u8>::new());
-        for (name, shape, dtype) in &self.tensors {
-            let start = data.len();
-            let one = if *dtype == "F32" { 0.5f32.to_le_bytes().to_vec() } else { vec![0, 0x3f] };
-            let count = shape.iter().product::<u64>() as usize;
-            data.extend(one.repeat(count));
-            let entry = json!({"dtype": dtype, "shape": shape, "data_offsets": [start, data.len()]});
-            header.insert(name.clone(), entry);
-        }
-        let header = Value::Object(header).to_string();
-        let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat();
-        std::fs::write(folder.join("model.safetensors"), file).unwrap();
-        std::fs::write(folder.join("config.json"), self.config.to_string()).unwrap();
-        std::fs::write(folder.join("tokenizer.json"), "{}").unwrap();
-    }
-
-    fn folder(&self) -> TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        self.write(folder.path());
-        folder
-    }
-
-    fn open(&self) -> Result<Checkpoint, CheckpointError> {
-        Checkpoint::open(self.folder().path(), None)
-    }
-
-    fn config(&self) -> ModelConfig {
-        self.open().unwrap().validate().unwrap()
-    }
+fn config(plan: Plan) -> ModelConfig {
+    open(&plan).unwrap().validate().unwrap()
 }
 
 #[test]
 fn a_folder_gives_what_a_file_gives() {
-    let checkpoint = llama().open().unwrap();
+    let checkpoint = open(&llama()).unwrap();
     let config = checkpoint.validate().unwrap();
     assert_eq!((config.architecture, config.layers, config.width), (Architecture::Llama, 1, 32));
     assert_eq!((config.heads, config.kv_heads, config.head_dim, config.ffn_width), (2, 1, 16, 64));
@@ -146,9 +66,9 @@ fn matrices_are_rounded_where_asked_and_where_they_can_be() {
 
 #[test]
 fn every_architecture_is_read() {
-    let mistral = llama().set("model_type", json!("mistral")).set("sliding_window", json!(96)).config();
+    let mistral = config(llama().set("model_type", json!("mistral")).set("sliding_window", json!(96)));
     assert_eq!((mistral.architecture, mistral.window(0)), (Architecture::Llama, Some(96)));
-    let mistral = llama().set("model_type", json!("mistral")).set("sliding_window", Value::Null).config();
+    let mistral = config(llama().set("model_type", json!("mistral")).set("sliding_window", Value::Null));
     assert_eq!(mistral.sliding, None);
 
     let biased = |plan: Plan, parts: &[(&str, u64)]| {
@@ -156,24 +76,24 @@ fn every_architecture_is_read() {
     };
     let qkv = [("q_proj", 32), ("k_proj", 16), ("v_proj", 16)];
     let qwen2 = llama().set("model_type", json!("qwen2")).set("use_sliding_window", json!(false));
-    let qwen2 = biased(qwen2.set("sliding_window", json!(4096)), &qkv).config();
+    let qwen2 = config(biased(qwen2.set("sliding_window", json!(4096)), &qkv));
     assert_eq!((qwen2.biases, qwen2.sliding), (Biases::Qkv, None));
     let llama_biased = biased(llama().set("attention_bias", json!(true)), &[&qkv[..], &[("o_proj", 32)]].concat());
-    assert_eq!(llama_biased.config().biases, Biases::Attention);
+    assert_eq!(config(llama_biased).biases, Biases::Attention);
 
     let norms = |plan: Plan| {
         let plan = plan.add("model.layers.0.self_attn.q_norm.weight", &[16]);
         plan.add("model.layers.0.self_attn.k_norm.weight", &[16])
     };
-    let qwen3 = norms(llama()).set("model_type", json!("qwen3")).set("head_dim", json!(16)).config();
+    let qwen3 = config(norms(llama()).set("model_type", json!("qwen3")).set("head_dim", json!(16)));
     assert_eq!((qwen3.architecture, qwen3.head_dim), (Architecture::Qwen3, 16));
 
     let untied = llama().set("tie_word_embeddings", json!(false)).add("lm_head.weight", &[4, 32]);
-    assert!(!untied.config().tied);
+    assert!(!config(untied).tied);
     // A tied output may be stored all the same, and a table of frequencies says nothing new.
     let spare = llama().add("lm_head.weight", &[4, 32]).add("model.layers.0.self_attn.rotary_emb.inv_freq", &[8]);
-    assert!(spare.config().tied);
-    let bare = llama().rename("model.", "").config();
+    assert!(config(spare).tied);
+    let bare = config(llama().rename("model.", ""));
     assert_eq!(bare.layers, 1);
 }
 
@@ -190,7 +110,7 @@ fn gemma3() -> Plan {
 
 #[test]
 fn gemma3_is_read_alone_and_inside_a_model_that_sees() {
-    let checkpoint = gemma3().open().unwrap();
+    let checkpoint = open(&gemma3()).unwrap();
     let config = checkpoint.validate().unwrap();
     assert_eq!((config.architecture, config.query_scale()), (Architecture::Gemma3, 0.125));
     // Norms are stored less one.
@@ -204,7 +124,7 @@ fn gemma3_is_read_alone_and_inside_a_model_that_sees() {
         json!({"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
                "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0}}),
     );
-    let newer = newer.config();
+    let newer = config(newer);
     assert_eq!((newer.rope_base, newer.rope_scale), (1e6, 8.0));
     assert_eq!(newer.sliding.unwrap().global_every, None);
     assert_eq!(newer.sliding.unwrap().rope_base, Some(5000.0));
@@ -212,16 +132,16 @@ fn gemma3_is_read_alone_and_inside_a_model_that_sees() {
     let text = gemma3().config;
     let mut whole = gemma3().rename("model.", "language_model.model.").add("vision_tower.norm.weight", &[8]);
     whole.config = json!({"model_type": "gemma3", "text_config": text});
-    assert_eq!(whole.config().width, 32);
+    assert_eq!(config(whole.clone()).width, 32);
     let newest = whole.rename("language_model.model.", "model.language_model.");
-    assert_eq!(newest.config().width, 32);
+    assert_eq!(config(newest).width, 32);
 }
 
 #[test]
 fn rotary_scaling_is_worked_out() {
-    let linear = llama().set("rope_scaling", json!({"type": "linear", "factor": 4.0})).config();
+    let linear = config(llama().set("rope_scaling", json!({"type": "linear", "factor": 4.0})));
     assert_eq!((linear.rope_scale, linear.rope_base), (4.0, 10_000.0));
-    let newer = llama().set("rope_parameters", json!({"rope_type": "default", "rope_theta": 5e5})).config();
+    let newer = config(llama().set("rope_parameters", json!({"rope_type": "default", "rope_theta": 5e5})));
     assert_eq!((newer.rope_scale, newer.rope_base), (1.0, 5e5));
     // Llama 3.2 1B's, with its heads of 64.
     let scaling = json!({"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -229,7 +149,7 @@ fn rotary_scaling_is_worked_out() {
     let plan = llama().set("rope_scaling", scaling).set("rope_theta", json!(500_000.0)).set("head_dim", json!(64));
     let plan = plan.edit("q_proj", |t| t.1[0] = 128).edit("k_proj", |t| t.1[0] = 64);
     let plan = plan.edit("v_proj", |t| t.1[0] = 64).edit("o_proj", |t| t.1[1] = 128);
-    let data = plan.open().unwrap().tensor_data("rope_freqs.weight").unwrap();
+    let data = open(&plan).unwrap().tensor_data("rope_freqs.weight").unwrap();
     let factors: Vec<f32> = data.as_chunks::<4>().0.iter().map(|x| f32::from_le_bytes(*x)).collect();
     assert_eq!(factors.len(), 32);
     // From transformers' formula (`_compute_llama3_parameters`).
