@@ -1,5 +1,5 @@
-//! CPU kernels. AVX2 (with FMA and F16C) is chosen at run time; the portable code computes the very same
-//! bits, because both take every sum in the same order and both fuse the same multiply-adds.
+//! CPU kernels. AVX-512 or AVX2 (with FMA and F16C) is chosen at run time; the portable code computes the very same
+//! bits, because all take every sum in the same order and all fuse the same multiply-adds.
 
 pub mod attention;
 pub mod elementwise;
@@ -18,3 +18,6 @@ pub mod real;
 pub mod simd;
 #[cfg(target_arch = "x86_64")]
 mod unpack_avx2;
+pub mod wide;
+#[cfg(target_arch = "x86_64")]
+mod wide_avx512;
