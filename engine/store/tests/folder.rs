@@ -15,7 +15,7 @@ fn open(plan: &Plan) -> Result<Checkpoint, CheckpointError> {
     Checkpoint::open(plan.folder().path(), None)
 }
 
-fn config(plan: Plan) -> ModelConfig {
+fn config_of(plan: Plan) -> ModelConfig {
     open(&plan).unwrap().validate().unwrap()
 }
 
@@ -66,9 +66,9 @@ fn matrices_are_rounded_where_asked_and_where_they_can_be() {
 
 #[test]
 fn every_architecture_is_read() {
-    let mistral = config(llama().set("model_type", json!("mistral")).set("sliding_window", json!(96)));
+    let mistral = config_of(llama().set("model_type", json!("mistral")).set("sliding_window", json!(96)));
     assert_eq!((mistral.architecture, mistral.window(0)), (Architecture::Llama, Some(96)));
-    let mistral = config(llama().set("model_type", json!("mistral")).set("sliding_window", Value::Null));
+    let mistral = config_of(llama().set("model_type", json!("mistral")).set("sliding_window", Value::Null));
     assert_eq!(mistral.sliding, None);
 
     let biased = |plan: Plan, parts: &[(&str, u64)]| {
@@ -76,24 +76,24 @@ fn every_architecture_is_read() {
     };
     let qkv = [("q_proj", 32), ("k_proj", 16), ("v_proj", 16)];
     let qwen2 = llama().set("model_type", json!("qwen2")).set("use_sliding_window", json!(false));
-    let qwen2 = config(biased(qwen2.set("sliding_window", json!(4096)), &qkv));
+    let qwen2 = config_of(biased(qwen2.set("sliding_window", json!(4096)), &qkv));
     assert_eq!((qwen2.biases, qwen2.sliding), (Biases::Qkv, None));
     let llama_biased = biased(llama().set("attention_bias", json!(true)), &[&qkv[..], &[("o_proj", 32)]].concat());
-    assert_eq!(config(llama_biased).biases, Biases::Attention);
+    assert_eq!(config_of(llama_biased).biases, Biases::Attention);
 
     let norms = |plan: Plan| {
         let plan = plan.add("model.layers.0.self_attn.q_norm.weight", &[16]);
         plan.add("model.layers.0.self_attn.k_norm.weight", &[16])
     };
-    let qwen3 = config(norms(llama()).set("model_type", json!("qwen3")).set("head_dim", json!(16)));
+    let qwen3 = config_of(norms(llama()).set("model_type", json!("qwen3")).set("head_dim", json!(16)));
     assert_eq!((qwen3.architecture, qwen3.head_dim), (Architecture::Qwen3, 16));
 
     let untied = llama().set("tie_word_embeddings", json!(false)).add("lm_head.weight", &[4, 32]);
-    assert!(!config(untied).tied);
+    assert!(!config_of(untied).tied);
     // A tied output may be stored all the same, and a table of frequencies says nothing new.
     let spare = llama().add("lm_head.weight", &[4, 32]).add("model.layers.0.self_attn.rotary_emb.inv_freq", &[8]);
-    assert!(config(spare).tied);
-    let bare = config(llama().rename("model.", ""));
+    assert!(config_of(spare).tied);
+    let bare = config_of(llama().rename("model.", ""));
     assert_eq!(bare.layers, 1);
 }
 
@@ -124,7 +124,7 @@ fn gemma3_is_read_alone_and_inside_a_model_that_sees() {
         json!({"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
                "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0}}),
     );
-    let newer = config(newer);
+    let newer = config_of(newer);
     assert_eq!((newer.rope_base, newer.rope_scale), (1e6, 8.0));
     assert_eq!(newer.sliding.unwrap().global_every, None);
     assert_eq!(newer.sliding.unwrap().rope_base, Some(5000.0));
@@ -132,16 +132,16 @@ fn gemma3_is_read_alone_and_inside_a_model_that_sees() {
     let text = gemma3().config;
     let mut whole = gemma3().rename("model.", "language_model.model.").add("vision_tower.norm.weight", &[8]);
     whole.config = json!({"model_type": "gemma3", "text_config": text});
-    assert_eq!(config(whole.clone()).width, 32);
+    assert_eq!(config_of(whole.clone()).width, 32);
     let newest = whole.rename("language_model.model.", "model.language_model.");
-    assert_eq!(config(newest).width, 32);
+    assert_eq!(config_of(newest).width, 32);
 }
 
 #[test]
 fn rotary_scaling_is_worked_out() {
-    let linear = config(llama().set("rope_scaling", json!({"type": "linear", "factor": 4.0})));
+    let linear = config_of(llama().set("rope_scaling", json!({"type": "linear", "factor": 4.0})));
     assert_eq!((linear.rope_scale, linear.rope_base), (4.0, 10_000.0));
-    let newer = config(llama().set("rope_parameters", json!({"rope_type": "default", "rope_theta": 5e5})));
+    let newer = config_of(llama().set("rope_parameters", json!({"rope_type": "default", "rope_theta": 5e5})));
     assert_eq!((newer.rope_scale, newer.rope_base), (1.0, 5e5));
     // Llama 3.2 1B's, with its heads of 64.
     let scaling = json!({"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,

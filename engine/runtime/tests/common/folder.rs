@@ -1,9 +1,11 @@
 //! A Hugging Face folder of a GGUF file's weights, dequantised, in the order and under the names that transformers
 //! writes.
 
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
 use engine_runtime::kernels::cpu::quant::dequantise;
 use engine_store::{Architecture, Gguf, ModelConfig, TensorView};
-use half::{bf16, f16};
+use half::bf16;
 use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -13,7 +15,6 @@ use std::path::Path;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
     F32,
-    F16,
     BF16,
 }
 
@@ -25,7 +26,6 @@ impl Dtype {
     fn write(self, x: f32, out: &mut impl Write) {
         let written = match self {
             Self::F32 => out.write_all(&x.to_le_bytes()),
-            Self::F16 => out.write_all(&f16::from_f32(x).to_le_bytes()),
             Self::BF16 => out.write_all(&bf16::from_f32(x).to_le_bytes()),
         };
         written.expect("the file can be written");
