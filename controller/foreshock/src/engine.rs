@@ -40,6 +40,7 @@ fn options(args: EngineArgs) -> EngineOptions {
         Compute::F32 => engine_instance::Compute::F32,
         Compute::Fast => engine_instance::Compute::Fast,
     };
+    options.quantise = args.quantise;
     options.cores = args.cores;
     options.kv_bytes = args.kv_bytes;
     options.max_queue = args.max_queue;

@@ -1,34 +1,36 @@
 //! The fast path against the reference tokens and against our own f32 logits, at every reference step.
 
-use crate::support::{GEMMA3, Model, SMOLLM2, teacher_forced};
+use crate::support::{Driver, GEMMA3, Model, SMOLLM2, teacher_forced};
 use engine_runtime::{Compute, kernels::cpu::simd::Isa, sampling::argmax};
+use engine_store::Checkpoint;
 
 /// Perplexity of the reference tokens, fast over f32, either way.
 const PERPLEXITY_RATIO_MAX: f64 = 1.02;
 
 /// Bounds on the root-mean-square error of the logits over their standard deviation.
-struct Bounds {
-    mean: f64,
-    worst: f64,
+pub struct Bounds {
+    pub mean: f64,
+    pub worst: f64,
     /// Steps that must have a clear winner, or the test tests little.
-    decided: usize,
+    pub decided: usize,
 }
 
 /// Measured: 0.058 in the mean of 320 steps, 0.191 at worst, perplexity ratio 1.0026. Rounding activations to int8
 /// makes nearly all of it.
 #[test]
 fn fast_path_stays_within_the_stated_bounds() {
-    check(&SMOLLM2, Bounds { mean: 0.08, worst: 0.25, decided: 200 });
+    check(&SMOLLM2, &Checkpoint::from(&SMOLLM2.gguf()), Bounds { mean: 0.08, worst: 0.25, decided: 200 });
 }
 
 #[test]
 fn fast_path_of_gemma3_stays_within_the_stated_bounds() {
-    check(&GEMMA3, Bounds { mean: 0.08, worst: 0.25, decided: 80 });
+    check(&GEMMA3, &Checkpoint::from(&GEMMA3.gguf()), Bounds { mean: 0.08, worst: 0.25, decided: 80 });
 }
 
-fn check(model: &Model, bounds: Bounds) {
+/// `checkpoint` holds the weights of `model`, rounded in some way.
+pub fn check(model: &Model, checkpoint: &Checkpoint, bounds: Bounds) {
     let cases = model.golden().cases;
-    let fast = teacher_forced(&mut model.device(Compute::Fast), &cases);
+    let fast = teacher_forced(&mut Driver::new(checkpoint, Compute::Fast), &cases);
     let exact = teacher_forced(&mut model.device(Compute::F32), &cases);
     let (mut errors, mut fast_nll, mut exact_nll) = (Vec::new(), 0.0, 0.0);
     let mut decided = 0;
