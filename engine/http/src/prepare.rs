@@ -2,8 +2,10 @@
 
 use crate::context::random_u64;
 use crate::{ApiError, Backend, RequestContext};
+use engine_grammar::GrammarError;
 use engine_text::TextModel;
 use engine_wire::TokenId;
+use engine_wire::constraint::Constraint;
 use engine_wire::hop::GenerateRequest;
 use engine_wire::openai::{ChatMessage, GenerateOptions, Prompt};
 use engine_wire::sampling::{Sampling, StopRule, choice_seed};
@@ -62,6 +64,10 @@ pub(crate) async fn prepare<B: Backend>(
     check_ids(&options.stop_token_ids, "stop_token_ids", text.vocab())?;
     let biased: Vec<TokenId> = options.logit_bias.iter().map(|(token, _)| *token).collect();
     check_ids(&biased, "logit_bias", text.vocab())?;
+    if let Some(constraint) = &options.constraint {
+        let check = check_constraint(constraint.clone(), options.constraint_param.clone(), tokenizers);
+        before_deadline(context, "while its constraint was checked", check).await??;
+    }
     let is_chat = matches!(input, Input::Chat(_));
     let tokenized = tokenize(text.clone(), input, Echo::of(options), tokenizers);
     let prompts = before_deadline(context, "while the prompt was tokenized", tokenized).await??;
@@ -106,7 +112,24 @@ fn request(options: &GenerateOptions, prompt: Vec<TokenId>, max_tokens: u32, see
             stop_token_ids: options.stop_token_ids.clone(),
         },
         top_logprobs: options.top_logprobs,
+        constraint: options.constraint.clone(),
     }
+}
+
+/// Refuses a constraint that no output can follow, before an instance is woken for it.
+async fn check_constraint(
+    constraint: Arc<Constraint>,
+    param: String,
+    tokenizers: &Arc<Semaphore>,
+) -> Result<(), ApiError> {
+    // Compiling takes milliseconds whatever the length is, so never in place.
+    let work = move || {
+        engine_grammar::check(&constraint).map_err(|error| match error {
+            GrammarError::Failed { message } => ApiError::Internal { message },
+            error => invalid(&param, format!("Invalid '{param}': {error}.")),
+        })
+    };
+    in_turn(usize::MAX, tokenizers, work).await
 }
 
 /// Whether the text of a prompt is kept, to be the beginning of the answer.

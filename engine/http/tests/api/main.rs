@@ -6,5 +6,6 @@ mod choices;
 mod errors;
 mod server;
 mod stream;
+mod structured;
 mod support;
 mod whole;
