@@ -5,7 +5,7 @@ use crate::{ApiError, Backend, RequestContext};
 use engine_text::TextModel;
 use engine_wire::TokenId;
 use engine_wire::hop::GenerateRequest;
-use engine_wire::openai::{ChatMessage, GenerateOptions, Prompt};
+use engine_wire::openai::{ChatMessage, GenerateOptions, Prompt, ToolOptions};
 use engine_wire::sampling::{Sampling, StopRule, choice_seed};
 use std::future::Future;
 use std::sync::Arc;
@@ -20,8 +20,18 @@ const INLINE_BYTES: usize = 2048;
 
 /// What is to be turned into tokens.
 pub(crate) enum Input {
-    Chat(Vec<ChatMessage>),
+    Chat { messages: Vec<ChatMessage>, tools: Arc<ToolOptions> },
     Prompts(Vec<Prompt>),
+}
+
+impl Input {
+    /// The tools that go with it.
+    pub fn tools(&self) -> Arc<ToolOptions> {
+        match self {
+            Self::Chat { tools, .. } => tools.clone(),
+            Self::Prompts(_) => Arc::default(),
+        }
+    }
 }
 
 /// What one API request comes to.
@@ -62,7 +72,7 @@ pub(crate) async fn prepare<B: Backend>(
     check_ids(&options.stop_token_ids, "stop_token_ids", text.vocab())?;
     let biased: Vec<TokenId> = options.logit_bias.iter().map(|(token, _)| *token).collect();
     check_ids(&biased, "logit_bias", text.vocab())?;
-    let is_chat = matches!(input, Input::Chat(_));
+    let is_chat = matches!(input, Input::Chat { .. });
     let tokenized = tokenize(text.clone(), input, Echo::of(options), tokenizers);
     let prompts = before_deadline(context, "while the prompt was tokenized", tokenized).await??;
     // Drawn once, so that a stream that goes on elsewhere makes the same draws.
@@ -141,7 +151,10 @@ async fn tokenize(
     let text_bytes = longest_text_bytes(&input);
     // Before it waits for its turn, so that what cannot fit is not kept in memory.
     refuse_hopeless(&text, text_bytes)?;
-    in_turn(text_bytes, tokenizers, move || encode_all(&text, input, echo)).await
+    // Of tools it is not known how much of their text comes into the prompt.
+    let tool_bytes: usize =
+        input.tools().offered().iter().filter_map(|tool| tool.parameters.as_ref().map(String::len)).sum();
+    in_turn(text_bytes + tool_bytes, tokenizers, move || encode_all(&text, input, echo)).await
 }
 
 /// Does work on a text: in place when the text is short, else on a blocking thread when its turn has come.
@@ -166,7 +179,7 @@ pub(crate) async fn in_turn<T: Send + 'static>(
 fn longest_text_bytes(input: &Input) -> usize {
     let text = |prompt: &Prompt| if let Prompt::Text(text) = prompt { text.len() } else { 0 };
     match input {
-        Input::Chat(messages) => messages.iter().map(|message| message.content.len()).sum(),
+        Input::Chat { messages, .. } => messages.iter().map(ChatMessage::text_bytes).sum(),
         Input::Prompts(prompts) => prompts.iter().map(text).max().unwrap_or(0),
     }
 }
@@ -183,8 +196,8 @@ pub(crate) fn refuse_hopeless(model: &TextModel, text_bytes: usize) -> Result<()
 
 fn encode_all(text: &TextModel, input: Input, echo: Echo) -> Result<Vec<Tokenized>, ApiError> {
     match input {
-        Input::Chat(messages) => {
-            let rendered = text.render_chat(&messages)?;
+        Input::Chat { messages, tools } => {
+            let rendered = text.render_chat(&messages, tools.offered())?;
             Ok(vec![Tokenized { ids: encode(text, &rendered, false, "messages")?, echo: None }])
         }
         Input::Prompts(prompts) => prompts.into_iter().map(|prompt| encode_prompt(text, prompt, echo)).collect(),

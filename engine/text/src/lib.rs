@@ -6,6 +6,7 @@
 mod byte_level;
 mod detokenize;
 mod error;
+mod hermes;
 mod model;
 mod parts;
 mod pretokenize;
@@ -13,6 +14,7 @@ mod python;
 mod sentencepiece;
 mod stop;
 mod template;
+mod tool_format;
 
 pub use detokenize::Detokenizer;
 /// What [`TextModel::from_gguf`] reads.
@@ -20,3 +22,4 @@ pub use engine_store::Gguf;
 pub use error::TextError;
 pub use model::{END_TEXTS, TextModel};
 pub use stop::{StopMatch, StopMatcher};
+pub use tool_format::ToolFormat;

@@ -7,4 +7,5 @@ mod errors;
 mod server;
 mod stream;
 mod support;
+mod tools;
 mod whole;
