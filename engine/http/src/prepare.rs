@@ -1,12 +1,16 @@
 //! From a checked API request to token requests: template, tokens, limits of the model.
 
 use crate::context::random_u64;
+use crate::tools::constraint;
 use crate::{ApiError, Backend, RequestContext};
+use engine_grammar::GrammarError;
 use engine_text::TextModel;
 use engine_wire::TokenId;
+use engine_wire::constraint::Constraint;
 use engine_wire::hop::GenerateRequest;
-use engine_wire::openai::{ChatMessage, GenerateOptions, Prompt, ToolOptions};
+use engine_wire::openai::{ChatMessage, GenerateOptions, Prompt, ToolChoice, ToolOptions};
 use engine_wire::sampling::{Sampling, StopRule, choice_seed};
+use std::borrow::Cow;
 use std::future::Future;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
@@ -72,6 +76,11 @@ pub(crate) async fn prepare<B: Backend>(
     check_ids(&options.stop_token_ids, "stop_token_ids", text.vocab())?;
     let biased: Vec<TokenId> = options.logit_bias.iter().map(|(token, _)| *token).collect();
     check_ids(&biased, "logit_bias", text.vocab())?;
+    let options = &*with_calls(options, &input.tools(), &text)?;
+    if let Some(constraint) = &options.constraint {
+        let check = check_constraint(constraint.clone(), options.constraint_param.clone(), tokenizers);
+        before_deadline(context, "while its constraint was checked", check).await??;
+    }
     let is_chat = matches!(input, Input::Chat { .. });
     let tokenized = tokenize(text.clone(), input, Echo::of(options), tokenizers);
     let prompts = before_deadline(context, "while the prompt was tokenized", tokenized).await??;
@@ -116,7 +125,46 @@ fn request(options: &GenerateOptions, prompt: Vec<TokenId>, max_tokens: u32, see
             stop_token_ids: options.stop_token_ids.clone(),
         },
         top_logprobs: options.top_logprobs,
+        constraint: options.constraint.clone(),
     }
+}
+
+/// The options with the constraint that calls of these tools must follow, if there is one.
+fn with_calls<'a>(
+    options: &'a GenerateOptions,
+    tools: &ToolOptions,
+    text: &TextModel,
+) -> Result<Cow<'a, GenerateOptions>, ApiError> {
+    let must_call = matches!(tools.choice, ToolChoice::Required | ToolChoice::Function(_));
+    if options.constraint.is_some() {
+        let message = format!("Invalid 'tool_choice': an answer cannot be a call and follow '{}'.", options.constraint_param);
+        return if must_call { Err(invalid("tool_choice", message)) } else { Ok(Cow::Borrowed(options)) };
+    }
+    let constraint = constraint(tools, text.tool_format());
+    match constraint.map_err(|error| invalid("tools", format!("Invalid 'tools': {error}.")))? {
+        None => Ok(Cow::Borrowed(options)),
+        Some(constraint) => Ok(Cow::Owned(GenerateOptions {
+            constraint: Some(Arc::new(constraint)),
+            constraint_param: "tools".to_owned(),
+            ..options.clone()
+        })),
+    }
+}
+
+/// Refuses a constraint that no output can follow, before an instance is woken for it.
+async fn check_constraint(
+    constraint: Arc<Constraint>,
+    param: String,
+    tokenizers: &Arc<Semaphore>,
+) -> Result<(), ApiError> {
+    // Compiling takes milliseconds whatever the length is, so never in place.
+    let work = move || {
+        engine_grammar::check(&constraint).map_err(|error| match error {
+            GrammarError::Failed { message } => ApiError::Internal { message },
+            error => invalid(&param, format!("Invalid '{param}': {error}.")),
+        })
+    };
+    in_turn(usize::MAX, tokenizers, work).await
 }
 
 /// Whether the text of a prompt is kept, to be the beginning of the answer.

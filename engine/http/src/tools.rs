@@ -1,9 +1,11 @@
 //! Calls of tools in what a model says: told from text while it comes, in the form that the model writes.
 
+mod constrain;
 mod head;
 mod json;
 mod parser;
 
+pub(crate) use constrain::constraint;
 pub(crate) use parser::{Parser, Reading};
 
 use crate::context::random_u64;

@@ -41,6 +41,11 @@ impl Pieces {
         starts.zip(&self.ends).map(|(start, end)| end - start).max().unwrap_or(0)
     }
 
+    /// Ids outside the vocabulary are no text either.
+    pub fn is_special(&self, id: TokenId) -> bool {
+        self.special.get(id as usize).copied().unwrap_or(true)
+    }
+
     pub fn bytes(&self, id: TokenId, skip_special: bool) -> &[u8] {
         let index = id as usize;
         match self.special.get(index) {

@@ -155,6 +155,11 @@ impl TextModel {
         self.pieces.bytes(id, false)
     }
 
+    /// Whether a token is special: no part of a text, whatever bytes stand for it.
+    pub fn is_special(&self, id: TokenId) -> bool {
+        self.pieces.is_special(id)
+    }
+
     /// A detokenizer for one output stream.
     pub fn detokenizer(&self, skip_special_tokens: bool) -> Detokenizer {
         Detokenizer::new(self.pieces.clone(), skip_special_tokens)

@@ -7,9 +7,11 @@
 //! Trace context, deadline, tenant and request id travel as headers, named here.
 
 use crate::TokenId;
+use crate::constraint::Constraint;
 use crate::sampling::{Sampling, StopRule};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
+use std::sync::Arc;
 
 /// Path of the hop on an engine's port.
 pub const GENERATE_PATH: &str = "/v1/foreshock/generate";
@@ -41,6 +43,9 @@ pub struct GenerateRequest {
     /// at most [`MAX_TOP_LOGPROBS`]. They are of the model's own distribution, before temperature, penalties and bias.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub top_logprobs: Option<u32>,
+    /// What the text of the output must be, `emitted` included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub constraint: Option<Arc<Constraint>>,
 }
 
 /// Alternatives that may be asked for at each position.

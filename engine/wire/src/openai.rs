@@ -8,6 +8,7 @@ mod messages;
 mod options;
 mod request;
 mod response;
+mod structured;
 mod tokenize;
 mod tools;
 

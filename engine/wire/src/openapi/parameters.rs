@@ -164,10 +164,20 @@ pub(super) const GENERATE: &[Parameter] = &[
     ),
     optional(
         "response_format",
-        r#"{"type":"object","properties":{"type":{"const":"text"}}}"#,
-        r#"{"type":"text"}"#,
-        "Plain text.",
+        r#"{"type":"object","required":["type"],"properties":{"type":{"enum":["text","json_object","json_schema"]},"json_schema":{"type":"object","required":["name","schema"],"properties":{"name":{"type":"string","pattern":"^[a-zA-Z0-9_-]{1,64}$"},"description":{"type":"string"},"schema":{"type":["object","boolean"]},"strict":{"type":"boolean","default":false}}}}}"#,
+        r#"{"type":"json_schema","json_schema":{"name":"n","schema":{"type":"integer"},"strict":true}}"#,
+        "Text, any JSON object, or JSON of a schema. The output always meets the schema; strict refuses one with keywords that cannot be enforced. Properties come in the schema's order.",
     ),
+    optional(
+        "structured_outputs",
+        r#"{"type":"object","properties":{"json":{"type":["object","boolean","string"]},"regex":{"type":"string","maxLength":16384},"grammar":{"type":"string"},"choice":{"type":"array","items":{"type":"string"},"minItems":1,"maxItems":1024},"json_object":{"type":"boolean"},"disable_any_whitespace":{"type":"boolean","default":false}}}"#,
+        r#"{"choice":["yes","no"]}"#,
+        "What the output must be, as vLLM says it: exactly one of a JSON schema, a regular expression (of the whole output, without look-around), a grammar (llguidance's Lark), a choice of texts and any JSON object. At most 131072 bytes.",
+    ),
+    optional("guided_json", r#"{"type":["object","boolean","string"]}"#, r#"{"type":"integer"}"#, "structured_outputs.json by its older name."),
+    optional("guided_regex", STRING, r#""[0-9]+""#, "structured_outputs.regex by its older name."),
+    optional("guided_grammar", STRING, r#""start: \"a\"""#, "structured_outputs.grammar by its older name."),
+    optional("guided_choice", r#"{"type":"array","items":{"type":"string"},"minItems":1,"maxItems":1024}"#, r#"["yes","no"]"#, "structured_outputs.choice by its older name."),
 ];
 
 /// Of `/tokenize`.
