@@ -26,9 +26,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         (resident_bytes() - before) as f64 / 1e6,
         vocabulary.memory_bytes() as f64 / 1e6
     );
-    let json = |schema: &str| {
-        Constraint::Json(JsonConstraint { schema: schema.to_owned(), strict: true, whitespace: true })
-    };
+    let json =
+        |schema: &str| Constraint::Json(JsonConstraint { schema: schema.to_owned(), strict: true, whitespace: true });
     for (name, constraint) in [
         ("json_object", Constraint::json_object()),
         ("person", json(PERSON)),
@@ -90,7 +89,9 @@ fn draw(mask: &engine_grammar::Mask, text: &TextModel, random: &mut u64) -> Opti
             tried.push(token);
         }
     }
-    tried.pop().or_else(|| (0..vocab as u32).filter(|token| !text.eos_ids().contains(token)).find(|token| mask.allows(*token)))
+    tried
+        .pop()
+        .or_else(|| (0..vocab as u32).filter(|token| !text.eos_ids().contains(token)).find(|token| mask.allows(*token)))
 }
 
 fn quantile(values: &[f64], share: f64) -> f64 {

@@ -93,9 +93,7 @@ fn bounded(what: &'static str, got: usize, limit: usize) -> Result<(), GrammarEr
 }
 
 /// Runs work that recurses as deep as a client's source leads it.
-pub(crate) fn on_deep_stack<T: Send>(
-    work: impl FnOnce() -> Result<T, GrammarError> + Send,
-) -> Result<T, GrammarError> {
+pub(crate) fn on_deep_stack<T: Send>(work: impl FnOnce() -> Result<T, GrammarError> + Send) -> Result<T, GrammarError> {
     let failed = |message: String| GrammarError::Failed { message };
     std::thread::scope(|scope| {
         let builder = std::thread::Builder::new().name("grammar".into()).stack_size(STACK_BYTES);

@@ -40,7 +40,8 @@ impl Model {
     fn walk(&self, constraint: &Constraint, tokens: usize, random: &mut u64) -> Option<String> {
         let (mut guide, mut ids) = (self.guide(constraint), Vec::new());
         while !guide.is_complete() && ids.len() < 20 * tokens {
-            let mask = guide.mask().unwrap_or_else(|error| panic!("after {:?}: {error}", self.text.decode(&ids, false)));
+            let mask =
+                guide.mask().unwrap_or_else(|error| panic!("after {:?}: {error}", self.text.decode(&ids, false)));
             if ids.len() >= tokens && self.text.eos_ids().iter().any(|end| mask.allows(*end)) {
                 return Some(self.text.decode(&ids, false));
             }
@@ -107,7 +108,9 @@ fn every_way_through_a_schema_is_a_value_of_it() {
     let list = r#"{"type":"array","minItems":2,"maxItems":4,"items":{"anyOf":[{"type":"boolean"},{"type":"number","exclusiveMinimum":0,"maximum":1}]}}"#;
     check_walks(&json(list), |text| {
         let item = |item: &Value| item.is_boolean() || item.as_f64().is_some_and(|n| n > 0.0 && n <= 1.0);
-        parsed(text).and_then(|value| Some(value.as_array()?.clone())).is_some_and(|items| (2..=4).contains(&items.len()) && items.iter().all(item))
+        parsed(text)
+            .and_then(|value| Some(value.as_array()?.clone()))
+            .is_some_and(|items| (2..=4).contains(&items.len()) && items.iter().all(item))
     });
     let tree = r##"{"$ref":"#/$defs/node","$defs":{"node":{"type":"object","properties":{"v":{"type":"integer"},"next":{"anyOf":[{"type":"null"},{"$ref":"#/$defs/node"}]}},"required":["v","next"],"additionalProperties":false}}}"##;
     check_walks(&json(tree), |text| {
@@ -124,26 +127,38 @@ fn every_way_through_other_constraints_is_one_of_their_texts() {
     let date = Constraint::Regex(r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])".to_owned());
     check_walks(&date, |text| {
         let parts: Vec<u32> = text.split('-').filter_map(|part| part.parse().ok()).collect();
-        text.len() == 10 && text.is_ascii() && parts.len() == 3 && (1..=12).contains(&parts[1]) && (1..=31).contains(&parts[2])
+        text.len() == 10
+            && text.is_ascii()
+            && parts.len() == 3
+            && (1..=12).contains(&parts[1])
+            && (1..=31).contains(&parts[2])
     });
     let choices = ["yes", "yes, sir", "non", "größer", "日本", "a\nb"].map(str::to_owned);
     check_walks(&Constraint::Choice(choices.to_vec()), |text| choices.iter().any(|choice| choice == text));
     let sums = Constraint::Lark("start: sum\nsum: NUMBER (\" + \" NUMBER)*\nNUMBER: /[1-9][0-9]{0,2}/\n".to_owned());
-    check_walks(&sums, |text| text.split(" + ").all(|number| number.parse::<u32>().is_ok_and(|n| (1..=999).contains(&n))));
+    check_walks(&sums, |text| {
+        text.split(" + ").all(|number| number.parse::<u32>().is_ok_and(|n| (1..=999).contains(&n)))
+    });
 }
 
 #[test]
 fn allowed_texts_are_taken_however_they_are_tokenized() {
-    let unicode = json(r#"{"type":"object","properties":{"t":{"type":"string"}},"required":["t"],"additionalProperties":false}"#);
+    let unicode =
+        json(r#"{"type":"object","properties":{"t":{"type":"string"}},"required":["t"],"additionalProperties":false}"#);
     for model in [&*SMOLLM2, &*GEMMA3] {
-        for text in [r#"{"t":"plain"}"#, r#"{ "t": "日本 é \u001f \n" }"#, "{\n    \"t\": \"😀\"\n}", r#"{"t":""}"#] {
+        for text in [r#"{"t":"plain"}"#, r#"{ "t": "日本 é \u001f \n" }"#, "{\n    \"t\": \"😀\"\n}", r#"{"t":""}"#]
+        {
             assert!(model.accepts(&unicode, text), "{text}");
         }
         for text in [r#"{"t":1}"#, r#"{"u":""}"#, r#"{"t":"a""#, r#"{"t":"a"}}"#, "", "{\"t\":\"\n\"}"] {
             assert!(!model.accepts(&unicode, text), "{text}");
         }
         let date = Constraint::Regex(r"\d{4}-\d\d-\d\d".to_owned());
-        assert!(model.accepts(&date, "2024-02-29") && !model.accepts(&date, "2024-02-2") && !model.accepts(&date, "٢024-02-29"));
+        assert!(
+            model.accepts(&date, "2024-02-29")
+                && !model.accepts(&date, "2024-02-2")
+                && !model.accepts(&date, "٢024-02-29")
+        );
     }
 }
 

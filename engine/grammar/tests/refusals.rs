@@ -163,17 +163,52 @@ fn bytes() -> Vocabulary {
 /// Schemas that are nearly right, where the corners are.
 fn schemas_at_random() -> impl Strategy<Value = String> {
     let word = prop::sample::select(vec![
-        "type", "properties", "items", "enum", "const", "anyOf", "oneOf", "allOf", "$ref", "$defs", "required", "pattern",
-        "format", "minLength", "maxItems", "minItems", "minimum", "maximum", "multipleOf", "additionalProperties",
-        "patternProperties", "prefixItems", "minProperties", "x-guidance", "$id", "$schema", "a",
+        "type",
+        "properties",
+        "items",
+        "enum",
+        "const",
+        "anyOf",
+        "oneOf",
+        "allOf",
+        "$ref",
+        "$defs",
+        "required",
+        "pattern",
+        "format",
+        "minLength",
+        "maxItems",
+        "minItems",
+        "minimum",
+        "maximum",
+        "multipleOf",
+        "additionalProperties",
+        "patternProperties",
+        "prefixItems",
+        "minProperties",
+        "x-guidance",
+        "$id",
+        "$schema",
+        "a",
     ]);
     let leaf = prop_oneof![
         Just("null".to_owned()),
         Just("true".to_owned()),
         Just("false".to_owned()),
         prop_oneof![Just(0.0), Just(-1.0), Just(1e300), Just(0.1), -100.0..100.0f64].prop_map(|n| n.to_string()),
-        prop::sample::select(vec!["object", "string", "integer", "array", "date-time", "#", "#/$defs/a", "(", "^a*$", "ﬀ\u{7f}"])
-            .prop_map(|text| format!("{text:?}")),
+        prop::sample::select(vec![
+            "object",
+            "string",
+            "integer",
+            "array",
+            "date-time",
+            "#",
+            "#/$defs/a",
+            "(",
+            "^a*$",
+            "ﬀ\u{7f}"
+        ])
+        .prop_map(|text| format!("{text:?}")),
         ".{0,120}".prop_map(|text| serde_json::Value::from(text).to_string()),
     ];
     leaf.prop_recursive(5, 40, 5, move |inner| {

@@ -137,7 +137,8 @@ fn with_calls<'a>(
 ) -> Result<Cow<'a, GenerateOptions>, ApiError> {
     let must_call = matches!(tools.choice, ToolChoice::Required | ToolChoice::Function(_));
     if options.constraint.is_some() {
-        let message = format!("Invalid 'tool_choice': an answer cannot be a call and follow '{}'.", options.constraint_param);
+        let message =
+            format!("Invalid 'tool_choice': an answer cannot be a call and follow '{}'.", options.constraint_param);
         return if must_call { Err(invalid("tool_choice", message)) } else { Ok(Cow::Borrowed(options)) };
     }
     let constraint = constraint(tools, text.tool_format());

@@ -79,7 +79,9 @@ fn threads() -> usize {
 /// What a client is told of a grammar's error.
 pub(crate) fn refusal(error: &GrammarError, param: &str) -> ApiError {
     match error {
-        GrammarError::Failed { .. } | GrammarError::Vocabulary { .. } => ApiError::Internal { message: error.to_string() },
+        GrammarError::Failed { .. } | GrammarError::Vocabulary { .. } => {
+            ApiError::Internal { message: error.to_string() }
+        }
         error => ApiError::InvalidRequest { message: error.to_string(), param: Some(param.to_owned()) },
     }
 }

@@ -10,8 +10,8 @@ use crate::limits;
 use crate::request::{self, Live, Message, Times, Work};
 use crate::shared::Shared;
 use engine_core::{
-    EndReason, Forward, ForwardError, LogitsRow, Sampled, Scheduler, SequenceEvent, SequenceId, Step, Submission, SubmitError,
-    Submitted,
+    EndReason, Forward, ForwardError, LogitsRow, Sampled, Scheduler, SequenceEvent, SequenceId, Step, Submission,
+    SubmitError, Submitted,
 };
 use engine_http::ApiError;
 use engine_wire::control::Outcome;

@@ -17,8 +17,8 @@ const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
 
 async fn engine(compute: Compute, kv_bytes: u64) -> TestEngine {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("../../target/models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf");
+    let path =
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf");
     assert!(path.exists(), "{} is missing: run `cargo xtask setup`", path.display());
     TestEngine::start_checkpoint(move |options: &mut EngineOptions| {
         options.model = path;
@@ -95,10 +95,14 @@ async fn whatever_is_drawn_meets_its_constraint() {
     ask(COMPLETIONS, json!({"guided_json": person()}), &is_person).await;
     ask(COMPLETIONS, json!({"guided_json": person().to_string()}), &is_person).await;
     let date = r"(19|20)\d\d-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])";
-    let is_date = |text: &str| text.len() == 10 && text.split('-').all(|part| part.bytes().all(|byte| byte.is_ascii_digit()));
+    let is_date =
+        |text: &str| text.len() == 10 && text.split('-').all(|part| part.bytes().all(|byte| byte.is_ascii_digit()));
     ask(COMPLETIONS, json!({"guided_regex": date}), &is_date).await;
     ask(CHAT, json!({"structured_outputs": {"regex": date}}), &is_date).await;
-    ask(CHAT, json!({"structured_outputs": {"choice": ["grün", "blue sky"]}}), &|text| ["grün", "blue sky"].contains(&text)).await;
+    ask(CHAT, json!({"structured_outputs": {"choice": ["grün", "blue sky"]}}), &|text| {
+        ["grün", "blue sky"].contains(&text)
+    })
+    .await;
     let sum = "start: N (\"+\" N){1,3}\nN: /[1-9][0-9]?/";
     let is_sum = |text: &str| (2..=4).contains(&text.split('+').filter(|n| n.parse::<u8>().is_ok()).count());
     ask(COMPLETIONS, json!({"guided_grammar": sum}), &is_sum).await;
@@ -196,7 +200,10 @@ async fn what_cannot_go_on_ends_alone_and_says_why() {
     let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
     let failing = [
         // Emitted tokens that no output under this constraint begins with.
-        (GenerateRequest { emitted: vec![504], ..constrained(&[504], Constraint::json_object(), greedy.clone()) }, "does not follow the grammar"),
+        (
+            GenerateRequest { emitted: vec![504], ..constrained(&[504], Constraint::json_object(), greedy.clone()) },
+            "does not follow the grammar",
+        ),
         (constrained(&[504], Constraint::Regex("(".to_owned()), greedy.clone()), "regex"),
         // SmolLM2 has no token for the byte 0x04.
         (constrained(&[504], Constraint::Choice(vec!["\u{4}".to_owned()]), greedy.clone()), "vocabulary"),

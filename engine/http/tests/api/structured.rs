@@ -20,7 +20,8 @@ async fn formats_that_are_none() {
     let message = "Missing required parameter: 'response_format.json_schema.name'.";
     let field = r#""response_format":{"type":"json_schema","json_schema":{"schema":{}}}"#;
     invalid_field(field, message, "response_format.json_schema.name").await;
-    let message = "Invalid 'response_format.json_schema.name': expected 1 to 64 letters, digits, underscores and dashes.";
+    let message =
+        "Invalid 'response_format.json_schema.name': expected 1 to 64 letters, digits, underscores and dashes.";
     let field = r#""response_format":{"type":"json_schema","json_schema":{"name":"a b","schema":{}}}"#;
     invalid_field(field, message, "response_format.json_schema.name").await;
     let message = "Unrecognized request argument supplied: response_format.schema";
@@ -38,7 +39,8 @@ async fn formats_that_are_none() {
 
 #[tokio::test]
 async fn constraints_that_contradict_or_cannot_be_met() {
-    let message = "'guided_regex' together with 'guided_json': an output follows one constraint. Leave one of them out.";
+    let message =
+        "'guided_regex' together with 'guided_json': an output follows one constraint. Leave one of them out.";
     invalid_field(r#""guided_json":{},"guided_regex":"a""#, message, "guided_regex").await;
     let message = "'structured_outputs.choice' together with 'response_format': an output follows one constraint. Leave one of them out.";
     let field = r#""response_format":{"type":"json_object"},"structured_outputs":{"choice":["a"]}"#;

@@ -36,7 +36,8 @@ fn join(asked: &mut Asked, another: Asked) -> Result<(), RequestError> {
             Ok(())
         }
         (Some((first, _)), Some((second, _))) => {
-            let message = format!("'{second}' together with '{first}': an output follows one constraint. Leave one of them out.");
+            let message =
+                format!("'{second}' together with '{first}': an output follows one constraint. Leave one of them out.");
             Err(RequestError::at(second, message))
         }
     }

@@ -174,10 +174,20 @@ pub(super) const GENERATE: &[Parameter] = &[
         r#"{"choice":["yes","no"]}"#,
         "What the output must be, as vLLM says it: exactly one of a JSON schema, a regular expression (of the whole output, without look-around), a grammar (llguidance's Lark), a choice of texts and any JSON object. At most 131072 bytes.",
     ),
-    optional("guided_json", r#"{"type":["object","boolean","string"]}"#, r#"{"type":"integer"}"#, "structured_outputs.json by its older name."),
+    optional(
+        "guided_json",
+        r#"{"type":["object","boolean","string"]}"#,
+        r#"{"type":"integer"}"#,
+        "structured_outputs.json by its older name.",
+    ),
     optional("guided_regex", STRING, r#""[0-9]+""#, "structured_outputs.regex by its older name."),
     optional("guided_grammar", STRING, r#""start: \"a\"""#, "structured_outputs.grammar by its older name."),
-    optional("guided_choice", r#"{"type":"array","items":{"type":"string"},"minItems":1,"maxItems":1024}"#, r#"["yes","no"]"#, "structured_outputs.choice by its older name."),
+    optional(
+        "guided_choice",
+        r#"{"type":"array","items":{"type":"string"},"minItems":1,"maxItems":1024}"#,
+        r#"["yes","no"]"#,
+        "structured_outputs.choice by its older name.",
+    ),
 ];
 
 /// Of `/tokenize`.
