@@ -27,10 +27,7 @@ pub(crate) fn read<'a>(text: &'a str, is_known: impl Fn(&str) -> bool) -> Head<'
         Err(Stop::More) => Head::More,
         Err(Stop::Unusual) => Head::Unusual,
         Ok((name, _)) if !is_known(name) => Head::No,
-        Ok((name, None)) => {
-            let _ = name;
-            Head::More
-        }
+        Ok((_, None)) => Head::More,
         Ok((name, Some(arguments_at))) => match text[arguments_at + 1..].trim_ascii_start().bytes().next() {
             None => Head::More,
             Some(b'"' | b'}') => Head::Call { name, arguments_at },
@@ -92,7 +89,7 @@ mod tests {
         for length in 0..text.len() - 3 {
             assert_eq!(read(&text[..length]), Head::More, "{:?}", &text[..length]);
         }
-        assert_eq!(read(&text[..text.len() - 2]), Head::Call { name: "f", arguments_at: 30 });
+        assert_eq!(read(&text[..text.len() - 2]), Head::Call { name: "f", arguments_at: 29 });
         for (text, expected) in [
             (r#"{"name":"f","parameters":{}"#, Head::Call { name: "f", arguments_at: 25 }),
             (r#"{"name":"g","#, Head::No),

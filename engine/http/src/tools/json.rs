@@ -188,7 +188,7 @@ mod tests {
     #[test]
     fn a_value_ends_or_breaks_at_a_byte() {
         for (text, expected) in [
-            (r#"{"a": [1, -0.5e+3, true, null, "\u00e9\n\""], "b": {}} x"#, Ok(Some(53))),
+            (r#"{"a": [1, -0.5e+3, true, null, "\u00e9\n\""], "b": {}} x"#, Ok(Some(54))),
             (r#"{"a": "#, Ok(None)),
             (r#"{bad"#, Err(1)),
             (r#"{"a": tru}"#, Err(9)),
