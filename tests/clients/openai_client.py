@@ -4,6 +4,7 @@ Usage: python openai_client.py BASE_URL MODEL. Prints one line per check; the fi
 """
 
 import json
+import re
 import sys
 
 import openai
@@ -71,69 +72,26 @@ check("seed repeats", seeded[0] == seeded[1], seeded)
 stop = client.chat.completions.create(**{**ask, "stop": [text[4:8]]}).choices[0]
 check("stop string", stop.message.content == text[:4] and stop.finish_reason == "stop", stop)
 
-weather = {
+person = {
     "type": "object",
-    "properties": {
-        "city": {"type": "string", "maxLength": 16},
-        "unit": {"enum": ["celsius", "fahrenheit"]},
-        "days": {"type": "integer", "minimum": 1, "maximum": 9},
-    },
-    "required": ["city", "unit", "days"],
+    "properties": {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer", "minimum": 0, "maximum": 120}},
+    "required": ["name", "age"],
     "additionalProperties": False,
 }
-tools = [
-    {"type": "function", "function": {"name": "get_weather", "description": "Weather of a city.", "parameters": weather, "strict": True}},
-    {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}, "additionalProperties": False}}},
-]
-tooled = dict(ask, tools=tools, max_tokens=400, messages=[{"role": "user", "content": "What is the weather in Paris?"}])
-
-
-def valid(name, arguments):
-    arguments = json.loads(arguments)
-    if name == "now":
-        return arguments == {}
-    city, unit, days = (arguments.pop(key) for key in ("city", "unit", "days"))
-    return name == "get_weather" and not arguments and len(city) <= 16 and unit in ("celsius", "fahrenheit") and 1 <= days <= 9
-
-
-def streamed_calls(**request):
-    content, calls, finish = "", [], None
-    for chunk in client.chat.completions.create(**request, stream=True):
-        for choice in chunk.choices:
-            content += choice.delta.content or ""
-            finish = choice.finish_reason or finish
-            for part in choice.delta.tool_calls or []:
-                if part.index == len(calls):
-                    check("call begins with its id", part.id and part.type == "function" and part.function.name, part)
-                    calls.append([part.function.name, ""])
-                calls[part.index][1] += part.function.arguments or ""
-    return content, calls, finish
-
-
-for seed in range(3):
-    hot = dict(tooled, temperature=1.5, seed=seed, tool_choice="required")
-    choice = client.chat.completions.create(**hot).choices[0]
-    calls = [[call.function.name, call.function.arguments] for call in choice.message.tool_calls]
-    check("required calls are valid", calls and all(valid(*call) for call in calls), choice)
-    check("required finish", choice.finish_reason in ("tool_calls", "length") and not (choice.message.content and choice.finish_reason == "tool_calls"), choice)
-    content, streamed, finish = streamed_calls(**hot)
-    check("streamed calls are the whole answer's", streamed[: len(calls)] == calls and finish == choice.finish_reason, (streamed, calls))
-named = dict(tooled, temperature=1.5, seed=7, tool_choice={"type": "function", "function": {"name": "get_weather"}})
-choice = client.chat.completions.create(**named).choices[0]
-(call,) = choice.message.tool_calls
-check("named call", call.function.name == "get_weather" and valid("get_weather", call.function.arguments), choice)
-check("named finish", choice.finish_reason == "tool_calls" and choice.message.content is None, choice)
-single = client.chat.completions.create(**dict(hot, parallel_tool_calls=False)).choices[0]
-check("one call where one is allowed", len(single.message.tool_calls) == 1 and single.finish_reason == "tool_calls", single)
-free = client.chat.completions.create(**tooled).choices[0]
-check("auto calls are valid", all(valid(c.function.name, c.function.arguments) for c in free.message.tool_calls or []), free)
-told = tooled["messages"] + [
-    {"role": "assistant", "tool_calls": [c.model_dump() for c in choice.message.tool_calls]},
-    {"role": "tool", "tool_call_id": call.id, "content": "Rain."},
-]
-answered = client.chat.completions.create(**dict(tooled, messages=told, tool_choice="none", max_tokens=16)).choices[0]
-check("answer to a tool's message", answered.message.content and not answered.message.tool_calls, answered)
-refused("unknown tool", openai.BadRequestError, 400, lambda: client.chat.completions.create(**dict(tooled, tool_choice={"type": "function", "function": {"name": "no"}})))
+as_person = {"type": "json_schema", "json_schema": {"name": "person", "strict": True, "schema": person}}
+shaped = dict(model=model, messages=messages, max_tokens=120, temperature=1.5, seed=3)
+answer = client.chat.completions.create(**shaped, n=3, response_format=as_person)
+people = [json.loads(choice.message.content) for choice in answer.choices if choice.finish_reason == "stop"]
+check("json schema", people and all(list(p) == ["name", "age"] and 0 <= p["age"] <= 120 and len(p["name"]) <= 20 for p in people), answer)
+chunks = client.chat.completions.create(**shaped, response_format=as_person, stream=True)
+streamed = "".join(c.choices[0].delta.content or "" for c in chunks)
+check("json schema stream", streamed == answer.choices[0].message.content, streamed)
+chosen = client.chat.completions.create(**shaped, extra_body={"structured_outputs": {"choice": ["north", "south"]}})
+check("choice", chosen.choices[0].message.content in ("north", "south") and chosen.choices[0].finish_reason == "stop", chosen)
+dated = client.completions.create(model=model, prompt="On", temperature=1.5, max_tokens=40, extra_body={"guided_regex": r"\d{4}-\d\d"})
+check("regex", re.fullmatch("[0-9]{4}-[0-9]{2}", dated.choices[0].text), dated)
+mode = client.chat.completions.create(**{**shaped, "max_tokens": 3}, response_format={"type": "json_object"}).choices[0]
+check("json mode, cut", mode.finish_reason == "length" and mode.message.content.startswith("{"), mode)
 
 raw = client.chat.completions.with_raw_response.create(**ask)
 check("request id", bool(raw.headers.get("x-request-id")), dict(raw.headers))
@@ -142,5 +100,7 @@ refused("unknown model", openai.NotFoundError, 404, lambda: client.chat.completi
 refused("max_tokens 0", openai.BadRequestError, 400, lambda: client.chat.completions.create(**{**ask, "max_tokens": 0}))
 refused("temperature", openai.BadRequestError, 400, lambda: client.chat.completions.create(**{**ask, "temperature": 9}))
 refused("too long", openai.BadRequestError, 400, lambda: client.completions.create(model=model, prompt=[504] * 9000), "context_length_exceeded")
+impossible = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "integer", "minimum": 2, "maximum": 1}}}
+refused("schema that cannot be met", openai.BadRequestError, 400, lambda: client.chat.completions.create(**ask, response_format=impossible))
 refused("unknown field", openai.BadRequestError, 400, lambda: client.chat.completions.create(**ask, extra_body={"frobnicate": 1}))
 print("all passed")

@@ -111,6 +111,12 @@ pub(crate) fn compile_error(message: &str) -> GrammarError {
         // Where it stands is of no use when the client's source is a part of what was parsed.
         None => message.find("regex parse error:").map_or(message, |at| &message[at..]).to_owned(),
     };
-    let message = message.split("\n1 |").next().unwrap_or_default();
-    GrammarError::Invalid { message: shortened(message) }
+    let lines: Vec<&str> = message.lines().take_while(|line| !quotes_source(line)).collect();
+    GrammarError::Invalid { message: shortened(&lines.join("\n")) }
+}
+
+/// Whether a line of an error shows the source: it begins with its number and a bar.
+fn quotes_source(line: &str) -> bool {
+    let rest = line.trim_start().trim_start_matches(|character: char| character.is_ascii_digit());
+    rest.len() < line.trim_start().len() && rest.starts_with(" | ")
 }

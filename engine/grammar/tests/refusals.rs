@@ -54,7 +54,36 @@ fn schemas() {
     for schema in [r#"{"not":{"type":"string"}}"#, r#"{"type":"string","format":"no-such-format"}"#] {
         row(&mut out, &format!("not strict {schema}"), &json(schema, false));
     }
-    insta::assert_snapshot!(out, @"");
+    insta::assert_snapshot!(out, @r###"
+    {}: accepted
+    true: accepted
+    false: no value meets the schema `false`
+    [1]: a JSON schema is an object or a boolean
+    "string": a JSON schema is an object or a boolean
+    {"type":"object": no JSON: EOF while parsing an object at line 1 column 16
+    {"type":"objct"}: Invalid type: objct
+    {"type":3}: type must be a string or array of strings
+    {"properties":[]}: properties must be an object
+    {"type":"string","pattern":"("}: regex parse error: ( ^ error: unclosed group
+    {"type":"string","pattern":"a(?=b)"}: regex parse error: a(?=b) ^^^ error: look-around, including look-ahead and look-behind, is not supported
+    {"type":"integer","minimum":5,"maximum":3}: Unsatisfiable schema: minimum (5) is greater than maximum (3)
+    {"type":"string","minLength":5,"maxLength":3}: Unsatisfiable schema: minLength (5) is greater than maxLength (3)
+    {"type":"array","minItems":5,"maxItems":3}: Unsatisfiable schema: minItems (5) is greater than maxItems (3)
+    {"type":"array","items":false,"minItems":1}: Unsatisfiable schema: required item is unsatisfiable
+    {"enum":[]}: Unsatisfiable schema: anyOf is empty
+    {"type":"string","enum":[1,2]}: Unsatisfiable schema: incompatible types
+    {"allOf":[{"type":"string"},{"type":"integer"}]}: Unsatisfiable schema: incompatible types
+    {"$ref":"#/$defs/none"}: Reference segment '$defs' not found in '#/$defs/none'.
+    {"$ref":"http://example.com/schema.json"}: Only absolute $ref's (#/...) are supported without 'referencing' feature; ref 'http://example.com/schema.json'
+    {"$defs":{"a":{"$ref":"#/$defs/a"}},"$ref":"#/$defs/a"}: no text meets it
+    {"type":"object","properties":{"a":false},"required":["a"]}: Unsatisfiable schema: required property 'a' is unsatisfiable
+    {"type":"object","x-guidance":{"nonsense":1}}: accepted
+    {"type":"string","format":"no-such-format"}: Unknown format: no-such-format
+    {"not":{"type":"string"}}: Unimplemented keys: ["not"]
+    {"type":"array","uniqueItems":true}: Unimplemented keys: ["uniqueItems"]
+    not strict {"not":{"type":"string"}}: accepted
+    not strict {"type":"string","format":"no-such-format"}: accepted
+    "###);
 }
 
 #[test]
@@ -84,7 +113,34 @@ fn other_sources() {
         let texts = choices.iter().map(|text| (*text).to_owned()).collect();
         row(&mut out, &format!("choice {choices:?}"), &Constraint::Choice(texts));
     }
-    insta::assert_snapshot!(out, @"");
+    insta::assert_snapshot!(out, @r###"
+    regex "[a-z]+": accepted
+    regex "": accepted
+    regex "(": regex parse error: ( ^ error: unclosed group
+    regex "a(?=b)": regex parse error: a(?=b) ^^^ error: look-around, including look-ahead and look-behind, is not supported
+    regex "(a)\\1": regex parse error: (a)\1 ^^ error: backreferences are not supported
+    regex "a{2,1}": regex parse error: a{2,1} ^^^^^ error: invalid repetition count range, the start must be <= the end
+    regex "a{100000}": accepted
+    regex "\\p{Greek}+": accepted
+    regex "[^\\s\\S]": no text meets it
+    lark "start: \"a\" | \"b\"": accepted
+    lark "start: /[a-z]+/ NUMBER\nNUMBER: /[0-9]+/": accepted
+    lark "": no start rule found
+    lark "begin: \"a\"": no start rule found
+    lark "start: other": at 1(8): unknown name: "other"
+    lark "start: start": no text meets it
+    lark "start: \"a": 1(10): lexer error
+    lark "start: <|endoftext|>": tokens cannot be named (<...>): a grammar is about text
+    lark "start: <[5]>": tokens cannot be named (<...>): a grammar is about text
+    lark "start: @other": unknown grammar @other
+    lark "start: %json {\"type\":\"integer\"}": accepted
+    lark "start: %json {\"type\":": failed to parse "%json": EOF while parsing a value at line 2 column 0
+    lark "%import common.NUMBER\nstart: NUMBER": accepted
+    choice []: there is no choice
+    choice ["yes", "no"]: accepted
+    choice ["", "a"]: accepted
+    choice ["a\"\n\0é"]: accepted
+    "###);
 }
 
 #[test]
@@ -100,7 +156,17 @@ fn what_is_too_large_or_too_deep_names_its_limit() {
     row(&mut out, "many choices", &Constraint::Choice(vec!["a".to_owned(); 2000]));
     row(&mut out, "large choice", &Constraint::Choice(vec!["a".repeat(140_000)]));
     row(&mut out, "explosive regex", &Constraint::Regex("(.{1000}){1000}".to_owned()));
-    insta::assert_snapshot!(out, @"");
+    insta::assert_snapshot!(out, @r###"
+    60 deep: accepted
+    100 deep: the JSON schema has 101 levels of nesting, but at most 64 are accepted
+    large schema: the JSON schema has 140012 bytes, but at most 131072 are accepted
+    large regex: the regular expression has 20000 bytes, but at most 16384 are accepted
+    deep regex: the regular expression has 100 levels of nesting, but at most 64 are accepted
+    large grammar: the grammar has 140014 bytes, but at most 131072 are accepted
+    many choices: the choice has 2000 texts, but at most 1024 are accepted
+    large choice: the choice has 140000 bytes, but at most 131072 are accepted
+    explosive regex: accepted
+    "###);
 }
 
 /// Chains of references are followed by recursion: as long as a source may be, they must not overflow a stack.

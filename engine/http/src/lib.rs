@@ -21,6 +21,7 @@ mod sse;
 mod stall;
 mod tokenize;
 mod tools;
+pub mod vllm;
 mod whole;
 
 pub use access::{AccessHook, AccessOutcome, AccessRecord};

@@ -220,7 +220,8 @@ async fn what_cannot_go_on_ends_alone_and_says_why() {
                 other => panic!("{other:?}"),
             }
         } else {
-            format!("{} {}", stream.status, stream.error_message().await)
+            let status = stream.status;
+            format!("{status} {}", stream.error_message().await)
         };
         assert!(said.starts_with("400") && said.contains(message), "{said}");
         assert_eq!(company.collect().await.0, expected, "the others are unharmed");
