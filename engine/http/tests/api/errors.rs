@@ -128,13 +128,6 @@ async fn parameters_that_are_unknown_or_not_supported() {
     let message = "Unrecognized request argument supplied: messages[0].contents";
     let body = r#"{"model":"tiny","messages":[{"role":"user","content":"a","contents":"b"}]}"#;
     invalid(CHAT, body, message, "messages[0].contents").await;
-    for (field, param) in
-        [(r#""tools":[{"type":"function"}]"#, "tools"), (r#""tool_choice":"required""#, "tool_choice")]
-    {
-        let message = format!("'{param}' is not supported yet with this value. Leave it out.");
-        let body = format!(r#"{{"model":"tiny","messages":[{{"role":"user","content":"a"}}],{field}}}"#);
-        invalid(CHAT, &body, &message, param).await;
-    }
 }
 
 #[tokio::test]
