@@ -7,8 +7,8 @@
 mod byte_level;
 mod detokenize;
 mod error;
-mod hugging_face;
 mod hermes;
+mod hugging_face;
 mod model;
 mod parts;
 mod pretokenize;
