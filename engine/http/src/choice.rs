@@ -2,6 +2,7 @@
 //! not shown.
 
 use crate::logprobs::{Score, Scores};
+use crate::prepare::Echoed;
 use crate::tools::{CallDelta, Parser, Reading};
 use engine_text::{Detokenizer, StopMatch, StopMatcher, TextModel};
 use engine_wire::TokenId;
@@ -37,20 +38,17 @@ pub(crate) struct Choice {
     held_end: Option<(TokenId, Option<TokenLogprobs>)>,
     scores: Option<Scores>,
     /// The prompt, until the first piece takes it.
-    echo: Option<Arc<str>>,
+    echo: Option<Echoed>,
+    /// Tokens that the output begins with and that belong to the prompt.
+    given: u32,
     /// Tells calls from content, where there are tools.
     calls: Option<Parser>,
-    /// Tokens taken so far, ends included.
-    pub output_tokens: u32,
+    /// Tokens taken so far, those that were given and ends included.
+    taken: u32,
 }
 
 impl Choice {
-    pub fn new(
-        text: &Arc<TextModel>,
-        options: &GenerateOptions,
-        echo: Option<Arc<str>>,
-        calls: Option<Reading>,
-    ) -> Self {
+    pub fn new(text: &Arc<TextModel>, options: &GenerateOptions, echo: Option<Echoed>, calls: Option<Reading>) -> Self {
         let eos = if options.ignore_eos { &[] } else { text.eos_ids() };
         let opening = calls.as_ref().map_or("", |reading| reading.format.opening());
         Self {
@@ -61,9 +59,13 @@ impl Choice {
             min_tokens: options.min_tokens,
             held_end: None,
             scores: options.top_logprobs.map(|_| Scores::new(text.clone())),
+            given: match echo {
+                Some(Echoed::Scored { given, .. }) => given,
+                _ => 0,
+            },
             echo,
             calls: calls.map(Parser::new),
-            output_tokens: 0,
+            taken: 0,
         }
     }
 
@@ -80,7 +82,7 @@ impl Choice {
             {
                 return Some(self.stopped(out));
             }
-            self.output_tokens = self.output_tokens.saturating_add(1);
+            self.taken = self.taken.saturating_add(1);
             if self.ends.contains(token) {
                 self.held_end = Some((*token, scored));
                 continue;
@@ -90,6 +92,11 @@ impl Choice {
             }
         }
         None
+    }
+
+    /// Tokens of the output so far, ends included.
+    pub fn output_tokens(&self) -> u32 {
+        self.taken.saturating_sub(self.given)
     }
 
     /// Whether the output has a whole call.
@@ -131,8 +138,17 @@ impl Choice {
 
     /// The prompt comes first where it is wanted.
     fn begin(&mut self, out: &mut Piece) {
-        if let Some(echo) = self.echo.take() {
-            out.text.push_str(&echo);
+        match self.echo.take() {
+            None => {}
+            Some(Echoed::Text(text)) => out.text.push_str(&text),
+            Some(Echoed::Scored { first, .. }) => {
+                let mut text = String::new();
+                self.detokenizer.push(first, &mut text);
+                if let Some(scores) = &mut self.scores {
+                    scores.begun(first, &text);
+                }
+                self.show(StopMatch::None, &text, out);
+            }
         }
     }
 
@@ -144,7 +160,7 @@ impl Choice {
             scores.produced(token, scored, &text);
         }
         let mut shown = String::new();
-        let found = if self.output_tokens <= self.min_tokens {
+        let found = if self.taken <= self.given || self.output_tokens() <= self.min_tokens {
             shown = text;
             StopMatch::None
         } else {

@@ -50,8 +50,19 @@ pub(crate) struct Prepared {
 /// One output that is asked for.
 pub(crate) struct Output {
     pub request: GenerateRequest,
-    /// The prompt's text, where the answer is to begin with it.
-    pub echo: Option<Arc<str>>,
+    /// How the answer is to begin with the prompt, if it is.
+    pub echo: Option<Echoed>,
+}
+
+/// The prompt at the head of an answer.
+#[derive(Clone, Debug)]
+pub(crate) enum Echoed {
+    Text(Arc<str>),
+    /// With log-probabilities: its first token, which has none, and how many more of its tokens the output begins with.
+    Scored {
+        first: TokenId,
+        given: u32,
+    },
 }
 
 /// A prompt in tokens.
@@ -96,10 +107,26 @@ pub(crate) async fn prepare<B: Backend>(
         let max_tokens = output_limit(text.context_tokens, ids.len(), options.max_tokens, is_chat)?;
         for choice in 0..options.n {
             let request = request(options, ids.clone(), max_tokens, choice_seed(seed, choice));
-            outputs.push(Output { request, echo: echo.clone() });
+            outputs.push(with_echo(request, echo.clone()));
         }
     }
     Ok(Prepared { text, outputs, prompt_tokens: u32::try_from(prompt_tokens).unwrap_or(u32::MAX) })
+}
+
+/// With log-probabilities wanted, all of the prompt but its first token is given as output, because only output is scored:
+/// the same tokens at the same positions.
+fn with_echo(mut request: GenerateRequest, text: Option<Arc<str>>) -> Output {
+    if text.is_none() || request.top_logprobs.is_none() {
+        return Output { request, echo: text.map(Echoed::Text) };
+    }
+    request.given = request.prompt.split_off(1);
+    let given = u32::try_from(request.given.len()).unwrap_or(u32::MAX);
+    request.stop.max_tokens = request.stop.max_tokens.saturating_add(given);
+    if request.stop.min_tokens > 0 {
+        request.stop.min_tokens = request.stop.min_tokens.saturating_add(given);
+    }
+    let echo = Some(Echoed::Scored { first: request.prompt[0], given });
+    Output { request, echo }
 }
 
 fn request(options: &GenerateOptions, prompt: Vec<TokenId>, max_tokens: u32, seed: u64) -> GenerateRequest {
@@ -107,6 +134,7 @@ fn request(options: &GenerateOptions, prompt: Vec<TokenId>, max_tokens: u32, see
         model: options.model.clone(),
         prompt,
         emitted: Vec::new(),
+        given: Vec::new(),
         sampling: Sampling {
             temperature: options.temperature,
             top_p: options.top_p,

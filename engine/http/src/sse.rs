@@ -271,7 +271,7 @@ impl SseBody {
 
     /// Queues what one event of the backend gives: all of it in one write.
     fn on_piece(&mut self, index: usize, piece: &Piece, finish: Option<FinishReason>) {
-        self.access.record.output_tokens = self.parts.iter().map(|part| part.choice.output_tokens).sum();
+        self.access.record.output_tokens = self.parts.iter().map(|part| part.choice.output_tokens()).sum();
         let mut out = String::new();
         if !std::mem::replace(&mut self.parts[index].opened, true) {
             self.envelope.write_role(index as u32, &mut out);

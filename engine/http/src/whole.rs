@@ -121,7 +121,7 @@ async fn drain(mut stream: TokenStream, mut choice: Choice) -> Result<Output, Ap
                 return Err(ApiError::Unavailable { message, retry_after_s: None });
             }
         };
-        let (called, output_tokens) = (choice.has_called(), choice.output_tokens);
+        let (called, output_tokens) = (choice.has_called(), choice.output_tokens());
         return Ok(Output { piece, finish, called, output_tokens, cached_tokens });
     }
 }

@@ -48,6 +48,7 @@ pub fn parse_chat(body: &[u8]) -> Result<ChatRequest, RequestError> {
     let mut options = parse_options(&mut fields)?;
     let newer = fields.integer("max_completion_tokens", "an integer of at least 1", |n| n >= 1)?;
     options.max_tokens = newer.map(clamp_u32).or(options.max_tokens);
+    refuse_no_tokens(&options, false)?;
     options.top_logprobs = parse_chat_logprobs(&mut fields)?;
     let messages = parse_messages(raw.ok_or_else(|| fields.missing("messages"))?)?;
     let empty = |value: &str| matches!(value, "[]" | "{}");
@@ -70,14 +71,25 @@ pub fn parse_completion(body: &[u8]) -> Result<CompletionRequest, RequestError> 
     check_outputs(prompts.len(), options.n)?;
     options.top_logprobs = parse_completion_logprobs(&mut fields)?;
     options.echo = fields.take("echo", "a boolean")?.unwrap_or(false);
-    if options.echo && options.top_logprobs.is_some() {
-        let message = "'echo' together with 'logprobs' is not supported: only generated tokens have log-probabilities. Leave one of them out.";
-        return Err(RequestError::at("echo", message));
+    if options.echo && options.top_logprobs.is_some() && options.constraint.is_some() {
+        let param = &options.constraint_param;
+        let message = format!("'{param}' is not supported together with 'echo' and 'logprobs'. Leave one of them out.");
+        return Err(RequestError::at(param, message));
     }
+    // Nothing is produced: what evaluations ask for, who want to know how likely a text is.
+    refuse_no_tokens(&options, options.echo)?;
     check_best_of(&mut fields, options.n)?;
     fields.unsupported("suffix", |value| value == "\"\"")?;
     fields.finish()?;
     Ok(CompletionRequest { prompts, options })
+}
+
+fn refuse_no_tokens(options: &GenerateOptions, allowed: bool) -> Result<(), RequestError> {
+    if options.max_tokens != Some(0) || allowed {
+        return Ok(());
+    }
+    let message = "Invalid value for 'max_tokens': 0 is not an integer of at least 1.";
+    Err(RequestError::at("max_tokens", message))
 }
 
 fn check_outputs(prompts: usize, n: u32) -> Result<(), RequestError> {

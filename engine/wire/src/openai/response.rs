@@ -202,10 +202,11 @@ pub struct TopLogprob {
 pub struct CompletionLogprobs {
     /// Where the token's text begins in the choice's text, characters.
     pub text_offset: Vec<u32>,
-    pub token_logprobs: Vec<f32>,
+    /// None for the first token of a prompt that is echoed: there is nothing that it follows from.
+    pub token_logprobs: Vec<Option<f32>>,
     pub tokens: Vec<String>,
     /// The likeliest tokens by their text, likeliest first, and the chosen one if it is not among them.
-    pub top_logprobs: Vec<LogprobMap>,
+    pub top_logprobs: Vec<Option<LogprobMap>>,
 }
 
 /// Texts of tokens with their log-probabilities, as a JSON object in this order.

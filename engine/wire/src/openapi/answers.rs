@@ -69,9 +69,9 @@ fn logprobs() -> Map<String, Value> {
             "CompletionLogprobs",
             object(&[
                 ("text_offset", array(integer())),
-                ("token_logprobs", array(number())),
+                ("token_logprobs", array(json!({ "type": ["number", "null"] }))),
                 ("tokens", array(string())),
-                ("top_logprobs", array(json!({ "type": "object", "additionalProperties": number() }))),
+                ("top_logprobs", array(json!({ "type": ["object", "null"], "additionalProperties": number() }))),
             ]),
         ),
     ])

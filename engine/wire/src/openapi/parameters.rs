@@ -79,9 +79,9 @@ pub(super) const COMPLETION: &[Parameter] = &[
         "logprobs",
         r#"{"type":"integer","minimum":0,"maximum":5}"#,
         "2",
-        "Returns log-probabilities of the output's tokens and of so many of the likeliest: of the model's own distribution, before temperature, penalties and bias. Not with echo.",
+        "Returns log-probabilities of the output's tokens and of so many of the likeliest: of the model's own distribution, before temperature, penalties and bias. With echo, of the prompt's too, but for its first token.",
     ),
-    optional("echo", FLAG, "true", "Begins the answer with the prompt."),
+    optional("echo", FLAG, "true", "Begins the answer with the prompt. max_tokens may then be 0."),
     optional("best_of", COUNT, "1", "Accepted when it is n."),
 ];
 
