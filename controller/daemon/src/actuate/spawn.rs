@@ -96,6 +96,9 @@ fn command(config: &DaemonConfig, start: &Start<'_>, record: &ModelRecord, socke
     if let Some(quantise) = record.quantise {
         command.args(["--quantise", &quantise.to_string()]);
     }
+    if let Some(kv_type) = config.kv_type {
+        command.args(["--kv-type", kv_type.as_flag()]);
+    }
     command
 }
 

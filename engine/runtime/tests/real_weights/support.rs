@@ -85,7 +85,10 @@ impl Driver {
     }
 
     fn on(checkpoint: &Checkpoint, compute: Compute, threads: usize, isa: Isa) -> Self {
-        let options = LoadOptions { compute, threads, kv_bytes: 256 << 20, ..LoadOptions::default() };
+        Self::with(checkpoint, LoadOptions { compute, threads, kv_bytes: 256 << 20, ..LoadOptions::default() }, isa)
+    }
+
+    pub fn with(checkpoint: &Checkpoint, options: LoadOptions, isa: Isa) -> Self {
         let device = load_on(checkpoint, options, isa).expect("the checkpoint loads");
         Self { device, next_block: 0 }
     }
