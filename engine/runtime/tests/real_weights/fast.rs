@@ -32,7 +32,7 @@ fn fast_path_of_gemma3_stays_within_the_stated_bounds() {
 /// ratio 1.0036; of Gemma 3 0.043, 0.152 and 1.0000.
 #[test]
 fn int8_keys_and_values_stay_within_the_stated_bounds() {
-    let check = |model: &Model, bounds| check_with(model, &Checkpoint::from(&model.gguf()), Some(KvFormat::Q8), bounds);
+    let check = |model: &Model, bounds| check_with(model, &(&model.gguf()).into(), Some(KvFormat::Q8), bounds);
     check(&SMOLLM2, Bounds { mean: 0.08, worst: 0.4, decided: 200 });
     check(&GEMMA3, Bounds { mean: 0.08, worst: 0.25, decided: 80 });
 }

@@ -63,5 +63,5 @@ fn folders_quantised_at_load_stay_within_the_bounds_of_the_fast_path() {
     check_fast(&SMOLLM2, &checkpoint, Bounds { mean: 0.1, worst: 0.5, decided: 200 });
     // These weights have been in Q4_1 before, so going there again changes them little.
     let checkpoint = open(&folder, Some(Quantisation::Q4_1));
-    check_fast(&SMOLLM2, &checkpoint, Bounds { mean: 0.08, worst: 0.25, decided: 200 });
+    check_fast(&SMOLLM2, &checkpoint, Bounds { mean: 0.08, worst: 0.4, decided: 200 });
 }

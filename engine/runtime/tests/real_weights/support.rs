@@ -88,7 +88,6 @@ impl Driver {
         Self::with(checkpoint, LoadOptions { compute, threads, kv_bytes: 256 << 20, ..LoadOptions::default() }, isa)
     }
 
-    /// A device of these options.
     pub fn with(checkpoint: &Checkpoint, options: LoadOptions, isa: Isa) -> Self {
         let device = load_on(checkpoint, options, isa).expect("the checkpoint loads");
         Self { device, next_block: 0 }
