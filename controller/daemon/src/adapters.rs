@@ -5,7 +5,7 @@ use crate::catalog::{CatalogError, validate_name};
 use crate::clock::unix_s;
 use crate::config::ComputeMode;
 use crate::registry::{AdapterRecord, Added, ModelRecord, Registry, RegistryError};
-use engine_store::{Adapter, Gguf, ModelConfig, adapter_digest};
+use engine_store::{Adapter, Checkpoint, ModelConfig, adapter_digest};
 use std::path::Path;
 
 /// Reads and checks an adapter, every number of it, and registers it: `foreshock models add --base`.
@@ -27,7 +27,7 @@ pub fn add_adapter(
         return Err(CatalogError::Path { path });
     }
     let refused = |message: String| CatalogError::Adapter { path: path.clone(), message };
-    let adapter = Adapter::open(&path, &config(&model.path)?).map_err(|error| refused(error.to_string()))?;
+    let adapter = Adapter::open(&path, &config(&model)?).map_err(|error| refused(error.to_string()))?;
     let digest = adapter_digest(&path).map_err(|error| refused(error.to_string()))?;
     let record = AdapterRecord {
         name: name.to_owned(),
@@ -51,7 +51,7 @@ pub(crate) fn check_adapters(registry: &Registry, base: &ModelRecord) -> Result<
     if known.adapters.is_empty() || known.revision == base.revision {
         return Ok(());
     }
-    let config = config(&base.path)?;
+    let config = config(base)?;
     for adapter in &known.adapters {
         if let Err(error) = Adapter::open(&adapter.path, &config) {
             return Err(CatalogError::Misfit { adapter: adapter.name.clone(), message: error.to_string() });
@@ -60,9 +60,9 @@ pub(crate) fn check_adapters(registry: &Registry, base: &ModelRecord) -> Result<
     Ok(())
 }
 
-fn config(path: &Path) -> Result<ModelConfig, CatalogError> {
-    let checked = Gguf::open(path).and_then(|gguf| gguf.validate());
-    checked.map_err(|source| CatalogError::Checkpoint { path: path.to_path_buf(), source })
+fn config(model: &ModelRecord) -> Result<ModelConfig, CatalogError> {
+    let checked = Checkpoint::open(&model.path, model.quantise).and_then(|checkpoint| checkpoint.validate());
+    checked.map_err(|source| CatalogError::Checkpoint { path: model.path.clone(), source })
 }
 
 /// Memory that a model's adapters take when all are in use, bytes.

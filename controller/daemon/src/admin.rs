@@ -10,6 +10,7 @@ use crate::registry::{Added, Registry, RegistryError};
 use crate::view::{DECISIONS_SHOWN, View};
 use controller_gateway::RouteTable;
 use engine_http::error::{ErrorBody, ErrorObject};
+use engine_store::{CheckpointError, UnknownQuantisation};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -50,7 +51,10 @@ pub struct Admin {
 #[serde(deny_unknown_fields)]
 struct AddModel {
     name: String,
+    /// A GGUF file or a Hugging Face folder.
     path: Option<PathBuf>,
+    /// What a folder's matrices are rounded to at load: `q8_0`, `q4_0` or `q4_1`.
+    quantise: Option<String>,
     /// For an adapter: the registered model that it changes.
     base: Option<String>,
     /// And its folder, in place of `path`.
@@ -179,7 +183,8 @@ async fn add(admin: Admin, content_type: Option<String>, body: bytes::Bytes) -> 
         Ok(asked) => asked,
         Err(wrong) => {
             let message = format!(
-                "The body must be {{\"name\": ..., \"path\": ...}} or {{\"name\": ..., \"base\": ..., \"adapter\": ...}}: {wrong}"
+                "The body must be {{\"name\": ..., \"path\": ...}} (perhaps with \"quantise\") \
+                 or {{\"name\": ..., \"base\": ..., \"adapter\": ...}}: {wrong}"
             );
             return error(StatusCode::BAD_REQUEST, &message, None);
         }
@@ -188,12 +193,19 @@ async fn add(admin: Admin, content_type: Option<String>, body: bytes::Bytes) -> 
         Ok(what) => what,
         Err(answer) => return *answer,
     };
+    let quantise = match asked.quantise.as_deref().map(str::parse).transpose() {
+        Ok(quantise) => quantise,
+        Err(wrong) => {
+            let wrong: UnknownQuantisation = wrong;
+            return error(StatusCode::BAD_REQUEST, &wrong.to_string(), Some("quantise"));
+        }
+    };
     let state_dir = admin.state_dir.clone();
     let work = move || {
         let mut registry = Registry::connect(&state_dir)?;
         let (added, revision, record) = match what {
             Asked::Model(path) => {
-                let (added, record) = add_model(&mut registry, &asked.name, &path)?;
+                let (added, record) = add_model(&mut registry, &asked.name, &path, quantise)?;
                 (added, record.revision.clone(), serde_json::to_value(record))
             }
             Asked::Adapter { base, path } => {
@@ -259,6 +271,9 @@ async fn in_background<T: Send + 'static>(
             failed(StatusCode::INTERNAL_SERVER_ERROR, wrong.to_string(), None)
         }
         Ok(Err(wrong @ CatalogError::Name { .. })) => failed(StatusCode::BAD_REQUEST, wrong.to_string(), Some("name")),
+        Ok(Err(wrong @ CatalogError::Checkpoint { source: CheckpointError::Quantised { .. }, .. })) => {
+            failed(StatusCode::BAD_REQUEST, wrong.to_string(), Some("quantise"))
+        }
         Ok(Err(wrong)) => failed(StatusCode::BAD_REQUEST, wrong.to_string(), Some("path")),
         Err(_) => failed(StatusCode::INTERNAL_SERVER_ERROR, "The work ended without a result".to_owned(), None),
     }

@@ -7,14 +7,16 @@ use anyhow::{Result, bail};
 use controller_daemon::add_adapter;
 use controller_daemon::catalog::{CatalogError, add_model};
 use controller_daemon::registry::{AdapterRecord, Added, ModelRecord, Registry};
-use engine_store::Gguf;
+use engine_store::{Checkpoint, Quantisation};
 use std::path::Path;
 
 /// Dispatches to one registry command.
 pub fn run(args: ModelsArgs) -> Result<()> {
     match args.command {
-        ModelsCommand::Add { name, path, base: Some(base), state } => add_to_base(&name, &base, &path, &state),
-        ModelsCommand::Add { name, path, base: None, state } => add(&name, &path, &state),
+        ModelsCommand::Add { name, path, base: Some(base), quantise: _, state } => {
+            add_to_base(&name, &base, &path, &state)
+        }
+        ModelsCommand::Add { name, path, base: None, quantise, state } => add(&name, &path, quantise, &state),
         ModelsCommand::Ls { state } => list(&state),
         ModelsCommand::Rm { name, state } => remove(&name, &state),
         ModelsCommand::Inspect { name_or_path, state } => inspect(&name_or_path, &state),
@@ -25,9 +27,9 @@ fn open(state: &StateArgs) -> Result<Registry> {
     Registry::open(&state_dir(state)?).map_err(|error| InputError(error.to_string()).into())
 }
 
-fn add(name: &str, path: &Path, state: &StateArgs) -> Result<()> {
+fn add(name: &str, path: &Path, quantise: Option<Quantisation>, state: &StateArgs) -> Result<()> {
     controller_daemon::catalog::validate_name(name).map_err(input)?;
-    let (added, record) = add_model(&mut open(state)?, name, path).map_err(input)?;
+    let (added, record) = add_model(&mut open(state)?, name, path, quantise).map_err(input)?;
     let said = said(added, "replaced: instances of the old revision are drained");
     println!("{name}: {said}, {}", describe(&record));
     Ok(())
@@ -96,8 +98,9 @@ fn inspect(name_or_path: &str, state: &StateArgs) -> Result<()> {
         None if Path::new(name_or_path).exists() => name_or_path.into(),
         None => bail!(unknown(name_or_path)),
     };
-    let summary = Gguf::open(&path)
-        .and_then(|gguf| gguf.inspect())
+    let quantise = record.as_ref().and_then(|record| record.quantise);
+    let summary = Checkpoint::open(&path, quantise)
+        .and_then(|checkpoint| checkpoint.inspect())
         .map_err(|error| InputError(format!("{}: {error}", path.display())))?;
     if let Some(record) = record {
         println!("name      {}\nrevision  {}", record.name, record.revision);
@@ -108,5 +111,7 @@ fn inspect(name_or_path: &str, state: &StateArgs) -> Result<()> {
 }
 
 fn unknown(name: &str) -> InputError {
-    InputError(format!("no model `{name}` is registered (and no such file); `foreshock models ls` lists them"))
+    InputError(format!(
+        "no model `{name}` is registered (and there is no such file or folder); `foreshock models ls` lists them"
+    ))
 }

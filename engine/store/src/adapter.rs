@@ -13,7 +13,7 @@ pub use error::AdapterError;
 pub use targets::Linear;
 
 use crate::safetensors::{Safetensors, StoredTensor};
-use crate::{Architecture, GgmlType, ModelConfig};
+use crate::{GgmlType, ModelConfig, Rotation};
 use config::LoraConfig;
 use half::{bf16, f16};
 use sha2::{Digest, Sha256};
@@ -119,8 +119,8 @@ impl Adapter {
         let (a, b) = self.pairs.get(&(layer, linear))?;
         let a = numbers(&self.weights.get(a)?);
         let b = numbers(&self.weights.get(b)?);
-        let b = match (self.base.architecture, linear) {
-            (Architecture::Llama, Linear::Q | Linear::K) => interleave_heads(&b, self.base.head_dim, self.rank),
+        let b = match (self.base.rotation, linear) {
+            (Rotation::Neighbours, Linear::Q | Linear::K) => interleave_heads(&b, self.base.head_dim, self.rank),
             _ => b,
         };
         Some(LowRank { a, b, rank: self.rank, scale: self.scale })

@@ -3,7 +3,7 @@
 #[path = "made/adapter.rs"]
 mod made;
 
-use engine_store::{Adapter, Architecture, Linear, ModelConfig, adapter_digest};
+use engine_store::{Adapter, Architecture, Biases, Linear, ModelConfig, Rotation, adapter_digest};
 use made::{Shape, Tensor, config, tensors, write};
 use serde_json::{Map, Value, json};
 
@@ -25,6 +25,9 @@ fn base(architecture: Architecture) -> ModelConfig {
         rope_base: 1e4,
         rope_scale: 1.0,
         norm_epsilon: 1e-5,
+        rotation: if architecture == Architecture::Llama { Rotation::Neighbours } else { Rotation::Halves },
+        biases: Biases::None,
+        query_width: 8,
         tied: true,
         sliding: None,
     }

@@ -93,6 +93,7 @@ mod tests {
                 parameters: 1,
                 context_tokens: 1,
                 instance_bytes: 1,
+                quantise: None,
                 adapters: adapters.collect(),
             };
             (name.to_owned(), record)

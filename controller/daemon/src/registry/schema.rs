@@ -33,6 +33,7 @@ const MIGRATIONS: &[&str] = &[
      CREATE INDEX cold_starts_by_model ON cold_starts (model, id);
      CREATE TABLE decisions (id INTEGER PRIMARY KEY, model TEXT NOT NULL, decision TEXT NOT NULL);
      CREATE INDEX decisions_by_model ON decisions (model, id);",
+    "ALTER TABLE models ADD COLUMN quantise TEXT;",
     "CREATE TABLE adapters (
          name TEXT PRIMARY KEY,
          base TEXT NOT NULL,

@@ -58,6 +58,7 @@ pub fn record(state_dir: &Path, name: &str) -> ModelRecord {
         context_tokens: 128,
         instance_bytes: 1 << 20,
         adapters: Vec::new(),
+        quantise: None,
         path,
     }
 }

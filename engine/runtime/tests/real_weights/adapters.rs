@@ -5,8 +5,8 @@ mod made;
 
 use crate::support::{Driver, GEMMA3, Model, SMOLLM2, Sequence, bits};
 use engine_core::{AdapterId, TokenId};
-use engine_runtime::{Compute, LoadOptions, LoadedAdapter, load, sampling::argmax};
-use engine_store::{GgmlType, Gguf};
+use engine_runtime::{Compute, LoadedAdapter, sampling::argmax};
+use engine_store::{Checkpoint, GgmlType, Gguf};
 use made::{Shape, Tensor, config, linears, tensors, write};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -118,8 +118,7 @@ fn merged_weights_say_the_same_as_the_adapter() {
     let mut driver = SMOLLM2.device_on(Compute::F32, 2, engine_runtime::kernels::cpu::simd::Isa::detect());
     let loaded = driver.load_adapter(folder.path());
     let merged = merged(&SMOLLM2.gguf(), &tensors, rank, alpha / rank as f32);
-    let options = LoadOptions { compute: Compute::F32, threads: 2, ..LoadOptions::default() };
-    let mut other = Driver::new(load(&merged, options).expect("it loads"), &merged, Compute::F32);
+    let mut other = Driver::new(&Checkpoint::from(&merged), Compute::F32);
     let mut unlike_the_base = 0;
     for case in SMOLLM2.golden().cases.iter().take(4) {
         let mut adapted = driver.sequence(&case.prompt_ids, 16);

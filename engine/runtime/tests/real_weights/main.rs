@@ -2,6 +2,11 @@
 
 mod adapters;
 mod fast;
+#[path = "../common/folder.rs"]
+mod folder;
+mod folders;
 mod golden;
 mod invariance;
 mod support;
+#[path = "../../../text/tests/common/tokenizer_json.rs"]
+mod tokenizer_json;

@@ -2,7 +2,7 @@
 
 use engine_core::{AdapterId, Batch, BatchSequence, BlockId, Forward, TokenId};
 use engine_runtime::{Adapters, Compute, LoadOptions, LoadedAdapter, kernels::cpu::simd::Isa, load_on};
-use engine_store::{Adapter, Gguf, ModelConfig};
+use engine_store::{Adapter, Checkpoint, Gguf, ModelConfig};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -56,15 +56,7 @@ impl Model {
     }
 
     pub fn device_on(&self, compute: Compute, threads: usize, isa: Isa) -> Driver {
-        self.device_with(LoadOptions { compute, threads, kv_bytes: 256 << 20, ..LoadOptions::default() }, isa)
-    }
-
-    pub fn device_with(&self, options: LoadOptions, isa: Isa) -> Driver {
-        let gguf = self.gguf();
-        let (adapters, compute) = (Adapters::default(), options.compute);
-        let options = LoadOptions { adapters: adapters.clone(), ..options };
-        let device = load_on(&gguf, options, isa).expect("the checkpoint loads");
-        Driver { adapters, ..Driver::new(device, &gguf, compute) }
+        Driver::on(&Checkpoint::from(&self.gguf()), compute, threads, isa)
     }
 
     pub fn path(&self) -> PathBuf {
@@ -94,10 +86,21 @@ pub struct Sequence {
 }
 
 impl Driver {
-    /// Around a device that was loaded from a checkpoint.
-    pub fn new(device: Box<dyn Forward>, gguf: &Gguf, compute: Compute) -> Self {
-        let config = gguf.validate().expect("a runnable checkpoint");
-        Self { device, adapters: Adapters::default(), config, compute, next_block: 0 }
+    /// A device with two unpinned threads on the best instruction set.
+    pub fn new(checkpoint: &Checkpoint, compute: Compute) -> Self {
+        Self::on(checkpoint, compute, 2, Isa::detect())
+    }
+
+    fn on(checkpoint: &Checkpoint, compute: Compute, threads: usize, isa: Isa) -> Self {
+        Self::with(checkpoint, LoadOptions { compute, threads, kv_bytes: 256 << 20, ..LoadOptions::default() }, isa)
+    }
+
+    pub fn with(checkpoint: &Checkpoint, options: LoadOptions, isa: Isa) -> Self {
+        let config = checkpoint.validate().expect("a runnable checkpoint");
+        let (adapters, compute) = (Adapters::default(), options.compute);
+        let options = LoadOptions { adapters: adapters.clone(), ..options };
+        let device = load_on(checkpoint, options, isa).expect("the checkpoint loads");
+        Self { device, adapters, config, compute, next_block: 0 }
     }
 
     /// Loads the adapter in a folder.
