@@ -59,7 +59,13 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    pub fn new(request: &GenerateRequest, times: Times, guided: Option<Guided>, delivery: Delivery, adapter: Option<Arc<HeldAdapter>>) -> Self {
+    pub fn new(
+        request: &GenerateRequest,
+        times: Times,
+        guided: Option<Guided>,
+        delivery: Delivery,
+        adapter: Option<Arc<HeldAdapter>>,
+    ) -> Self {
         Self {
             times,
             adapter,
