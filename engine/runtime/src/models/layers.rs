@@ -13,7 +13,7 @@ use crate::{
     },
 };
 use engine_core::{ForwardShape, TokenId};
-use engine_store::{Gguf, GgufError, ModelConfig};
+use engine_store::{Gguf, GgufError, ModelConfig, TensorData};
 
 /// A matrix as it lies in the file.
 pub(super) fn matrix(gguf: &Gguf, name: &str) -> Result<Matrix, GgufError> {
@@ -26,6 +26,13 @@ pub(super) fn vector(gguf: &Gguf, name: &str) -> Result<Vec<f32>, GgufError> {
     let mut out = vec![0.0; tensor.elements() as usize];
     quant::dequantise(tensor.kind, tensor.bytes, &mut out);
     Ok(out)
+}
+
+/// All numbers of a tensor, copied out as f32.
+pub(super) fn numbers(data: &TensorData) -> Vec<f32> {
+    let mut out = vec![0.0; data.dims().iter().product::<u64>() as usize];
+    quant::dequantise(data.kind(), data, &mut out);
+    out
 }
 
 /// What the scheduler is told of a model with this KV pool.

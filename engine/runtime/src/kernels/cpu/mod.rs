@@ -3,6 +3,7 @@
 
 pub mod attention;
 pub mod elementwise;
+pub mod encoder;
 mod formats;
 pub mod integer;
 #[cfg(target_arch = "x86_64")]
@@ -17,3 +18,4 @@ pub mod real;
 pub mod simd;
 #[cfg(target_arch = "x86_64")]
 mod unpack_avx2;
+pub mod whole_attention;
