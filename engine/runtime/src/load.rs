@@ -14,7 +14,7 @@ use crate::{
     },
 };
 use engine_core::Forward;
-use engine_store::{Architecture, Gguf, GgufError, ModelConfig};
+use engine_store::{Architecture, EncoderError, Gguf, GgufError, ModelConfig};
 use thiserror::Error;
 
 /// Tokens per KV block unless told otherwise.
@@ -61,6 +61,8 @@ impl Default for LoadOptions {
 pub enum LoadError {
     #[error(transparent)]
     Checkpoint(#[from] GgufError),
+    #[error(transparent)]
+    Encoder(#[from] EncoderError),
     #[error("option {option}: {message}")]
     Option { option: &'static str, message: String },
     #[error("cannot reserve {bytes} bytes for {purpose}: {source}")]
@@ -105,7 +107,7 @@ fn decoder<E: KvElement>(
     })
 }
 
-fn device(options: &LoadOptions, isa: Isa) -> Result<Device, LoadError> {
+pub(crate) fn device(options: &LoadOptions, isa: Isa) -> Result<Device, LoadError> {
     let threads = if options.cores.is_empty() { options.threads } else { options.cores.len() };
     if !(1..=THREADS_MAX).contains(&threads) {
         return Err(LoadError::Option {
@@ -175,4 +177,4 @@ pub fn estimate_instance_bytes(gguf: &Gguf, kv_bytes: u64) -> u64 {
 }
 
 /// Activations of the largest step, stacks and the process itself, rounded up from measurement.
-const SCRATCH_BYTES: u64 = 48 << 20;
+pub(crate) const SCRATCH_BYTES: u64 = 48 << 20;

@@ -98,6 +98,17 @@ impl EncoderCheckpoint {
         self.shapes().iter().map(|(_, dims)| dims.iter().product::<usize>() as u64).sum()
     }
 
+    /// Bytes of those tensors.
+    pub fn weight_bytes(&self) -> u64 {
+        let bytes = |(name, _): &(String, _)| self.tensor(name).map_or(0, |data| data.len() as u64);
+        self.shapes().iter().map(bytes).sum()
+    }
+
+    /// Bytes of the weight files.
+    pub fn file_bytes(&self) -> u64 {
+        self.weights.file_bytes()
+    }
+
     /// Starts reading the weights in the background.
     pub fn will_need(&self) {
         self.weights.will_need();

@@ -4,6 +4,7 @@
 mod config;
 mod cursor;
 mod digest;
+mod encoder;
 mod error;
 mod gguf;
 mod inspect;
@@ -15,6 +16,7 @@ mod value;
 
 pub use config::{Architecture, ModelConfig, SlidingWindow};
 pub use digest::digest;
+pub use encoder::{EncoderCheckpoint, EncoderConfig, EncoderError, Pooling, ShorterVectors};
 pub use error::GgufError;
 pub use gguf::Gguf;
 pub use inspect::Summary;

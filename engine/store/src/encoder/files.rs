@@ -114,7 +114,10 @@ impl ModelFile {
     fn check(&self, folder: &Path) -> Result<(), EncoderError> {
         let wrong = |field, message| Err(EncoderError::Field { path: folder.join("config.json"), field, message });
         if self.model_type != MODEL_TYPE || self.is_decoder {
-            return wrong("model_type", format!("{:?} is no encoder that can be run: {MODEL_TYPE:?} is", self.model_type));
+            return wrong(
+                "model_type",
+                format!("{:?} is no encoder that can be run: {MODEL_TYPE:?} is", self.model_type),
+            );
         }
         for (field, size) in [
             ("hidden_size", self.hidden_size),
@@ -129,7 +132,8 @@ impl ModelFile {
             }
         }
         if !self.hidden_size.is_multiple_of(8 * self.num_attention_heads) {
-            let message = format!("{} is no multiple of 8 for each of {} heads", self.hidden_size, self.num_attention_heads);
+            let message =
+                format!("{} is no multiple of 8 for each of {} heads", self.hidden_size, self.num_attention_heads);
             return wrong("hidden_size", message);
         }
         if !self.intermediate_size.is_multiple_of(8) {

@@ -227,7 +227,8 @@ mod tests {
         let texts: Vec<Range<usize>> = lengths.iter().map(next).collect();
         let mut out = vec![f32::NAN; end * WIDTH];
         let mut pool = Pool::new(2, |_| {}).expect("two threads");
-        let job = WholeAttention { heads: HEADS, head_dim: DIM, scale: 0.2, texts: &texts, inputs, biases, out: &mut out };
+        let job =
+            WholeAttention { heads: HEADS, head_dim: DIM, scale: 0.2, texts: &texts, inputs, biases, out: &mut out };
         attend_whole(&mut pool, isa, job);
         out
     }
@@ -235,7 +236,9 @@ mod tests {
     /// One number of the result by its definition, in f64.
     fn exact(row: usize, column: usize, inputs: [&[f32]; 3], biases: [&[f32]; 3]) -> f64 {
         let head = column / DIM * DIM;
-        let x = |input: usize, row: usize, column: usize| f64::from(inputs[input][row * WIDTH + column] + biases[input][column]);
+        let x = |input: usize, row: usize, column: usize| {
+            f64::from(inputs[input][row * WIDTH + column] + biases[input][column])
+        };
         let weight = |at: usize| (head..head + DIM).map(|d| x(0, row, d) * x(1, at, d)).sum::<f64>() * 0.2;
         let weights: Vec<f64> = (0..inputs[0].len() / WIDTH).map(|at| weight(at).exp()).collect();
         let sum: f64 = weights.iter().enumerate().map(|(at, weight)| weight * x(2, at, column)).sum();
