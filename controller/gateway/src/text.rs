@@ -4,7 +4,7 @@
 use crate::model::TextCell;
 use crate::routes::ModelRoute;
 use engine_http::ApiError;
-use engine_store::Gguf;
+use engine_store::{EncoderCheckpoint, Gguf};
 use engine_text::TextModel;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
@@ -12,9 +12,13 @@ use tokio::sync::Semaphore;
 /// Reads the text part of a model; the error says what is wrong with its file.
 pub type TextLoader = Arc<dyn Fn(&ModelRoute) -> Result<TextModel, String> + Send + Sync>;
 
-/// The loader for GGUF files: reads the metadata, no weight.
-pub fn load_gguf(route: &ModelRoute) -> Result<TextModel, String> {
+/// The loader for checkpoints: reads the metadata, no weight.
+pub fn load_checkpoint(route: &ModelRoute) -> Result<TextModel, String> {
     let named = |error: String| format!("{}: {error}", route.path.display());
+    if EncoderCheckpoint::is_one(&route.path) {
+        let checkpoint = EncoderCheckpoint::open(&route.path).map_err(|error| named(error.to_string()))?;
+        return TextModel::from_encoder(&checkpoint).map_err(|error| named(error.to_string()));
+    }
     let gguf = Gguf::open(&route.path).map_err(|error| named(error.to_string()))?;
     TextModel::from_gguf(&gguf).map_err(|error| named(error.to_string()))
 }

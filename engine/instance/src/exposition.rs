@@ -54,7 +54,11 @@ fn record(model: &str, telemetry: &Telemetry) {
     gauge!(table::ENGINE_WAITING_SEQUENCES.name, &labels).set(f64::from(telemetry.waiting));
     // Whole seconds, as the exporter's counters are integers.
     counter!(table::ENGINE_BUSY_SECONDS_TOTAL.name, &labels).absolute(telemetry.busy_ns_total / 1_000_000_000);
-    let phases = [("prefill", telemetry.prefill_tokens_total), ("decode", telemetry.decode_tokens_total)];
+    let phases = [
+        ("prefill", telemetry.prefill_tokens_total),
+        ("decode", telemetry.decode_tokens_total),
+        ("encode", telemetry.encode_tokens_total),
+    ];
     for (phase, tokens) in phases {
         let labels = [("model", model.to_string()), ("phase", phase.to_string())];
         counter!(table::ENGINE_TOKENS_TOTAL.name, &labels).absolute(tokens);

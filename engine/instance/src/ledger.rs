@@ -18,6 +18,8 @@ pub(crate) struct Ledger {
     pub phases: StartPhases,
     pub scheduler: SchedulerStats,
     pub busy_ns_total: u64,
+    /// Tokens of which vectors were made.
+    pub encode_tokens_total: u64,
     /// Accepted and not yet known to the scheduler: they came while the model loads.
     waiting_outside: usize,
     requests_total: u64,
@@ -79,6 +81,7 @@ impl Ledger {
             kv_blocks_used: count(self.scheduler.kv_blocks_used),
             prefill_tokens_total: self.scheduler.prefill_tokens_total,
             decode_tokens_total: self.scheduler.decode_tokens_total,
+            encode_tokens_total: self.encode_tokens_total,
             prefix_hit_tokens_total: self.scheduler.prefix_hit_tokens_total,
             prefix_miss_tokens_total: self.scheduler.prefix_miss_tokens_total,
             requests_total: self.requests_total,

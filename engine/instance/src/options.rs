@@ -2,6 +2,7 @@
 
 use crate::clock;
 use crate::error::EngineError;
+use engine_store::EncoderCheckpoint;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -23,7 +24,7 @@ pub enum Compute {
 /// One engine process.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
-    /// Checkpoint (GGUF).
+    /// Checkpoint: a GGUF file, or an encoder's folder.
     pub model: PathBuf,
     pub host: IpAddr,
     /// 0 takes a free port.
@@ -112,8 +113,8 @@ impl EngineOptions {
 
 fn check_file(path: &Path) -> Result<(), EngineError> {
     let message = match std::fs::metadata(path) {
-        Ok(metadata) if metadata.is_file() => return Ok(()),
-        Ok(_) => "not a file".to_string(),
+        Ok(metadata) if metadata.is_file() || EncoderCheckpoint::is_one(path) => return Ok(()),
+        Ok(_) => "not a file, and no folder of an encoder either".to_string(),
         Err(error) => error.to_string(),
     };
     Err(EngineError::Model { path: path.to_path_buf(), message })

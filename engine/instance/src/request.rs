@@ -1,6 +1,7 @@
 //! One request inside the step thread: its parameters, its delivery, and the times of its life.
 
 use crate::delivery::Delivery;
+use crate::embed::EmbedWork;
 use engine_core::{EndReason, Limits};
 use engine_runtime::History;
 use engine_wire::TokenId;
@@ -21,6 +22,7 @@ pub(crate) struct Work {
 /// A message to the step thread.
 pub(crate) enum Message {
     Work(Box<Work>),
+    Embed(Box<EmbedWork>),
     /// End now: what is still running is told so.
     Stop,
 }

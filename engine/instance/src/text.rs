@@ -2,7 +2,7 @@
 //! cold start must not pay for what it may never need.
 
 use engine_http::ApiError;
-use engine_store::Gguf;
+use engine_store::{EncoderCheckpoint, Gguf};
 use engine_text::TextModel;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,6 +27,10 @@ impl LazyText {
     async fn load(&self) -> Result<Arc<TextModel>, ApiError> {
         let path = self.path.clone();
         let loaded = tokio::task::spawn_blocking(move || {
+            if EncoderCheckpoint::is_one(&path) {
+                let checkpoint = EncoderCheckpoint::open(&path).map_err(|error| error.to_string())?;
+                return TextModel::from_encoder(&checkpoint).map(Arc::new).map_err(|error| error.to_string());
+            }
             let gguf = Gguf::open(&path).map_err(|error| error.to_string())?;
             TextModel::from_gguf(&gguf).map(Arc::new).map_err(|error| error.to_string())
         });

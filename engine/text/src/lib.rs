@@ -5,6 +5,7 @@
 
 mod byte_level;
 mod detokenize;
+mod encoder;
 mod error;
 mod model;
 mod parts;
@@ -15,8 +16,9 @@ mod stop;
 mod template;
 
 pub use detokenize::Detokenizer;
-/// What [`TextModel::from_gguf`] reads.
-pub use engine_store::Gguf;
+pub use encoder::VectorFacts;
+/// What [`TextModel::from_gguf`] and [`TextModel::from_encoder`] read.
+pub use engine_store::{EncoderCheckpoint, Gguf};
 pub use error::TextError;
 pub use model::{END_TEXTS, TextModel};
 pub use stop::{StopMatch, StopMatcher};

@@ -3,11 +3,12 @@
 use crate::TextError;
 use crate::byte_level::ByteDecoder;
 use crate::detokenize::{Detokenizer, Pieces};
+use crate::encoder::{VectorFacts, WordPiece};
 use crate::parts::{Method, Parts, TokenKind};
 use crate::pretokenize::family;
 use crate::sentencepiece::{self, SentencePiece};
 use crate::template::ChatTemplate;
-use engine_store::Gguf;
+use engine_store::{EncoderCheckpoint, Gguf};
 use engine_wire::TokenId;
 use engine_wire::openai::ChatMessage;
 use std::sync::Arc;
@@ -42,16 +43,20 @@ pub struct TextModel {
     add_eos: bool,
     /// Most bytes of input that one token can stand for.
     token_bytes_max: usize,
+    /// Of a model that makes vectors instead of text.
+    vectors: Option<VectorFacts>,
 }
 
 enum Encoder {
     ByteLevel(Box<Tokenizer>),
     SentencePiece(Box<SentencePiece>),
+    WordPiece(WordPiece),
 }
 
 impl Encoder {
-    fn encode(&self, text: &str) -> Result<Vec<TokenId>, TextError> {
+    fn encode(&self, text: &str, add_special: bool) -> Result<Vec<TokenId>, TextError> {
         match self {
+            Self::WordPiece(encoder) => encoder.encode(text, add_special),
             Self::SentencePiece(encoder) => encoder.encode(text),
             Self::ByteLevel(tokenizer) => match tokenizer.encode_fast(text, false) {
                 Ok(encoding) => Ok(encoding.get_ids().to_vec()),
@@ -97,7 +102,41 @@ impl TextModel {
             eos_ids,
             add_bos,
             add_eos,
+            vectors: None,
         })
+    }
+
+    /// Builds the text side of an encoder from its folder's tokenizer.json. Blocks for tens of milliseconds.
+    pub fn from_encoder(checkpoint: &EncoderCheckpoint) -> Result<Self, TextError> {
+        let (encoder, pieces) = WordPiece::read(checkpoint)?;
+        let config = checkpoint.config();
+        Ok(Self {
+            context_tokens: u32::try_from(config.context_tokens).unwrap_or(u32::MAX),
+            encoder: Encoder::WordPiece(encoder),
+            pieces: Arc::new(pieces),
+            template: None,
+            bos_id: None,
+            eos_id: None,
+            eos_ids: Vec::new(),
+            add_bos: false,
+            add_eos: false,
+            // A word that is not in the vocabulary is one token, however long it is.
+            token_bytes_max: usize::MAX,
+            vectors: Some(VectorFacts { dimensions: config.width, shorter: config.shorter.clone() }),
+        })
+    }
+
+    /// What is known of the model's vectors; none for a model that generates text.
+    pub fn vectors(&self) -> Option<&VectorFacts> {
+        self.vectors.as_ref()
+    }
+
+    /// Cuts a text's end off so that `limit` tokens are left; of an encoder's the tokens around it stay.
+    pub fn truncate(&self, ids: &mut Vec<TokenId>, limit: usize) {
+        match &self.encoder {
+            Encoder::WordPiece(encoder) => encoder.truncate(ids, limit),
+            _ => ids.truncate(limit),
+        }
     }
 
     /// Number of entries in the vocabulary: every valid id is below it.
@@ -125,7 +164,7 @@ impl TextModel {
             true => (self.bos_id.filter(|_| self.add_bos), self.eos_id.filter(|_| self.add_eos)),
             false => (None, None),
         };
-        let mut ids = self.encoder.encode(text)?;
+        let mut ids = self.encoder.encode(text, add_special)?;
         if let Some(bos) = bos {
             ids.insert(0, bos);
         }
@@ -146,6 +185,10 @@ impl TextModel {
             detokenizer.push(*id, &mut text);
         }
         detokenizer.finish(&mut text);
+        if matches!(self.encoder, Encoder::WordPiece(_)) {
+            // The blank before the first word.
+            text.drain(..text.len() - text.trim_start().len());
+        }
         text
     }
 

@@ -62,7 +62,8 @@ impl TestEngine {
         change: impl FnOnce(&mut EngineOptions),
         load: impl FnOnce() -> Result<LoadedModel, EngineError> + Send + 'static,
     ) -> Self {
-        Self::begin(change, |options| tokio::spawn(run_with(options, Box::new(move |_, _| load())))).await
+        Self::begin(change, |options| tokio::spawn(run_with(options, Box::new(move |_, _| load().map(Into::into)))))
+            .await
     }
 
     /// An engine that loads the checkpoint of its options, ready.
