@@ -6,7 +6,7 @@ use crate::config::{InputError, state_dir};
 use anyhow::{Result, bail};
 use controller_daemon::catalog::{CatalogError, add_model};
 use controller_daemon::registry::{Added, ModelRecord, Registry};
-use engine_store::Gguf;
+use engine_store::{EncoderCheckpoint, Gguf};
 use std::path::Path;
 
 /// Dispatches to one registry command.
@@ -76,9 +76,11 @@ fn inspect(name_or_path: &str, state: &StateArgs) -> Result<()> {
         None if Path::new(name_or_path).exists() => name_or_path.into(),
         None => bail!(unknown(name_or_path)),
     };
-    let summary = Gguf::open(&path)
-        .and_then(|gguf| gguf.inspect())
-        .map_err(|error| InputError(format!("{}: {error}", path.display())))?;
+    let failed = |error: String| InputError(format!("{}: {error}", path.display()));
+    let summary = match EncoderCheckpoint::is_one(&path) {
+        true => EncoderCheckpoint::open(&path).map_err(|error| failed(error.to_string()))?.inspect(),
+        false => Gguf::open(&path).and_then(|gguf| gguf.inspect()).map_err(|error| failed(error.to_string()))?,
+    };
     if let Some(record) = record {
         println!("name      {}\nrevision  {}", record.name, record.revision);
     }

@@ -3,12 +3,15 @@
 
 mod error;
 mod files;
+mod revision;
 
 pub use error::EncoderError;
+pub use revision::{FolderStamp, folder_stamp};
 
-use crate::{GgmlType, Safetensors, TensorData};
+use crate::{GgmlType, Safetensors, Summary, TensorData};
 use files::ModelFile;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// How the rows of a text become one vector.
@@ -112,6 +115,33 @@ impl EncoderCheckpoint {
     /// Starts reading the weights in the background.
     pub fn will_need(&self) {
         self.weights.will_need();
+    }
+
+    /// Tensor type -> (number of tensors, bytes), of those that are used.
+    pub fn types(&self) -> BTreeMap<String, (u64, u64)> {
+        let mut types: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+        for data in self.shapes().iter().filter_map(|(name, _)| self.tensor(name).ok()) {
+            let entry = types.entry(data.kind().to_string()).or_default();
+            *entry = (entry.0 + 1, entry.1 + data.len() as u64);
+        }
+        types
+    }
+
+    /// What it is, in a few numbers.
+    pub fn inspect(&self) -> Summary {
+        Summary {
+            architecture: files::MODEL_TYPE.to_owned(),
+            name: None,
+            parameters: self.parameters(),
+            quantisation: self.types(),
+            context_tokens: Some(self.config.context_tokens as u64),
+            layers: Some(self.config.layers as u64),
+            vocab: Some(self.config.vocab as u64),
+            file_bytes: self.file_bytes(),
+            weight_bytes: self.weight_bytes(),
+            chat_template: false,
+            unsupported: None,
+        }
     }
 
     /// A tensor by its name in a BERT model. A type that kernels do not compute with is an error.

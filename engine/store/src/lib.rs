@@ -16,7 +16,7 @@ mod value;
 
 pub use config::{Architecture, ModelConfig, SlidingWindow};
 pub use digest::digest;
-pub use encoder::{EncoderCheckpoint, EncoderConfig, EncoderError, Pooling, ShorterVectors};
+pub use encoder::{EncoderCheckpoint, EncoderConfig, EncoderError, FolderStamp, Pooling, ShorterVectors, folder_stamp};
 pub use error::GgufError;
 pub use gguf::Gguf;
 pub use inspect::Summary;

@@ -102,7 +102,13 @@ fn command(config: &DaemonConfig, start: &Start<'_>, record: &ModelRecord, socke
 fn check_unchanged(record: &ModelRecord) -> Result<(), ActuateError> {
     let describe = |source| ActuateError::Checkpoint { model: record.name.clone(), path: record.path.clone(), source };
     let metadata = std::fs::metadata(&record.path).map_err(describe)?;
-    if metadata.len() == record.file_bytes && modified_unix_ns(&metadata) == record.modified_unix_ns {
+    let (bytes, modified_unix_ns) = if metadata.is_dir() {
+        let stamp = engine_store::folder_stamp(&record.path).map_err(describe)?;
+        (stamp.bytes, stamp.modified_unix_ns)
+    } else {
+        (metadata.len(), modified_unix_ns(&metadata))
+    };
+    if bytes == record.file_bytes && modified_unix_ns == record.modified_unix_ns {
         return Ok(());
     }
     Err(ActuateError::CheckpointChanged { model: record.name.clone(), path: record.path.clone() })
