@@ -8,14 +8,15 @@ use crate::clock;
 use crate::embed::{self, EmbedAnswer, EmbedWork};
 use crate::request::{Message, Times};
 use crate::shared::Shared;
+use crate::timings::{Lap, Timings};
 use engine_core::{Encode, EncodeId, EncodeQueue, EncodeShape, EncodeStep, ForwardError, SchedulerStats};
 use engine_http::ApiError;
-use engine_wire::control::Outcome;
+use engine_wire::control::{Outcome, StepPhases};
 use engine_wire::hop::Embedded;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::runtime::Handle;
 
 /// Tokens of a step: enough that products pass over the weights for many tokens at once, and about a tenth of a second
@@ -34,7 +35,9 @@ pub(crate) struct EncodeLoop {
     live: BTreeMap<EncodeId, Live>,
     next_id: u64,
     vectors: Vec<f32>,
+    timings: Timings,
     steps_total: u64,
+    tokens_total: u64,
 }
 
 /// A request of which some vector is missing.
@@ -52,6 +55,7 @@ struct Live {
 
 impl EncodeLoop {
     pub fn new(shared: Arc<Shared>, messages: Receiver<Message>, runtime: Handle, device: Box<dyn Encode>) -> Self {
+        let timings = Timings::new(&shared.identity.model);
         let this = Self {
             shared,
             messages,
@@ -62,9 +66,11 @@ impl EncodeLoop {
             live: BTreeMap::new(),
             next_id: 0,
             vectors: Vec::new(),
+            timings,
             steps_total: 0,
+            tokens_total: 0,
         };
-        this.publish(0, Duration::ZERO);
+        this.publish();
         this
     }
 
@@ -73,6 +79,7 @@ impl EncodeLoop {
         while self.take_messages() {
             self.reap();
             self.step();
+            self.publish();
         }
         for id in self.live.keys().copied().collect::<Vec<_>>() {
             self.end(id, Outcome::Failed, |_| Some(Err(ApiError::ShuttingDown)));
@@ -80,7 +87,7 @@ impl EncodeLoop {
         while let Ok(message) = self.messages.try_recv() {
             self.refuse(message, &ApiError::ShuttingDown);
         }
-        self.publish(0, Duration::ZERO);
+        self.publish();
     }
 
     /// Takes all messages that are there; sleeps for one when there is nothing else to do. False at the end.
@@ -150,7 +157,8 @@ impl EncodeLoop {
 
     /// One step, if there is anything to compute.
     fn step(&mut self) {
-        let Some(step) = self.queue.schedule() else { return self.publish(0, Duration::ZERO) };
+        let mut lap = Lap::start();
+        let Some(step) = self.queue.schedule() else { return };
         let joined_at_ns = clock::monotonic_ns();
         for (id, _) in &step.rows {
             if let Some(live) = self.live.get_mut(id).filter(|live| !live.began) {
@@ -158,16 +166,19 @@ impl EncodeLoop {
                 live.times.joined(joined_at_ns, 0);
             }
         }
-        let began = Instant::now();
+        let schedule_ns = lap.ns();
         let result = self.device.encode(&step.batch, &mut self.vectors);
-        // Before the answers: who has one finds its tokens in the next report.
-        self.publish(step.batch.tokens.len(), began.elapsed());
+        let forward_ns = lap.ns();
+        self.tokens_total += step.batch.tokens.len() as u64;
         self.note_first_step();
+        // Before the answers: who has one finds its tokens in the next report.
+        self.publish();
         match result {
             Ok(()) => self.deliver(&step),
             Err(error) => self.fail(&step, &error),
         }
-        self.publish(0, Duration::ZERO);
+        let phases = StepPhases { schedule_ns, forward_ns, sample_ns: 0, deliver_ns: lap.ns() };
+        self.timings.step(phases, step.batch.tokens.len());
     }
 
     fn deliver(&mut self, step: &EncodeStep) {
@@ -211,21 +222,21 @@ impl EncodeLoop {
         self.queue.cancel(id);
         let Some(mut live) = self.live.remove(&id) else { return };
         let answer = answer(&mut live);
-        let record = live.times.record(outcome, clock::monotonic_ns());
+        let record = live.times.record(outcome, false, clock::monotonic_ns());
         self.shared.ledger().request_ended(record, &self.shared.identity.model);
         if let Some(result) = answer {
             live.answer.send(result);
         }
     }
 
-    fn publish(&self, tokens: usize, busy: Duration) {
+    fn publish(&self) {
         let waiting = self.live.values().filter(|live| !live.began).count();
         let mut ledger = self.shared.ledger();
         let running = self.live.len() - waiting;
         ledger.scheduler =
             SchedulerStats { running, waiting, steps_total: self.steps_total, ..SchedulerStats::default() };
-        ledger.encode_tokens_total += tokens as u64;
-        ledger.busy_ns_total += busy.as_nanos() as u64;
+        ledger.encode_tokens_total = self.tokens_total;
+        ledger.step_phases = self.timings.totals();
     }
 
     fn note_first_step(&mut self) {
