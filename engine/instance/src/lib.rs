@@ -33,5 +33,5 @@ pub use backend::LocalBackend;
 pub use ends::end_tokens;
 pub use error::EngineError;
 pub use load::{Loaded, LoadedEncoder, LoadedModel, Loader};
-pub use options::{Compute, EngineOptions, Supervision};
+pub use options::{Compute, EngineOptions, KvType, Supervision};
 pub use run::{run, run_with};

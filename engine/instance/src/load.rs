@@ -3,9 +3,9 @@
 use crate::clock;
 use crate::ends;
 use crate::error::EngineError;
-use crate::options::{Compute, EngineOptions};
+use crate::options::{Compute, EngineOptions, KvType};
 use engine_core::{Encode, Forward, TokenId};
-use engine_runtime::LoadOptions;
+use engine_runtime::{KvFormat, LoadOptions};
 use engine_store::{EncoderCheckpoint, Gguf};
 
 /// A device that is ready to compute.
@@ -83,6 +83,10 @@ fn load_options(options: &EngineOptions, cores: &[u32]) -> LoadOptions {
         // Pinned only when the cores were given: a process that was told nothing shares its cores with others.
         cores: options.cores.clone(),
         threads: cores.len().max(1),
+        kv_format: options.kv_type.map(|kv_type| match kv_type {
+            KvType::F16 => KvFormat::F16,
+            KvType::Q8 => KvFormat::Q8,
+        }),
         kv_bytes: options.kv_bytes_or_default(),
         ..LoadOptions::default()
     }
