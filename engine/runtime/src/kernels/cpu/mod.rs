@@ -4,6 +4,7 @@
 pub mod attention;
 mod attention_chunk;
 pub mod elementwise;
+pub mod encoder;
 mod formats;
 pub mod integer;
 #[cfg(target_arch = "x86_64")]
@@ -20,6 +21,7 @@ pub mod real;
 pub mod simd;
 #[cfg(target_arch = "x86_64")]
 mod unpack_avx2;
+pub mod whole_attention;
 pub mod wide;
 #[cfg(target_arch = "x86_64")]
 mod wide_avx512;
