@@ -1,19 +1,30 @@
-//! CPU kernels. AVX2 (with FMA and F16C) is chosen at run time; the portable code computes the very same
-//! bits, because both take every sum in the same order and both fuse the same multiply-adds.
+//! CPU kernels. AMX, AVX-512 or AVX2 (with FMA and F16C) is chosen at run time; the portable code computes the very same
+//! bits, because all take every sum in the same order and all fuse the same multiply-adds.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub mod attention;
 pub mod elementwise;
 mod formats;
-pub mod integer;
+mod integer;
+#[cfg(target_arch = "x86_64")]
+mod integer_amx;
 #[cfg(target_arch = "x86_64")]
 mod integer_avx2;
+#[cfg(target_arch = "x86_64")]
+mod integer_avx512;
 mod integer_portable;
 pub mod kv;
 pub mod matmul;
 pub mod matrix;
 pub mod pool;
 pub mod quant;
-pub mod real;
+#[cfg(target_arch = "x86_64")]
+mod quant_avx512;
+mod real;
+mod share;
 pub mod simd;
 #[cfg(target_arch = "x86_64")]
 mod unpack_avx2;
+#[cfg(target_arch = "x86_64")]
+mod unpack_avx512;

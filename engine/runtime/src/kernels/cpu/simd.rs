@@ -1,4 +1,4 @@
-//! Eight f32 lanes, on AVX2 or on plain arrays, and the choice between them at run time.
+//! Eight f32 lanes, on AVX2 or on plain arrays, and the choice of instruction set at run time.
 //!
 //! A kernel is written once over [`Simd`] and compiled twice ([`Isa::run`], the pattern of the `pulp`
 //! crate): the whole kernel is inlined into a function with the target features switched on.
@@ -151,6 +151,32 @@ impl Simd for Portable {
 #[derive(Clone, Copy, Debug)]
 pub struct Avx2(());
 
+/// Proof that the CPU has AVX-512 F, BW, DQ and VL, and what [`Avx2`] proves; and what it has for int8.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, Debug)]
+pub struct Avx512 {
+    vnni: bool,
+    amx: bool,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Avx512 {
+    /// Whatever has AVX-512 has AVX2.
+    pub fn avx2(self) -> Avx2 {
+        Avx2(())
+    }
+
+    /// Whether it has dot products of four bytes.
+    pub fn vnni(self) -> bool {
+        self.vnni
+    }
+
+    /// Whether it has tiles of bytes, and the kernel lets this process use them. Implies `vnni`.
+    pub fn amx(self) -> bool {
+        self.amx
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
     use super::{Avx2, Simd};
@@ -260,6 +286,8 @@ mod avx2 {
 #[derive(Clone, Copy, Debug)]
 pub enum Isa {
     #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
+    #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
     Portable,
 }
@@ -273,16 +301,38 @@ pub trait Kernel {
 impl Isa {
     /// The best that this CPU has.
     pub fn detect() -> Self {
+        Self::available()[0]
+    }
+
+    /// All that this CPU has, the best first. NEON would be one more variant here and one more implementation of
+    /// each trait that `Isa` chooses by.
+    pub fn available() -> Vec<Self> {
+        let mut all = Vec::new();
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
-            return Self::Avx2(Avx2(()));
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
+            {
+                let vnni = is_x86_feature_detected!("avx512vnni");
+                if vnni && super::amx::request() {
+                    all.push(Self::Avx512(Avx512 { vnni, amx: true }));
+                }
+                all.push(Self::Avx512(Avx512 { vnni, amx: false }));
+            }
+            all.push(Self::Avx2(Avx2(())));
         }
-        Self::Portable
+        all.push(Self::Portable);
+        all
     }
 
     #[inline]
     pub fn run<K: Kernel>(self, kernel: K) -> K::Out {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `Avx512` exists only after the features were detected, AVX2's among them.
+            Self::Avx512(simd) => unsafe { run_avx2(simd.avx2(), kernel) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `Avx2` exists only after the features were detected.
             Self::Avx2(simd) => unsafe { run_avx2(simd, kernel) },
