@@ -13,7 +13,7 @@ use super::{
     integer::{Set, Task},
     integer_avx512::each_packed,
     matrix::BAND,
-    quant::{BLOCK, TileScale},
+    quant::BLOCK,
     simd::Avx512,
     unpack_avx512::Packed,
 };
@@ -77,8 +77,8 @@ fn tile<const KIND: u8, const NARROW: bool, const T: usize>(
     let mut sums = [Sums([[0; TILE]; TILE]); 2];
     let mut acc = [_mm512_setzero_ps(); T];
     let products = blocks * parts;
-    // SAFETY (both calls): tiles are configured; product `i` reads `count` rows of a block's part each, inside `bytes`,
-    // and that part of a packed block.
+    // SAFETY: tiles are configured; product `i` reads `count` rows of a block's part, inside `bytes`, and that part of
+    // a packed block.
     unsafe { product::<KIND, NARROW>(tiles, bytes, blocks, packed, 0, &mut sums[0]) };
     for i in 0..products {
         if i + 1 < products {
@@ -126,25 +126,30 @@ unsafe fn product<const KIND: u8, const NARROW: bool>(
 }
 
 /// Folds integer sums into the f32 sums, as `integer` says.
+///
+/// While tiles are in use, one of the two units that multiply and convert floats stands still, but both go on adding.
+/// So integers become floats by addition: 1.5 * 2^23 plus a whole number below 2^22 has that number in its low bits.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-fn fold<const T: usize>(acc: &mut [__m512; T], sums: &Sums, d: &[f32; BAND], scale: &TileScale) {
+fn fold<const T: usize>(acc: &mut [__m512; T], sums: &Sums, d: &[f32; BAND], scale: &[[f32; TILE]; 2]) {
+    let magic = _mm512_set1_ps(12_582_912.0);
     // SAFETY: reads sixteen f32.
     let d = unsafe { _mm512_loadu_ps(d.as_ptr()) };
     for t in 0..T {
         // SAFETY: reads sixteen i32, aligned by the type.
         let dot = unsafe { _mm512_load_si512(sums.0[t].as_ptr().cast()) };
-        let step = _mm512_mul_ps(d, _mm512_set1_ps(scale.step[t]));
-        acc[t] = _mm512_fmadd_ps(step, _mm512_cvtepi32_ps(dot), acc[t]);
+        let lifted = _mm512_castsi512_ps(_mm512_add_epi32(dot, _mm512_castps_si512(magic)));
+        let step = _mm512_mul_ps(d, _mm512_set1_ps(scale[0][t]));
+        acc[t] = _mm512_fmadd_ps(step, _mm512_sub_ps(lifted, magic), acc[t]);
     }
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-fn fold_min<const T: usize>(acc: &mut [__m512; T], m: &[f32; BAND], scale: &TileScale) {
+fn fold_min<const T: usize>(acc: &mut [__m512; T], m: &[f32; BAND], scale: &[[f32; TILE]; 2]) {
     // SAFETY: reads sixteen f32.
     let m = unsafe { _mm512_loadu_ps(m.as_ptr()) };
     for t in 0..T {
-        acc[t] = _mm512_fmadd_ps(m, _mm512_set1_ps(scale.sum[t]), acc[t]);
+        acc[t] = _mm512_fmadd_ps(m, _mm512_set1_ps(scale[1][t]), acc[t]);
     }
 }

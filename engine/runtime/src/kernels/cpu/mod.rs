@@ -17,6 +17,7 @@ mod integer_portable;
 pub mod kv;
 pub mod matmul;
 pub mod matrix;
+pub mod peak;
 pub mod pool;
 pub mod quant;
 #[cfg(target_arch = "x86_64")]
@@ -28,3 +29,6 @@ pub mod simd;
 mod unpack_avx2;
 #[cfg(target_arch = "x86_64")]
 mod unpack_avx512;
+pub mod wide;
+#[cfg(target_arch = "x86_64")]
+mod wide_avx512;

@@ -52,14 +52,6 @@ pub struct Scale {
     pub negative_halves: [i32; 2],
 }
 
-/// Steps and sums of the same block of sixteen rows.
-#[repr(C, align(64))]
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct TileScale {
-    pub step: [f32; TILE],
-    pub sum: [f32; TILE],
-}
-
 /// Rows whose scales stand together for kernels that take a tile of tokens at once.
 pub const TILE: usize = 16;
 
@@ -72,8 +64,8 @@ pub struct Quantised {
     width: usize,
     q: Vec<[i8; BLOCK]>,
     scale: Vec<Scale>,
-    /// By tile and block. Lanes past the last row are whatever was there before.
-    tiles: Vec<TileScale>,
+    /// By tile and block: the steps of its rows, then their `Scale::sum`s. Past the last row is whatever was there before.
+    tiles: Vec<[[f32; TILE]; 2]>,
 }
 
 impl Quantised {
@@ -82,7 +74,7 @@ impl Quantised {
         self.width = width;
         self.q.resize(tokens * width / BLOCK, [0; BLOCK]);
         self.scale.resize(tokens * width / BLOCK, Scale::default());
-        self.tiles.resize(tokens.div_ceil(TILE) * width / BLOCK, TileScale::default());
+        self.tiles.resize(tokens.div_ceil(TILE) * (width / BLOCK), [[0.0; TILE]; 2]);
     }
 
     pub fn blocks(&self) -> usize {
@@ -100,29 +92,77 @@ impl Quantised {
     }
 
     /// Scales of the tile that begins with `token`, a multiple of sixteen.
-    pub(super) fn tile(&self, token: usize) -> &[TileScale] {
+    pub(super) fn tile(&self, token: usize) -> &[[[f32; TILE]; 2]] {
         &self.tiles[token / TILE * self.blocks()..][..self.blocks()]
     }
 
     /// Rounds all rows of `x`, whose size was given to `resize`.
     pub fn fill(&mut self, pool: &mut Pool, isa: Isa, x: &[f32]) {
-        let (blocks, width) = (self.blocks(), self.width);
-        let (q, scale) = (SharedMut::new(&mut self.q), SharedMut::new(&mut self.scale));
-        let tiles = SharedMut::new(&mut self.tiles);
-        pool.run(x.len().div_ceil(width * TILE), &|item| {
-            let x = &x[item * TILE * width..x.len().min((item + 1) * TILE * width)];
-            let (first, count) = (item * TILE * blocks, x.len() / BLOCK);
-            // SAFETY: items cover disjoint ranges of blocks and of tiles, and each item is handed out once.
-            let (q, scale) = unsafe { (q.slice(first, count), scale.slice(first, count)) };
-            quantise_row(isa, x, q, scale);
-            // SAFETY: as above.
-            let tile = unsafe { tiles.slice(item * blocks, blocks) };
-            for (lane, row) in scale.chunks_exact(blocks).enumerate() {
-                for (tile, scale) in tile.iter_mut().zip(row) {
-                    (tile.step[lane], tile.sum[lane]) = (scale.step, scale.sum);
-                }
+        let (width, rows) = (self.width, self.rows());
+        let per_item = rows_per_item(x.len() / width, pool);
+        pool.run((x.len() / width).div_ceil(per_item), &|item| {
+            for (row, x) in x.chunks_exact(width).enumerate().skip(item * per_item).take(per_item) {
+                // SAFETY: a row belongs to one item, and each item is handed out once.
+                unsafe { rows.quantise(isa, row, x) };
             }
         });
+    }
+
+    /// Calls `produce(row, x)` for each row of `x`, whose size was given to `resize`, and rounds what that leaves there, as
+    /// one parallel region.
+    pub fn produce(&mut self, pool: &mut Pool, isa: Isa, x: &mut [f32], produce: impl Fn(usize, &mut [f32]) + Sync) {
+        let (width, rows) = (self.width, self.rows());
+        let per_item = rows_per_item(x.len() / width, pool);
+        pool.for_each_chunk(x, per_item * width, |item, x| {
+            for (row, x) in x.chunks_exact_mut(width).enumerate() {
+                produce(item * per_item + row, x);
+                // SAFETY: a row belongs to one item, and each item is handed out once.
+                unsafe { rows.quantise(isa, item * per_item + row, x) };
+            }
+        });
+    }
+
+    fn rows(&mut self) -> Rows<'_> {
+        let tiles = self.tiles.as_flattened_mut().as_flattened_mut();
+        Rows {
+            blocks: self.width / BLOCK,
+            q: SharedMut::new(&mut self.q),
+            scale: SharedMut::new(&mut self.scale),
+            tiles: SharedMut::new(tiles),
+        }
+    }
+}
+
+/// Several rows make an item worth its hand-out, and a few rows still occupy all threads.
+fn rows_per_item(rows: usize, pool: &Pool) -> usize {
+    rows.div_ceil(2 * pool.threads()).clamp(1, 8)
+}
+
+/// Rows that several threads write.
+struct Rows<'a> {
+    blocks: usize,
+    q: SharedMut<'a, [i8; BLOCK]>,
+    scale: SharedMut<'a, Scale>,
+    tiles: SharedMut<'a, f32>,
+}
+
+impl Rows<'_> {
+    /// Rounds one row.
+    ///
+    /// # Safety
+    /// No two threads may work on the same row at once.
+    unsafe fn quantise(&self, isa: Isa, row: usize, x: &[f32]) {
+        let first = row * self.blocks;
+        // SAFETY: blocks of this row only.
+        let (q, scale) = unsafe { (self.q.slice(first, self.blocks), self.scale.slice(first, self.blocks)) };
+        quantise_row(isa, x, q, scale);
+        let (tile, lane) = (row / TILE * self.blocks, row % TILE);
+        for (block, scale) in scale.iter().enumerate() {
+            let step = (tile + block) * 2 * TILE + lane;
+            // SAFETY: elements of this row's lane only.
+            let (steps, sums) = unsafe { (self.tiles.slice(step, 1), self.tiles.slice(step + TILE, 1)) };
+            (steps[0], sums[0]) = (scale.step, scale.sum);
+        }
     }
 }
 

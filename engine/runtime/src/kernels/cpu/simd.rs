@@ -1,4 +1,5 @@
-//! Eight f32 lanes, on AVX2 or on plain arrays, and the choice of instruction set at run time.
+//! Eight f32 lanes, on AVX2 or on plain arrays, and the choice of instruction set at run time. Sixteen lanes are
+//! in wide.rs.
 //!
 //! A kernel is written once over [`Simd`] and compiled twice ([`Isa::run`], the pattern of the `pulp`
 //! crate): the whole kernel is inlined into a function with the target features switched on.
@@ -27,6 +28,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn round(self, a: Self::V) -> Self::V;
     /// 2^n for whole n in -127..=127; 0 at -127.
     fn pow2(self, n: Self::V) -> Self::V;
+
+    fn load_i8(self, x: &[i8; 8]) -> Self::V;
+    /// Neighbouring lanes (2i, 2i + 1) exchanged.
+    fn swap_pairs(self, a: Self::V) -> Self::V;
 
     /// 32 whole numbers in -127..=127 as bytes.
     fn store_i8(self, v: [Self::V; 4], out: &mut [i8; 32]);
@@ -137,6 +142,14 @@ impl Simd for Portable {
     #[inline(always)]
     fn pow2(self, n: [f32; 8]) -> [f32; 8] {
         lanes(|i| f32::from_bits(((n[i] as i32 + 127) as u32) << 23))
+    }
+    #[inline(always)]
+    fn load_i8(self, x: &[i8; 8]) -> [f32; 8] {
+        lanes(|i| f32::from(x[i]))
+    }
+    #[inline(always)]
+    fn swap_pairs(self, a: [f32; 8]) -> [f32; 8] {
+        lanes(|i| a[i ^ 1])
     }
     #[inline(always)]
     fn store_i8(self, v: [[f32; 8]; 4], out: &mut [i8; 32]) {
@@ -259,6 +272,16 @@ mod avx2 {
                 let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
                 _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
             }
+        }
+        #[inline(always)]
+        fn load_i8(self, x: &[i8; 8]) -> __m256 {
+            // SAFETY: see above the impl.
+            unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(x.as_ptr().cast()))) }
+        }
+        #[inline(always)]
+        fn swap_pairs(self, a: __m256) -> __m256 {
+            // SAFETY: see above the impl.
+            unsafe { _mm256_permute_ps::<0b10_11_00_01>(a) }
         }
         #[inline(always)]
         fn store_i8(self, v: [__m256; 4], out: &mut [i8; 32]) {
