@@ -4,6 +4,7 @@
 #[cfg(target_arch = "x86_64")]
 mod amx;
 pub mod attention;
+mod attention_chunk;
 pub mod elementwise;
 mod formats;
 mod integer;
@@ -15,6 +16,7 @@ mod integer_avx2;
 mod integer_avx512;
 mod integer_portable;
 pub mod kv;
+pub mod kv_format;
 pub mod matmul;
 pub mod matrix;
 pub mod peak;
