@@ -17,7 +17,7 @@ use crate::error::{ConfigError, StepError, SubmitError};
 use crate::forward::{Batch, BatchSequence, BlockId, ForwardShape, TokenId};
 use crate::prefix::BlockKey;
 use crate::queue::FairQueue;
-use crate::sequence::{EndRule, Sequence, SequenceId, Submission};
+use crate::sequence::{EndReason, EndRule, Sequence, SequenceId, Submission};
 use crate::sharing;
 use crate::step::{Admitted, LogitsRow, Sampled, SequenceEvent, Step, StepId, Submitted};
 use std::collections::BTreeMap;
@@ -364,12 +364,15 @@ impl Scheduler {
                 self.lose(id);
                 events.push(SequenceEvent::Failed { id });
             }
-            Some(Sampled::Token(token)) => {
+            Some(Sampled::Token(token) | Sampled::Last(token)) => {
                 sequence.decoding = true;
                 sequence.tokens.push(token);
                 self.waiting.charge(&sequence.tenant, 1);
                 events.push(SequenceEvent::Token { id, token });
-                let end = self.rule.end(&sequence.limits, token, sequence.output_tokens(), sequence.tokens.len());
+                let end = match result {
+                    Some(Sampled::Last(_)) => Some(EndReason::Stop),
+                    _ => self.rule.end(&sequence.limits, token, sequence.output_tokens(), sequence.tokens.len()),
+                };
                 if let Some(reason) = end {
                     self.remove(id);
                     events.push(SequenceEvent::Ended { id, reason });
