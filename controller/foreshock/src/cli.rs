@@ -61,6 +61,9 @@ pub struct ServeArgs {
     /// KV cache of one instance, bytes.
     #[arg(long, env = "FORESHOCK_KV_BYTES", default_value_t = 256 << 20)]
     pub kv_bytes: u64,
+    /// How keys and values are stored [default: f16, or f32 with --compute f32].
+    #[arg(long, env = "FORESHOCK_KV_TYPE", value_enum)]
+    pub kv_type: Option<KvType>,
     /// Idle time after which an instance costs more than a later cold start, seconds.
     #[arg(long, env = "FORESHOCK_IDLE_SECONDS", default_value_t = 30.0)]
     pub idle_seconds: f64,
@@ -93,6 +96,14 @@ pub enum Compute {
     Fast,
 }
 
+/// How keys and values are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KvType {
+    F16,
+    /// int8 with a scale per 64 numbers: nearly half the memory, and some more rounding.
+    Q8,
+}
+
 #[derive(Args, Clone, Debug)]
 pub struct EngineArgs {
     /// Checkpoint (GGUF).
@@ -111,6 +122,9 @@ pub struct EngineArgs {
     /// Cores to run on, one thread each [default: all that this process may].
     #[arg(long, value_delimiter = ',')]
     pub cores: Vec<u32>,
+    /// How keys and values are stored [default: f16, or f32 with --compute f32].
+    #[arg(long, value_enum)]
+    pub kv_type: Option<KvType>,
     /// KV cache, bytes [default: by available memory].
     #[arg(long)]
     pub kv_bytes: Option<u64>,

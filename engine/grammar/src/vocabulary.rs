@@ -22,8 +22,8 @@ pub(crate) fn limits() -> ParserLimits {
     ParserLimits {
         // Ways in which one position may be read at a time.
         max_items_in_row: 2000,
-        // Work to build the lexer: 50 units take 1 us, so 20 ms.
-        initial_lexer_fuel: 1_000_000,
+        // Work to build the lexer: 50 units take 1 us, so 4 ms; where expressions are intersected much more.
+        initial_lexer_fuel: 200_000,
         // Work for one mask: 14 units take 1 us, so 7 ms.
         step_lexer_fuel: 100_000,
         step_max_items: 50_000,

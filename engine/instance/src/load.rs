@@ -3,9 +3,9 @@
 use crate::clock;
 use crate::ends;
 use crate::error::EngineError;
-use crate::options::{Compute, EngineOptions};
+use crate::options::{Compute, EngineOptions, KvType};
 use engine_core::{Forward, TokenId};
-use engine_runtime::LoadOptions;
+use engine_runtime::{KvFormat, LoadOptions};
 use engine_store::Gguf;
 
 /// A device that is ready to compute.
@@ -35,6 +35,10 @@ pub fn load_checkpoint(options: &EngineOptions, cores: &[u32]) -> Result<LoadedM
         // Pinned only when the cores were given: a process that was told nothing shares its cores with others.
         cores: options.cores.clone(),
         threads: cores.len().max(1),
+        kv_format: options.kv_type.map(|kv_type| match kv_type {
+            KvType::F16 => KvFormat::F16,
+            KvType::Q8 => KvFormat::Q8,
+        }),
         kv_bytes: options.kv_bytes_or_default(),
         ..LoadOptions::default()
     };

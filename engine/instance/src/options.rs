@@ -20,6 +20,14 @@ pub enum Compute {
     Fast,
 }
 
+/// How keys and values are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvType {
+    F16,
+    /// int8 with a scale per 64 numbers: nearly half of f16's memory, and some more rounding.
+    Q8,
+}
+
 /// One engine process.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
@@ -33,6 +41,8 @@ pub struct EngineOptions {
     pub compute: Compute,
     /// Cores to run on, one compute thread each; empty for all that the process may use.
     pub cores: Vec<u32>,
+    /// None for what goes with `compute`: f32 or f16.
+    pub kv_type: Option<KvType>,
     /// KV cache, bytes; none for a default by available memory.
     pub kv_bytes: Option<u64>,
     /// Requests that may wait inside before more are refused.
@@ -65,6 +75,7 @@ impl EngineOptions {
             name: None,
             compute: Compute::Fast,
             cores: Vec::new(),
+            kv_type: None,
             kv_bytes: None,
             max_queue: 256,
             drain_timeout: Duration::from_secs(10),

@@ -1,6 +1,7 @@
 //! A batch step, checked and laid out: which position, KV slot and output row each token has.
 
 use crate::kernels::cpu::{attention::Span, kv::Slot};
+use crate::sampling::all_finite;
 use engine_core::{Batch, BatchSequence, ForwardError, ForwardShape};
 
 /// One entry per token, span per sequence, and the rows whose logits are wanted.
@@ -64,9 +65,7 @@ fn check_sequence(sequence: &BatchSequence, shape: &ForwardShape) -> Result<(), 
 pub(crate) fn check_finite(batch: &Batch, vocab: usize, logits: &[f32]) -> Result<(), ForwardError> {
     let wanted = batch.sequences.iter().enumerate().filter(|(_, sequence)| sequence.logits);
     for ((index, _), row) in wanted.zip(logits.chunks_exact(vocab)) {
-        // An exponent of all ones, by bits and without branches, so that it vectorises.
-        const EXPONENT: u32 = 0x7f80_0000;
-        if row.iter().fold(false, |found, x| found | (x.to_bits() & EXPONENT == EXPONENT)) {
+        if !all_finite(row) {
             return Err(ForwardError::NonFinite { sequence: index });
         }
     }

@@ -94,6 +94,9 @@ fn command(config: &DaemonConfig, start: &Start<'_>, record: &ModelRecord, socke
         .args(["--cores", &cores.join(",")])
         .args(["--kv-bytes", &config.kv_bytes.to_string()])
         .args(["--compute", config.compute.as_flag()]);
+    if let Some(kv_type) = config.kv_type {
+        command.args(["--kv-type", kv_type.as_flag()]);
+    }
     command
 }
 

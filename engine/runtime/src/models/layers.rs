@@ -147,12 +147,18 @@ impl Device {
         matmul::multiply(&mut self.pool, self.isa, Input { tokens, real, quantised }, jobs);
     }
 
-    /// Rows in parallel, several per item; a single row is done in place.
+    /// Rows in parallel, several per item; what is little work is done in place.
     pub(super) fn each_row(&mut self, data: &mut [f32], width: usize, task: impl Fn(usize, &mut [f32]) + Sync) {
-        const ROWS_PER_ITEM: usize = 8;
-        self.pool.for_each_chunk(data, ROWS_PER_ITEM * width, |item, rows| {
+        /// Numbers that one thread is through with before another would have begun.
+        const ALONE: usize = 8192;
+        if data.len() <= ALONE {
+            data.chunks_exact_mut(width).enumerate().for_each(|(row, data)| task(row, data));
+            return;
+        }
+        let rows_per_item = (data.len() / width / (2 * self.pool.threads())).clamp(1, 8);
+        self.pool.for_each_chunk(data, rows_per_item * width, |item, rows| {
             for (row, data) in rows.chunks_exact_mut(width).enumerate() {
-                task(item * ROWS_PER_ITEM + row, data);
+                task(item * rows_per_item + row, data);
             }
         });
     }

