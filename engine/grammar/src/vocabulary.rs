@@ -44,7 +44,7 @@ fn slices() -> Vec<String> {
 
 /// The vocabulary of one model. All methods take `&self`; guides share it.
 pub struct Vocabulary {
-    factory: ParserFactory,
+    factory: Arc<ParserFactory>,
     bytes: usize,
 }
 
@@ -77,7 +77,7 @@ impl Vocabulary {
         *factory.limits_mut() = limits();
         factory.quiet();
         let bytes = memory_bytes(tokens.len(), text_bytes, slices.len());
-        Ok(Self { factory, bytes })
+        Ok(Self { factory: Arc::new(factory), bytes })
     }
 
     /// Bytes without a model: what a constraint is checked against where none is loaded.
@@ -90,7 +90,8 @@ impl Vocabulary {
     /// A guide for one output. Takes milliseconds for a large schema.
     pub fn guide(&self, constraint: &Constraint) -> Result<Guide, GrammarError> {
         let grammar = compile(constraint)?;
-        on_deep_stack(|| Guide::new(&self.factory, grammar))
+        let factory = self.factory.clone();
+        on_deep_stack(move || Guide::new(&factory, grammar))
     }
 
     /// Number of tokens.
