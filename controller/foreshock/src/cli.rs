@@ -2,6 +2,7 @@
 //! here and nowhere else.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use engine_store::Quantisation;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -106,15 +107,18 @@ pub enum KvType {
 
 #[derive(Args, Clone, Debug)]
 pub struct EngineArgs {
-    /// Checkpoint (GGUF).
+    /// Checkpoint: a GGUF file or a Hugging Face folder.
     #[arg(long)]
     pub model: PathBuf,
+    /// Round a folder's matrices at load: q8_0, q4_0 or q4_1 [default: as they are stored].
+    #[arg(long)]
+    pub quantise: Option<Quantisation>,
     /// TCP port; 0 takes a free one.
     #[arg(long, default_value_t = 8090)]
     pub port: u16,
     #[arg(long, default_value = "127.0.0.1")]
     pub host: std::net::IpAddr,
-    /// Name under which the model is served [default: the file's name without its ending].
+    /// Name under which the model is served [default: the file's name without its ending, or the folder's].
     #[arg(long)]
     pub name: Option<String>,
     #[arg(long, value_enum, default_value_t = Compute::Fast)]
@@ -151,10 +155,13 @@ pub struct ModelsArgs {
 
 #[derive(Subcommand, Clone, Debug)]
 pub enum ModelsCommand {
-    /// Register a checkpoint under a name.
+    /// Register a checkpoint, a GGUF file or a Hugging Face folder, under a name.
     Add {
         name: String,
         path: PathBuf,
+        /// Round a folder's matrices at load: q8_0, q4_0 or q4_1 [default: as they are stored].
+        #[arg(long)]
+        quantise: Option<Quantisation>,
         #[command(flatten)]
         state: StateArgs,
     },
@@ -169,7 +176,7 @@ pub enum ModelsCommand {
         #[command(flatten)]
         state: StateArgs,
     },
-    /// What a registered model, or a file, is made of.
+    /// What a registered model, or a file or folder, is made of.
     Inspect {
         name_or_path: String,
         #[command(flatten)]

@@ -40,6 +40,7 @@ fn options(args: EngineArgs) -> EngineOptions {
         Compute::F32 => engine_instance::Compute::F32,
         Compute::Fast => engine_instance::Compute::Fast,
     };
+    options.quantise = args.quantise;
     options.cores = args.cores;
     options.kv_type = args.kv_type.map(|kv_type| match kv_type {
         KvType::F16 => engine_instance::KvType::F16,

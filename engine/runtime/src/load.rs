@@ -15,7 +15,7 @@ use crate::{
     },
 };
 use engine_core::Forward;
-use engine_store::{Architecture, Gguf, GgufError, ModelConfig};
+use engine_store::{Architecture, Checkpoint, CheckpointError, ModelConfig};
 use thiserror::Error;
 
 /// Tokens per KV block unless told otherwise.
@@ -64,7 +64,7 @@ impl Default for LoadOptions {
 #[derive(Debug, Error)]
 pub enum LoadError {
     #[error(transparent)]
-    Checkpoint(#[from] GgufError),
+    Checkpoint(#[from] CheckpointError),
     #[error("option {option}: {message}")]
     Option { option: &'static str, message: String },
     #[error("cannot reserve {bytes} bytes for {purpose}: {source}")]
@@ -73,38 +73,44 @@ pub enum LoadError {
     Thread { source: std::io::Error },
 }
 
-/// Makes a device. Maps weights as they lie in the file, so it costs a few milliseconds and no copy.
-pub fn load(gguf: &Gguf, options: LoadOptions) -> Result<Box<dyn Forward>, LoadError> {
-    load_on(gguf, options, Isa::detect())
+/// Makes a device from a GGUF file or any checkpoint. Maps weights as they lie in the file, so it costs a few
+/// milliseconds and no copy, unless the checkpoint was opened to be quantised.
+pub fn load(checkpoint: impl Into<Checkpoint>, options: LoadOptions) -> Result<Box<dyn Forward>, LoadError> {
+    load_on(checkpoint, options, Isa::detect())
 }
 
 /// `load` on a chosen instruction set, for tests that compare them.
 #[doc(hidden)]
-pub fn load_on(gguf: &Gguf, options: LoadOptions, isa: Isa) -> Result<Box<dyn Forward>, LoadError> {
-    let config = gguf.validate()?;
+pub fn load_on(
+    checkpoint: impl Into<Checkpoint>,
+    options: LoadOptions,
+    isa: Isa,
+) -> Result<Box<dyn Forward>, LoadError> {
+    let checkpoint = &checkpoint.into();
+    let config = checkpoint.validate()?;
     let kv_shape = kv_shape(&config, &options)?;
     let device = device(&options, isa)?;
     let memory = |source| LoadError::Memory { purpose: "the KV pool", bytes: options.kv_bytes, source };
     Ok(match kv_format(options.compute, options.kv_format) {
-        KvFormat::F32 => decoder::<f32>(gguf, config, KvPool::new(kv_shape).map_err(memory)?, device)?,
-        KvFormat::F16 => decoder::<u16>(gguf, config, KvPool::new(kv_shape).map_err(memory)?, device)?,
-        KvFormat::Q8 => decoder::<i8>(gguf, config, KvPool::new(kv_shape).map_err(memory)?, device)?,
+        KvFormat::F32 => decoder::<f32>(checkpoint, config, KvPool::new(kv_shape).map_err(memory)?, device)?,
+        KvFormat::F16 => decoder::<u16>(checkpoint, config, KvPool::new(kv_shape).map_err(memory)?, device)?,
+        KvFormat::Q8 => decoder::<i8>(checkpoint, config, KvPool::new(kv_shape).map_err(memory)?, device)?,
     })
 }
 
 fn decoder<E: KvElement>(
-    gguf: &Gguf,
+    checkpoint: &Checkpoint,
     config: ModelConfig,
     kv: KvPool<E>,
     device: Device,
 ) -> Result<Box<dyn Forward>, LoadError> {
     Ok(match config.architecture {
         Architecture::Llama | Architecture::Qwen2 | Architecture::Qwen3 => {
-            let weights = llama::Weights::new(gguf, &config)?;
+            let weights = llama::Weights::new(checkpoint, &config)?;
             Box::new(Llama::new(config, weights, kv, device))
         }
         Architecture::Gemma3 => {
-            let weights = gemma3::Weights::new(gguf, &config)?;
+            let weights = gemma3::Weights::new(checkpoint, &config)?;
             Box::new(Gemma3::new(config, weights, kv, device))
         }
     })
@@ -169,8 +175,8 @@ fn kv_format(compute: Compute, asked: Option<KvFormat>) -> KvFormat {
 }
 
 /// KV bytes of one token over all layers, in the format that is meant without an option.
-pub fn kv_bytes_per_token(gguf: &Gguf, compute: Compute) -> Result<u64, GgufError> {
-    let config = ModelConfig::read(gguf)?;
+pub fn kv_bytes_per_token(checkpoint: &Checkpoint, compute: Compute) -> Result<u64, CheckpointError> {
+    let config = checkpoint.validate()?;
     Ok(kv_token_bytes(&config, kv_format(compute, None)))
 }
 
@@ -179,9 +185,8 @@ fn kv_token_bytes(config: &ModelConfig, format: KvFormat) -> u64 {
 }
 
 /// Memory of a loaded instance at full KV use, bytes: resident weights, KV pool and scratch.
-pub fn estimate_instance_bytes(gguf: &Gguf, kv_bytes: u64) -> u64 {
-    let weights: u64 = gguf.tensors().map(|tensor| tensor.bytes.len() as u64).sum();
-    weights + kv_bytes + SCRATCH_BYTES
+pub fn estimate_instance_bytes(checkpoint: &Checkpoint, kv_bytes: u64) -> u64 {
+    checkpoint.weight_bytes() + kv_bytes + SCRATCH_BYTES
 }
 
 /// Activations of the largest step, stacks and the process itself, rounded up from measurement.

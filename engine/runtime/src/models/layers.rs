@@ -13,18 +13,18 @@ use crate::{
     },
 };
 use engine_core::{ForwardShape, TokenId};
-use engine_store::{Gguf, GgufError, ModelConfig};
+use engine_store::{Checkpoint, CheckpointError, ModelConfig};
 
-/// A matrix as it lies in the file.
-pub(super) fn matrix(gguf: &Gguf, name: &str) -> Result<Matrix, GgufError> {
-    gguf.tensor_data(name).map(Matrix::new)
+/// A matrix as it lies in the file, or quantised at load.
+pub(super) fn matrix(checkpoint: &Checkpoint, name: &str) -> Result<Matrix, CheckpointError> {
+    checkpoint.tensor_data(name).map(Matrix::new)
 }
 
 /// A vector, copied out as f32.
-pub(super) fn vector(gguf: &Gguf, name: &str) -> Result<Vec<f32>, GgufError> {
-    let tensor = gguf.tensor(name)?;
-    let mut out = vec![0.0; tensor.elements() as usize];
-    quant::dequantise(tensor.kind, tensor.bytes, &mut out);
+pub(super) fn vector(checkpoint: &Checkpoint, name: &str) -> Result<Vec<f32>, CheckpointError> {
+    let data = checkpoint.tensor_data(name)?;
+    let mut out = vec![0.0; data.dims().iter().product::<u64>() as usize];
+    quant::dequantise(data.kind(), &data, &mut out);
     Ok(out)
 }
 
@@ -132,6 +132,11 @@ impl Device {
         self.each_row(x, width, |token, row| {
             elementwise::add_rms_norm(isa, &branch[token * width..(token + 1) * width], weight, epsilon, row);
         });
+    }
+
+    /// Adds a bias to each row.
+    pub(super) fn add_bias(&mut self, x: &mut [f32], bias: &[f32]) {
+        self.each_row(x, bias.len(), |_, row| row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias));
     }
 
     pub(super) fn quantise(&mut self, x: &[f32], width: usize, out: &mut Quantised) {
