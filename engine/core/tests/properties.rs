@@ -103,7 +103,7 @@ fn submission() -> impl Strategy<Value = Submission> {
     });
     (prop_oneof![prompt, tokens(1..24)], tokens(0..4), limits, 0..TENANTS).prop_map(
         |(prompt, emitted, (max, min_tokens, ignore_eos, stop_token_ids), tenant)| {
-            let limits = Limits { max_tokens: max, min_tokens, ignore_eos, stop_token_ids };
+            let limits = Limits { max_tokens: max, min_tokens, given_tokens: 0, ignore_eos, stop_token_ids };
             Submission { id: SequenceId(0), tenant: tenant.to_string().into(), prompt, emitted, limits }
         },
     )
@@ -353,7 +353,7 @@ proptest! {
             tenant: format!("tenant {tenant}").into(),
             prompt: (0..prompt_tokens as u64).map(|n| (mix(id, n) % VOCAB) as TokenId).collect(),
             emitted: Vec::new(),
-            limits: Limits { max_tokens, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
+            limits: Limits { max_tokens, min_tokens: 0, given_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
         };
         let tenants: BTreeSet<u64> = before.iter().map(|(tenant, ..)| *tenant).collect();
         for (id, other) in before.into_iter().enumerate() {

@@ -44,6 +44,11 @@ pub(crate) struct Live {
     /// Why the grammar could not go on.
     pub failure: Option<GrammarError>,
     pub ignore_eos: bool,
+    /// Output that is given, and the position where it begins.
+    given: Vec<TokenId>,
+    given_at: usize,
+    /// How many of it are still to come.
+    given_left: usize,
     pub delivery: Delivery,
 }
 
@@ -51,20 +56,32 @@ impl Live {
     pub fn new(request: &GenerateRequest, times: Times, guided: Option<Guided>, delivery: Delivery) -> Self {
         Self {
             times,
-            history: History::new(&request.sampling, &request.prompt, &request.emitted),
+            history: history_of(request),
             sampling: request.sampling.clone(),
             top_logprobs: request.top_logprobs,
             logprobs: None,
             guided,
             failure: None,
             ignore_eos: request.stop.ignore_eos,
+            given: request.given.clone(),
+            given_at: request.prompt.len(),
+            given_left: request.given.len().saturating_sub(request.emitted.len()),
             delivery,
         }
+    }
+
+    /// The token that is given for this position, if one is.
+    fn given(&self, position: usize) -> Option<TokenId> {
+        self.given.get(position.checked_sub(self.given_at)?).copied()
     }
 
     /// Chooses the next token from a logits row, which is changed by it. `ends` are the tokens that may not be drawn yet;
     /// they are when a grammar leaves nothing else.
     pub fn draw(&mut self, logits: &mut [f32], position: usize, ends: &[TokenId]) -> Sampled {
+        if let Some(token) = self.given(position) {
+            self.logprobs = self.top_logprobs.map(|top| engine_runtime::logprobs(logits, token, top as usize));
+            return Sampled::Token(token);
+        }
         let raw = self.top_logprobs.map(|top| (top as usize, logits.to_vec()));
         engine_runtime::adjust(logits, &self.sampling, &self.history);
         let drawn = match &self.guided {
@@ -86,12 +103,28 @@ impl Live {
         drawn.unwrap_or(Sampled::Failed)
     }
 
-    /// Passes on the token that was drawn.
-    pub fn take_token(&mut self, token: TokenId, now_ns: u64) {
-        self.history.push(token);
+    /// Passes on the token that was drawn or given; whether it was drawn.
+    pub fn take_token(&mut self, token: TokenId, now_ns: u64) -> bool {
         self.delivery.token(token, self.logprobs.take());
-        self.times.token(now_ns);
+        let is_given = self.given_left > 0;
+        if is_given {
+            self.given_left -= 1;
+        } else {
+            self.history.push(token);
+            self.times.token(now_ns);
+        }
+        !is_given
     }
+}
+
+/// What is given is part of the prompt for penalties.
+fn history_of(request: &GenerateRequest) -> History {
+    let drawn = &request.emitted[request.given.len().min(request.emitted.len())..];
+    if request.given.is_empty() {
+        return History::new(&request.sampling, &request.prompt, drawn);
+    }
+    let prompt = [request.prompt.as_slice(), &request.given].concat();
+    History::new(&request.sampling, &prompt, drawn)
 }
 
 /// As [`Live::draw`] for an output that follows a grammar; none when the logits cannot be used.
@@ -180,8 +213,9 @@ impl Times {
 }
 
 /// The core's limits for a stop rule.
-pub(crate) fn limits(stop: StopRule) -> Limits {
+pub(crate) fn limits(stop: StopRule, given_tokens: usize) -> Limits {
     Limits {
+        given_tokens,
         max_tokens: stop.max_tokens as usize,
         min_tokens: stop.min_tokens as usize,
         ignore_eos: stop.ignore_eos,

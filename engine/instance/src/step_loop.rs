@@ -97,7 +97,7 @@ impl StepLoop {
     fn accept(&mut self, work: Work) {
         let Work { request_id, tenant, arrived_at_ns, request, guided, delivery } = work;
         self.shared.ledger().request_taken();
-        let times = Times::new(request_id, request.prompt.len(), arrived_at_ns);
+        let times = Times::new(request_id, request.prompt_tokens(), arrived_at_ns);
         let complete = guided.as_ref().is_some_and(Guided::is_complete);
         let live = Live::new(&request, times, guided, delivery);
         if live.delivery.is_abandoned() {
@@ -120,7 +120,7 @@ impl StepLoop {
             tenant: tenant.into(),
             prompt: request.prompt,
             emitted: request.emitted,
-            limits: request::limits(request.stop),
+            limits: request::limits(request.stop, request.given.len()),
         };
         match self.scheduler.submit(submission) {
             Ok(Submitted::Queued) => {
@@ -235,8 +235,7 @@ impl StepLoop {
         match event {
             SequenceEvent::Token { id, token } => {
                 let Some(live) = self.live.get_mut(&id) else { return };
-                live.take_token(token, now_ns);
-                self.output_tokens_total += 1;
+                self.output_tokens_total += u64::from(live.take_token(token, now_ns));
                 self.note_first_token(now_ns);
             }
             SequenceEvent::Ended { id, reason } => {

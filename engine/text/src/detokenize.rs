@@ -63,18 +63,27 @@ impl Pieces {
 pub struct Detokenizer {
     pieces: Arc<Pieces>,
     skip_special: bool,
+    /// Text of special tokens that are not left out with the others.
+    shown: &'static str,
     /// Start of a character that is not complete yet: at most 3 bytes between calls.
     held: Vec<u8>,
 }
 
 impl Detokenizer {
     pub(crate) fn new(pieces: Arc<Pieces>, skip_special: bool) -> Self {
-        Self { pieces, skip_special, held: Vec::new() }
+        Self { pieces, skip_special, shown: "", held: Vec::new() }
+    }
+
+    /// Shows the special tokens of this text, whatever becomes of others: text is all that who reads it goes by.
+    pub fn showing(self, text: &'static str) -> Self {
+        Self { shown: text, ..self }
     }
 
     /// Appends what this token completes to `out`.
     pub fn push(&mut self, id: TokenId, out: &mut String) {
-        self.held.extend_from_slice(self.pieces.bytes(id, self.skip_special));
+        let bytes = self.pieces.bytes(id, false);
+        let skip = self.skip_special && (self.shown.is_empty() || bytes != self.shown.as_bytes());
+        self.held.extend_from_slice(self.pieces.bytes(id, skip));
         let kept = drain_complete(&self.held, out);
         self.held.drain(..self.held.len() - kept);
     }

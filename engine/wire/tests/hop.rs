@@ -52,6 +52,7 @@ fn a_request_that_uses_nothing_new_is_written_as_it_always_was() {
         model: "m".to_owned(),
         prompt: vec![1],
         emitted: Vec::new(),
+        given: Vec::new(),
         sampling: Sampling::default(),
         stop: StopRule::default(),
         top_logprobs: None,

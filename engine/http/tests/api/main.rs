@@ -8,4 +8,5 @@ mod server;
 mod stream;
 mod structured;
 mod support;
+mod tools;
 mod whole;

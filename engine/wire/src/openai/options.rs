@@ -81,7 +81,7 @@ pub struct GenerateOptions {
 
 pub(super) fn parse_options(fields: &mut Fields<'_>) -> Result<GenerateOptions, RequestError> {
     let model = parse_model(fields)?;
-    let max_tokens = fields.integer("max_tokens", "an integer of at least 1", |n| n >= 1)?.map(clamp_u32);
+    let max_tokens = fields.integer("max_tokens", "an integer of at least 1", |n| n >= 0)?.map(clamp_u32);
     let min_tokens =
         fields.integer("min_tokens", "an integer from 0 on", |n| (0..=i64::from(u32::MAX)).contains(&n))?;
     let temperature = fields.number("temperature", "between 0 and 2", |t| (0.0..=2.0).contains(&t))?;
