@@ -136,7 +136,7 @@ impl Bert {
             Job { matrix: &layer.key.matrix, out: &mut buffers.key, accumulate: false },
             Job { matrix: &layer.value.matrix, out: &mut buffers.value, accumulate: false },
         ];
-        device.multiply(tokens, &buffers.x, &buffers.quantised, jobs);
+        device.multiply(tokens, &buffers.x, &buffers.quantised, jobs, &[]);
         let head_dim = config.width / config.heads;
         let job = WholeAttention {
             heads: config.heads,
@@ -150,7 +150,7 @@ impl Bert {
         attend_whole(&mut device.pool, device.isa, job);
         device.quantise(&buffers.attended, config.width, &mut buffers.quantised);
         let job = Job { matrix: &layer.attention_out.matrix, out: &mut buffers.x, accumulate: true };
-        device.multiply(tokens, &buffers.attended, &buffers.quantised, vec![job]);
+        device.multiply(tokens, &buffers.attended, &buffers.quantised, vec![job], &[]);
         device.layer_norm(&layer.attention_out.bias, &layer.attention_norm, config.norm_epsilon, &mut buffers.x);
     }
 
@@ -161,12 +161,12 @@ impl Bert {
         device.quantise(&buffers.x, config.width, &mut buffers.quantised);
         buffers.inner.resize(tokens * config.ffn_width, 0.0);
         let job = Job { matrix: &layer.up.matrix, out: &mut buffers.inner, accumulate: false };
-        device.multiply(tokens, &buffers.x, &buffers.quantised, vec![job]);
+        device.multiply(tokens, &buffers.x, &buffers.quantised, vec![job], &[]);
         let (isa, bias) = (device.isa, &layer.up.bias);
         device.each_row(&mut buffers.inner, config.ffn_width, |_, row| encoder::gelu(isa, bias, row));
         device.quantise(&buffers.inner, config.ffn_width, &mut buffers.quantised);
         let job = Job { matrix: &layer.down.matrix, out: &mut buffers.x, accumulate: true };
-        device.multiply(tokens, &buffers.inner, &buffers.quantised, vec![job]);
+        device.multiply(tokens, &buffers.inner, &buffers.quantised, vec![job], &[]);
         device.layer_norm(&layer.down.bias, &layer.out_norm, config.norm_epsilon, &mut buffers.x);
     }
 
