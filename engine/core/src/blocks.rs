@@ -97,7 +97,14 @@ impl BlockPool {
     /// Gives back every block of `table`, last first, so that chains become idle from their end and the next
     /// taker gets free ones in the same order.
     pub fn release(&mut self, table: &mut Vec<BlockId>) {
-        while let Some(block) = table.pop() {
+        self.release_after(table, 0);
+    }
+
+    /// Gives back all blocks of `table` but the first `keep`, last first.
+    pub(crate) fn release_after(&mut self, table: &mut Vec<BlockId>, keep: usize) {
+        while table.len() > keep
+            && let Some(block) = table.pop()
+        {
             self.release_one(block);
         }
     }

@@ -36,13 +36,16 @@ pub struct BatchSequence {
     pub start: usize,
     /// KV block of position `p` is `blocks[p / kv_block_tokens]`; long enough for the new tokens.
     pub blocks: Vec<BlockId>,
-    /// Whether logits of the last new token are wanted (false for all but the last prefill chunk).
-    pub logits: bool,
+    /// How many of the last new tokens logits are wanted of: none in all but the last prefill chunk, then one, and
+    /// more where drafts are verified.
+    pub logits: usize,
 }
 
 /// A step failed. The sequences in it are lost, the device may go on.
 #[derive(Clone, Debug, Error, PartialEq)]
 pub enum ForwardError {
+    /// In the first row of a sequence. Whoever asks for more checks them, since they may rest on tokens that are
+    /// only guesses.
     #[error("non-finite logits in sequence {sequence} of the batch")]
     NonFinite { sequence: usize },
     #[error("device failed: {message}")]
@@ -56,7 +59,7 @@ pub enum ForwardError {
 pub trait Forward: Send {
     fn shape(&self) -> ForwardShape;
 
-    /// Writes one row of `vocab` logits for each sequence with `logits`, in batch order, into `out`
+    /// Writes one row of `vocab` logits for each token whose logits are wanted, in batch order, into `out`
     /// (resized as needed).
     fn forward(&mut self, batch: &Batch, out: &mut Vec<f32>) -> Result<(), ForwardError>;
 }

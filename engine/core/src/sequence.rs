@@ -2,6 +2,7 @@
 
 use crate::forward::{BlockId, TokenId};
 use crate::prefix::{BlockKey, Link};
+use crate::speculation::Drafter;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -42,6 +43,8 @@ pub struct Submission {
     /// Output that was already delivered elsewhere: it is computed again, never sampled again.
     pub emitted: Vec<TokenId>,
     pub limits: Limits,
+    /// Whether drafts may be made for it: not where a draw depends on more than the tokens before it.
+    pub speculate: bool,
 }
 
 /// What all sequences of a model share in judging an end.
@@ -106,11 +109,13 @@ pub(crate) struct Sequence {
     keys: Vec<BlockKey>,
     /// How many of its first blocks have been in the cache while it held them.
     pub published: usize,
+    /// None when no drafts may be made for it.
+    pub drafter: Option<Drafter>,
 }
 
 impl Sequence {
     pub fn new(submission: Submission, root: BlockKey) -> Self {
-        let Submission { id: _, tenant, prompt, emitted, limits } = submission;
+        let Submission { id: _, tenant, prompt, emitted, limits, speculate } = submission;
         let prompt_tokens = prompt.len();
         let mut tokens = prompt;
         tokens.extend(emitted);
@@ -126,6 +131,7 @@ impl Sequence {
             root,
             keys: Vec::new(),
             published: 0,
+            drafter: speculate.then(Drafter::default),
         }
     }
 
@@ -142,6 +148,12 @@ impl Sequence {
 
     pub fn output_tokens(&self) -> usize {
         self.tokens.len() - self.prompt_tokens
+    }
+
+    /// Tokens that may still be drawn.
+    pub fn output_left(&self, rule: &EndRule) -> usize {
+        let context = rule.max_sequence_tokens.saturating_sub(self.tokens.len());
+        self.limits.max_tokens.saturating_sub(self.output_tokens()).min(context)
     }
 
     /// Tokens whose KV is still to be computed before the next one can be sampled.

@@ -31,7 +31,7 @@ impl FakeDevice {
         sequence.blocks[position / self.block_tokens] as usize * self.block_tokens + position % self.block_tokens
     }
 
-    /// The next token of each sequence that wants logits.
+    /// The next token after each one whose logits are wanted.
     fn forward(&mut self, batch: &Batch) -> Vec<TokenId> {
         let mut tokens = batch.tokens.iter();
         let mut next = Vec::new();
@@ -42,14 +42,22 @@ impl FakeDevice {
                 let slot = self.slot(sequence, position);
                 self.slots[slot] = mix(before, u64::from(token));
             }
-            if sequence.logits {
-                let end = sequence.start + sequence.new_tokens;
+            let end = sequence.start + sequence.new_tokens;
+            for end in end - sequence.logits + 1..=end {
                 next.push(choose((0..end).map(|p| self.slots[self.slot(sequence, p)])));
             }
         }
         assert_eq!(tokens.next(), None);
         next
     }
+}
+
+/// The slots of a sequence of these tokens.
+fn slots_of(tokens: &[TokenId]) -> impl Iterator<Item = u64> {
+    tokens.iter().scan(1, |state, token| {
+        *state = mix(*state, u64::from(*token));
+        Some(*state)
+    })
 }
 
 fn choose(slots: impl Iterator<Item = u64>) -> TokenId {
@@ -62,11 +70,7 @@ fn reference(submission: &Submission, max_sequence_tokens: usize) -> (Vec<TokenI
     let mut output = submission.emitted.len();
     let mut produced = Vec::new();
     loop {
-        let slots = tokens.iter().scan(1, |state, token| {
-            *state = mix(*state, u64::from(*token));
-            Some(*state)
-        });
-        let token = choose(slots);
+        let token = choose(slots_of(&tokens));
         tokens.push(token);
         produced.push(token);
         output += 1;
@@ -104,7 +108,8 @@ fn submission() -> impl Strategy<Value = Submission> {
     (prop_oneof![prompt, tokens(1..24)], tokens(0..4), limits, 0..TENANTS).prop_map(
         |(prompt, emitted, (max, min_tokens, ignore_eos, stop_token_ids), tenant)| {
             let limits = Limits { max_tokens: max, min_tokens, ignore_eos, stop_token_ids };
-            Submission { id: SequenceId(0), tenant: tenant.to_string().into(), prompt, emitted, limits }
+            let tenant = tenant.to_string().into();
+            Submission { id: SequenceId(0), tenant, prompt, emitted, limits, speculate: true }
         },
     )
 }
@@ -120,8 +125,58 @@ fn operation() -> impl Strategy<Value = Operation> {
     ]
 }
 
+/// Where drafts come from.
+#[derive(Clone, Copy, Debug)]
+enum Drafts {
+    /// What the scheduler itself does.
+    Own,
+    /// Tokens without meaning, as many as allowed, some outside the vocabulary.
+    Garbage,
+    /// What will be drawn, so that every draft is accepted whole.
+    Right,
+    /// The same with an error somewhere.
+    Nearly,
+}
+
+fn drafts() -> impl Strategy<Value = Drafts> {
+    prop_oneof![Just(Drafts::Own), Just(Drafts::Garbage), Just(Drafts::Right), Just(Drafts::Nearly)]
+}
+
+/// What a drafter that knows the device drafts after these tokens.
+fn foretell(drafts: Drafts, tokens: &[TokenId], salt: u64) -> Vec<TokenId> {
+    if matches!(drafts, Drafts::Garbage) {
+        return (0..9).map(|n| (mix(salt, n) % (VOCAB + 1)) as TokenId).collect();
+    }
+    let mut all = tokens.to_vec();
+    for _ in 0..9 {
+        all.push(choose(slots_of(&all)));
+    }
+    let mut draft = all.split_off(tokens.len());
+    if matches!(drafts, Drafts::Nearly) {
+        let wrong = salt as usize % draft.len();
+        draft[wrong] = (draft[wrong] + 1) % VOCAB as TokenId;
+    }
+    draft
+}
+
+/// The draws of a step whose rows say these tokens.
+fn draw(step: &Step, tokens: Vec<TokenId>) -> Vec<Sampled> {
+    let mut void = None;
+    let draws = step.rows.iter().zip(tokens).map(|(row, token)| {
+        if void == Some(row.sequence) {
+            return Sampled::Skipped;
+        }
+        if row.draft.is_some_and(|draft| draft != token) {
+            void = Some(row.sequence);
+        }
+        Sampled::Token(token)
+    });
+    draws.collect()
+}
+
 /// The scheduler, its fake device, and what is known from outside.
 struct World {
+    drafts: Drafts,
     shape: ForwardShape,
     config: SchedulerConfig,
     scheduler: Scheduler,
@@ -136,8 +191,9 @@ struct World {
 }
 
 impl World {
-    fn new(shape: ForwardShape, config: SchedulerConfig) -> Self {
+    fn new(shape: ForwardShape, config: SchedulerConfig, drafts: Drafts) -> Self {
         Self {
+            drafts,
             shape,
             scheduler: Scheduler::new(shape, config.clone()).expect("a valid configuration"),
             config,
@@ -204,20 +260,34 @@ impl World {
         self.live.remove(&id);
     }
 
+    fn schedule(&mut self) -> Option<Step> {
+        let (drafts, mut salt) = (self.drafts, self.scheduler.stats().steps_total);
+        match drafts {
+            Drafts::Own => self.scheduler.schedule(),
+            _ => self.scheduler.schedule_with_drafts(&mut |id, tokens| {
+                salt = mix(salt, id.0);
+                foretell(drafts, tokens, salt)
+            }),
+        }
+    }
+
     fn step(&mut self, cancelled: Option<SequenceId>, bad_row: Option<usize>) -> bool {
-        let Some(step) = self.scheduler.schedule() else { return false };
+        let Some(step) = self.schedule() else { return false };
         self.check_step(&step);
         assert_eq!(self.scheduler.audit(), Ok(()));
         assert_eq!(self.scheduler.schedule(), None, "one step at a time");
         let tokens = self.device.forward(&step.batch);
         self.cancel(cancelled);
         assert_eq!(self.scheduler.audit(), Ok(()));
-        let mut sampled: Vec<Sampled> = tokens.into_iter().map(Sampled::Token).collect();
+        let mut sampled = draw(&step, tokens);
+        // Times that neither grow nor fall in order: whatever is made of them, the output is the same.
+        let tokens = step.batch.tokens.len();
+        self.scheduler.observe_step(tokens, 1000 + mix(self.next_id, tokens as u64) % 5000);
         if let Some(n) = bad_row.filter(|_| !sampled.is_empty()) {
             let row = n % sampled.len();
             sampled[row] = Sampled::Failed;
         }
-        let wrong = self.scheduler.complete(step.id, &[Sampled::Failed; 99]);
+        let wrong = self.scheduler.complete(step.id, &[Sampled::Failed; 999]);
         assert!(matches!(wrong, Err(StepError::RowCount { .. })));
         let events = self.scheduler.complete(step.id, &sampled).expect("the step in flight");
         assert_eq!(self.scheduler.complete(step.id, &sampled), Err(StepError::NotInFlight));
@@ -226,7 +296,7 @@ impl World {
     }
 
     fn failing_step(&mut self, n: usize) {
-        let Some(step) = self.scheduler.schedule() else { return };
+        let Some(step) = self.schedule() else { return };
         self.check_step(&step);
         let lost = n % step.batch.sequences.len();
         let events = self.scheduler.fail(step.id, &[lost]).expect("the step in flight");
@@ -256,7 +326,7 @@ impl World {
         let batch = &step.batch;
         assert!(!batch.sequences.is_empty() && batch.sequences.len() <= self.config.max_running);
         assert!(batch.tokens.len() <= self.config.step_tokens, "the budget is kept");
-        assert_eq!(batch.sequences.iter().filter(|s| s.logits).count(), step.rows.len());
+        assert_eq!(batch.sequences.iter().map(|s| s.logits).sum::<usize>(), step.rows.len());
         let mut written = BTreeSet::new();
         let mut read = BTreeSet::new();
         for sequence in &batch.sequences {
@@ -309,6 +379,10 @@ proptest! {
         max_running in 1..6usize,
         more_tokens in 0..12usize,
         max_waiting in 1..10usize,
+        (drafts, speculation) in (drafts(), prop_oneof![
+            Just(Speculation::Off), Just(Speculation::WhenItPays), Just(Speculation::Always)
+        ]),
+        itl_target_ns in 500..8000u64,
     ) {
         let shape = ForwardShape { vocab: VOCAB as usize, kv_block_tokens, kv_blocks, context_tokens };
         let config = SchedulerConfig {
@@ -316,9 +390,12 @@ proptest! {
             max_running,
             max_waiting,
             eos_token_ids: vec![EOS],
+            chunk_tokens: 4,
+            itl_target_ns,
+            speculation,
             ..SchedulerConfig::default()
         };
-        let mut world = World::new(shape, config);
+        let mut world = World::new(shape, config, drafts);
         for operation in operations {
             world.apply(operation);
         }
@@ -354,6 +431,7 @@ proptest! {
             prompt: (0..prompt_tokens as u64).map(|n| (mix(id, n) % VOCAB) as TokenId).collect(),
             emitted: Vec::new(),
             limits: Limits { max_tokens, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
+            speculate: true,
         };
         let tenants: BTreeSet<u64> = before.iter().map(|(tenant, ..)| *tenant).collect();
         for (id, other) in before.into_iter().enumerate() {
@@ -370,7 +448,7 @@ proptest! {
                 overtaken.clear();
                 break;
             }
-            let tokens = vec![Sampled::Token(1); step.rows.len()];
+            let tokens = draw(&step, vec![1; step.rows.len()]);
             scheduler.complete(step.id, &tokens).expect("in flight");
             prop_assert_eq!(scheduler.audit(), Ok(()));
             // A turn lets in at most a quantum of prompts and one more; each has at least one token.

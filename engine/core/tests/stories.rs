@@ -8,7 +8,7 @@ fn plain(id: u64, prompt_tokens: usize, max_tokens: usize) -> Submission {
     let limits = Limits { max_tokens, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() };
     // A prompt of its own, so that only stories that are about shared prefixes have any.
     let prompt = (0..prompt_tokens as u32).map(|n| if n == 0 { id as u32 + 100 } else { 1 }).collect();
-    Submission { id: SequenceId(id), tenant: "one".into(), prompt, emitted: Vec::new(), limits }
+    Submission { id: SequenceId(id), tenant: "one".into(), prompt, emitted: Vec::new(), limits, speculate: false }
 }
 
 fn scheduler(kv_blocks: usize, step_tokens: usize) -> Scheduler {
@@ -25,17 +25,17 @@ fn decodes_go_before_prefill_chunks() {
     let step = scheduler.schedule().expect("work");
     scheduler.complete(step.id, &[Sampled::Token(1)]).expect("in flight");
     scheduler.submit(plain(1, 20, 20)).expect("room");
-    let shape = |step: &Step| -> Vec<(usize, usize, bool)> {
+    let shape = |step: &Step| -> Vec<(usize, usize, usize)> {
         step.batch.sequences.iter().map(|s| (s.start, s.new_tokens, s.logits)).collect()
     };
     let step = scheduler.schedule().expect("work");
-    assert_eq!(shape(&step), [(3, 1, true), (0, 7, false)]);
+    assert_eq!(shape(&step), [(3, 1, 1), (0, 7, 0)]);
     scheduler.complete(step.id, &[Sampled::Token(1)]).expect("in flight");
     let step = scheduler.schedule().expect("work");
-    assert_eq!(shape(&step), [(4, 1, true), (7, 7, false)]);
+    assert_eq!(shape(&step), [(4, 1, 1), (7, 7, 0)]);
     scheduler.complete(step.id, &[Sampled::Token(1)]).expect("in flight");
     let step = scheduler.schedule().expect("work");
-    assert_eq!(shape(&step), [(5, 1, true), (14, 6, true)]);
+    assert_eq!(shape(&step), [(5, 1, 1), (14, 6, 1)]);
 }
 
 /// Steps until nothing is left; the order in which sequences ended.

@@ -28,6 +28,7 @@ mod text;
 
 pub use backend::LocalBackend;
 pub use ends::end_tokens;
+pub use engine_core::Speculation;
 pub use error::EngineError;
 pub use load::{LoadedModel, Loader};
 pub use options::{Compute, EngineOptions, Supervision};

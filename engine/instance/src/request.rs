@@ -7,6 +7,7 @@ use engine_wire::TokenId;
 use engine_wire::control::{FinishedRequest, Outcome};
 use engine_wire::hop::{FinishReason, GenerateRequest, HopEvent, TokenLogprobs};
 use engine_wire::sampling::{Sampling, StopRule};
+use std::collections::VecDeque;
 
 /// A request as it is handed to the step thread.
 pub(crate) struct Work {
@@ -33,8 +34,8 @@ pub(crate) struct Live {
     pub history: History,
     /// Alternatives wanted with the log-probabilities, if those are.
     pub top_logprobs: Option<u32>,
-    /// Log-probabilities of the token that was drawn and is on its way through the scheduler.
-    pub logprobs: Option<TokenLogprobs>,
+    /// Log-probabilities of the tokens that were drawn and are on their way through the scheduler.
+    pub logprobs: VecDeque<TokenLogprobs>,
     pub delivery: Delivery,
 }
 
@@ -45,13 +46,14 @@ impl Live {
             history: History::new(&request.sampling, &request.prompt, &request.emitted),
             sampling: request.sampling.clone(),
             top_logprobs: request.top_logprobs,
-            logprobs: None,
+            logprobs: VecDeque::new(),
             delivery,
         }
     }
 
     /// Chooses the next token from a logits row, which is changed by it; none when the row cannot be used. `ends` are
-    /// the tokens that may not be drawn yet.
+    /// the tokens that may not be drawn yet. What is drawn is at once part of the history, since the next row of
+    /// the same step may depend on it.
     pub fn draw(
         &mut self,
         logits: &mut [f32],
@@ -62,14 +64,14 @@ impl Live {
         engine_runtime::adjust(logits, &self.sampling, &self.history);
         suppress(logits, ends);
         let token = engine_runtime::sample(logits, &self.sampling, position).ok()?;
-        self.logprobs = raw.map(|(top, raw)| engine_runtime::logprobs(&raw, token, top));
+        self.logprobs.extend(raw.map(|(top, raw)| engine_runtime::logprobs(&raw, token, top)));
+        self.history.push(token);
         Some(token)
     }
 
-    /// Passes on the token that was drawn.
+    /// Passes on a token that was drawn; it goes out with [`Delivery::flush`].
     pub fn take_token(&mut self, token: TokenId, now_ns: u64) {
-        self.history.push(token);
-        self.delivery.token(token, self.logprobs.take());
+        self.delivery.token(token, self.logprobs.pop_front());
         self.times.token(now_ns);
     }
 }

@@ -99,6 +99,7 @@ impl StepLoop {
             prompt: request.prompt,
             emitted: request.emitted,
             limits: request::limits(request.stop),
+            speculate: true,
         };
         match self.scheduler.submit(submission) {
             Ok(Submitted::Queued) => {
@@ -155,21 +156,32 @@ impl StepLoop {
         let busy = began.elapsed();
         self.note_first_step();
         let events = match result {
-            Ok(()) => self.sample(&step),
+            Ok(()) => self.sample(&step, began),
             Err(error) => self.fail(&step, &error),
         };
-        for event in events {
-            self.deliver(event);
+        for event in &events {
+            self.deliver(*event);
         }
+        self.flush(&events);
         busy
     }
 
-    /// Draws a token from each logits row.
-    fn sample(&mut self, step: &Step) -> Vec<SequenceEvent> {
+    /// Draws a token from each logits row, but for those that go on from a draft that was wrong.
+    fn sample(&mut self, step: &Step, began: Instant) -> Vec<SequenceEvent> {
         let mut sampled = Vec::with_capacity(step.rows.len());
+        let mut void = None;
         for (index, row) in step.rows.iter().enumerate() {
-            sampled.push(self.sample_row(index, row));
+            if void == Some(row.sequence) {
+                sampled.push(Sampled::Skipped);
+                continue;
+            }
+            let drawn = self.sample_row(index, row);
+            if row.draft.is_some_and(|draft| drawn != Sampled::Token(draft)) {
+                void = Some(row.sequence);
+            }
+            sampled.push(drawn);
         }
+        self.scheduler.observe_step(step.batch.tokens.len(), began.elapsed().as_nanos() as u64);
         self.scheduler.complete(step.id, &sampled).unwrap_or_else(|error| {
             // Not reachable: the rows are counted from the very step that is in flight.
             tracing::error!(%error, "the scheduler refused a step's results");
@@ -216,6 +228,19 @@ impl StepLoop {
                 let Some(live) = self.live.remove(&id) else { return };
                 let message = "The model could not compute the next token of this request.".to_string();
                 self.end(live, Outcome::Failed, Some(Err(ApiError::Internal { message })));
+            }
+        }
+    }
+
+    /// Sends what a step has brought, one event for each sequence that goes on.
+    fn flush(&mut self, events: &[SequenceEvent]) {
+        let mut last = None;
+        for event in events {
+            if let SequenceEvent::Token { id, .. } = event
+                && last.replace(*id) != Some(*id)
+                && let Some(live) = self.live.get_mut(id)
+            {
+                live.delivery.flush();
             }
         }
     }

@@ -35,9 +35,7 @@ pub(crate) fn plan<'a>(batch: &'a Batch, shape: &ForwardShape) -> Result<Plan<'a
             plan.slots.push(Slot { block, offset: position % shape.kv_block_tokens });
         }
         plan.spans.push(Span { row, tokens: sequence.new_tokens, start, blocks: &sequence.blocks });
-        if sequence.logits {
-            plan.logit_rows.push(row + sequence.new_tokens - 1);
-        }
+        plan.logit_rows.extend(row + sequence.new_tokens - sequence.logits..row + sequence.new_tokens);
     }
     Ok(plan)
 }
@@ -45,6 +43,12 @@ pub(crate) fn plan<'a>(batch: &'a Batch, shape: &ForwardShape) -> Result<Plan<'a
 fn check_sequence(sequence: &BatchSequence, shape: &ForwardShape) -> Result<(), String> {
     if sequence.new_tokens == 0 {
         return Err("no new token".into());
+    }
+    if sequence.logits > sequence.new_tokens {
+        return Err(format!(
+            "logits of {} tokens are wanted, but only {} are new",
+            sequence.logits, sequence.new_tokens
+        ));
     }
     let end = sequence.start.checked_add(sequence.new_tokens).filter(|end| *end <= shape.context_tokens);
     let Some(end) = end else {
@@ -60,10 +64,14 @@ fn check_sequence(sequence: &BatchSequence, shape: &ForwardShape) -> Result<(), 
     }
 }
 
-/// Names the first sequence whose logits are not all finite.
+/// Names the first sequence whose first row of logits is not all finite. Rows after it may rest on guessed tokens,
+/// which must not fail a step.
 pub(crate) fn check_finite(batch: &Batch, vocab: usize, logits: &[f32]) -> Result<(), ForwardError> {
-    let wanted = batch.sequences.iter().enumerate().filter(|(_, sequence)| sequence.logits);
-    for ((index, _), row) in wanted.zip(logits.chunks_exact(vocab)) {
+    let mut rest = logits;
+    for (index, sequence) in batch.sequences.iter().enumerate().filter(|(_, sequence)| sequence.logits > 0) {
+        let (rows, others) = rest.split_at_checked(sequence.logits * vocab).unwrap_or((rest, &[]));
+        rest = others;
+        let row = &rows[..vocab.min(rows.len())];
         // An exponent of all ones, by bits and without branches, so that it vectorises.
         const EXPONENT: u32 = 0x7f80_0000;
         if row.iter().fold(false, |found, x| found | (x.to_bits() & EXPONENT == EXPONENT)) {

@@ -237,7 +237,7 @@ fn device_logits(gguf: &Gguf, compute: Compute, tokens: &[u32], prefill: usize) 
     let (mut start, mut out) = (0, Vec::new());
     while start < tokens.len() {
         let new_tokens = if start == 0 { prefill } else { 1 };
-        let sequence = BatchSequence { new_tokens, start, blocks: vec![2, 0, 1], logits: true };
+        let sequence = BatchSequence { new_tokens, start, blocks: vec![2, 0, 1], logits: 1 };
         let batch = Batch { tokens: tokens[start..start + new_tokens].to_vec(), sequences: vec![sequence] };
         device.forward(&batch, &mut out).expect("a well-formed batch");
         start += new_tokens;

@@ -26,6 +26,9 @@ impl Scheduler {
         if self.running.contains(&id) == sequence.blocks.is_empty() {
             return Err("it runs without blocks or waits with some".into());
         }
+        if self.in_flight.is_none() && sequence.blocks.len() > sequence.tokens.len().div_ceil(block_tokens) {
+            return Err("it holds blocks for which it has no tokens".into());
+        }
         if sequence.published * block_tokens > sequence.computed {
             return Err(format!("{} blocks are published of {} tokens", sequence.published, sequence.computed));
         }
