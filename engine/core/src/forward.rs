@@ -34,7 +34,8 @@ pub struct BatchSequence {
     pub new_tokens: usize,
     /// Position of the first new token; KV for all earlier positions is already in the blocks.
     pub start: usize,
-    /// KV block of position `p` is `blocks[p / kv_block_tokens]`; long enough for the new tokens.
+    /// KV block of position `p` is `blocks[p / kv_block_tokens]`; long enough for the new tokens. Where the device
+    /// told a window, blocks that lie before all that the new tokens see may be [`NO_BLOCK`](crate::NO_BLOCK).
     pub blocks: Vec<BlockId>,
     /// How many of the last new tokens logits are wanted of: none in all but the last prefill chunk, then one, and
     /// more where drafts are verified.
@@ -58,6 +59,11 @@ pub enum ForwardError {
 /// prefill was cut into steps, and whatever the number of threads.
 pub trait Forward: Send {
     fn shape(&self) -> ForwardShape;
+
+    /// Latest tokens that any layer attends to, the token itself included; none when some layer attends to all.
+    fn window_tokens(&self) -> Option<usize> {
+        None
+    }
 
     /// Writes one row of `vocab` logits for each token whose logits are wanted, in batch order, into `out`
     /// (resized as needed).

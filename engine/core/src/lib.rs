@@ -17,7 +17,7 @@ mod sharing;
 pub mod speculation;
 pub mod step;
 
-pub use blocks::BlockPool;
+pub use blocks::{BlockPool, NO_BLOCK};
 pub use cost::StepCost;
 pub use error::{ConfigError, StepError, SubmitError};
 pub use forward::{Batch, BatchSequence, BlockId, Forward, ForwardError, ForwardShape, TokenId};

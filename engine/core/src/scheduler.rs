@@ -5,20 +5,22 @@
 //! prompt), and then with drafts where they pay ([`speculation`](crate::speculation)). The budget follows from
 //! measured step times, so that tokens keep coming in time ([`StepCost`]). Tenants take turns in being admitted ([`FairQueue`]). A sequence is admitted when there are
 //! blocks for its whole prefix, of which it shares those that the cache has ([`sharing`](crate::sharing));
-//! afterwards only decoding takes new blocks, one at a time, and when none is left the latest one admitted is
-//! preempted: it gives up its blocks, keeps its tokens and goes on later, before anything that was never
-//! admitted, with what is then left of its blocks in the cache.
+//! afterwards only decoding takes new blocks, one at a time, and when none is left the one of the lowest standing is
+//! preempted: of the highest priority number, and of these the latest admitted. It gives up its blocks, keeps its
+//! tokens and goes on later with what is then left of its blocks in the cache. Where all layers attend to a window,
+//! blocks that fell out of it are given back.
 //!
-//! Nothing starves: the oldest sequence is never preempted, and `max_sequence_tokens` is at most what the
-//! whole pool holds, so it always ends and the next becomes the oldest; and whoever is next to be admitted is
-//! waited for, whatever the others need, so it is the oldest in the end.
+//! Nothing starves: the sequence of the best standing is never preempted, and `max_sequence_tokens` is at most what the
+//! whole pool holds, so it always ends and the next one has the best; one that was preempted twice stands before all
+//! that came later, whatever their priority; and whoever is next to be admitted is waited for, so it is let in, and
+//! stands first in the end. Who is next may be overtaken, but only so often ([`FairQueue`]).
 
 use crate::blocks::BlockPool;
 use crate::cost::StepCost;
 use crate::error::{ConfigError, SubmitError};
 use crate::forward::{Batch, BatchSequence, BlockId, ForwardShape, TokenId};
 use crate::prefix::BlockKey;
-use crate::queue::FairQueue;
+use crate::queue::{FairQueue, Rank};
 use crate::sequence::{EndRule, Sequence, SequenceId, Submission};
 use crate::speculation::Speculation;
 use crate::step::{Admitted, LogitsRow, Step, StepId, Submitted};
@@ -41,6 +43,8 @@ pub struct SchedulerConfig {
     pub itl_target_ns: u64,
     /// When to draft.
     pub speculation: Speculation,
+    /// Latest tokens that any layer attends to, itself included, if no layer attends to all.
+    pub window_tokens: Option<usize>,
     /// Sequences that hold blocks at once; at most `step_tokens`, so that decodes alone never fill a step.
     pub max_running: usize,
     /// Sequences that wait for a slot or blocks before more are refused. Preempted ones do not count.
@@ -58,6 +62,7 @@ impl Default for SchedulerConfig {
             chunk_tokens: 128,
             itl_target_ns: 100_000_000,
             speculation: Speculation::default(),
+            window_tokens: None,
             max_running: 32,
             max_waiting: 256,
             eos_token_ids: Vec::new(),
@@ -116,11 +121,13 @@ pub struct Scheduler {
     rule: EndRule,
     pool: BlockPool,
     sequences: BTreeMap<SequenceId, Sequence>,
-    /// Hold blocks; the first admitted first.
+    /// Hold blocks; the best standing first.
     running: Vec<SequenceId>,
     /// Hold none.
     waiting: FairQueue,
     in_flight: Option<InFlight>,
+    /// Sequences admitted so far, each counted once.
+    admissions: u64,
     cost: StepCost,
     /// Whether the last step that could have had drafts had some.
     drafting: bool,
@@ -144,21 +151,25 @@ impl Scheduler {
         };
         Ok(Self {
             waiting: FairQueue::new(config.step_tokens.min(config.chunk_tokens)),
+            pool: match config.window_tokens {
+                Some(_) => BlockPool::new(shape.kv_blocks).windowed(),
+                None => BlockPool::new(shape.kv_blocks),
+            },
             config,
             kv_block_tokens: shape.kv_block_tokens,
             vocab: shape.vocab,
             rule,
-            pool: BlockPool::new(shape.kv_blocks),
             sequences: BTreeMap::new(),
             running: Vec::new(),
             in_flight: None,
+            admissions: 0,
             cost: StepCost::default(),
             drafting: false,
             totals: SchedulerStats::default(),
         })
     }
 
-    /// Takes a sequence, behind all of its tenant's.
+    /// Takes a sequence, to wait among its tenant's.
     pub fn submit(&mut self, submission: Submission) -> Result<Submitted, SubmitError> {
         if submission.prompt.is_empty() {
             return Err(SubmitError::EmptyPrompt);
@@ -178,7 +189,8 @@ impl Scheduler {
         }
         let id = submission.id;
         let root = BlockKey::root(&self.config.prefix_scope, &submission.tenant);
-        self.waiting.push(&submission.tenant, id);
+        let rank = Rank { priority: submission.priority, deadline_ns: submission.deadline_ns };
+        self.waiting.push(&submission.tenant, id, rank);
         self.sequences.insert(id, Sequence::new(submission, root));
         Ok(Submitted::Queued)
     }

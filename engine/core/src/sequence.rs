@@ -2,6 +2,7 @@
 
 use crate::forward::{BlockId, TokenId};
 use crate::prefix::{BlockKey, Link};
+use crate::queue::{Rank, Standing};
 use crate::speculation::Drafter;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -43,6 +44,10 @@ pub struct Submission {
     /// Output that was already delivered elsewhere: it is computed again, never sampled again.
     pub emitted: Vec<TokenId>,
     pub limits: Limits,
+    /// Lower goes first among its tenant's, and is preempted last.
+    pub priority: i32,
+    /// By some clock of the caller's, ns: the earliest goes first among those of one priority.
+    pub deadline_ns: u64,
     /// Whether drafts may be made for it: not where a draw depends on more than the tokens before it.
     pub speculate: bool,
 }
@@ -88,6 +93,9 @@ impl EndRule {
     }
 }
 
+/// Preemptions after which a sequence gives way only to those that were let in before it.
+const PREEMPTIONS_MAX: u32 = 2;
+
 /// A sequence inside the scheduler.
 #[derive(Clone, Debug)]
 pub(crate) struct Sequence {
@@ -98,9 +106,14 @@ pub(crate) struct Sequence {
     pub computed: usize,
     /// Whether the whole prefix has been computed, so that one token a step is left to do.
     pub decoding: bool,
-    /// Whether it has ever held blocks: false until it is first admitted.
-    pub joined: bool,
+    /// Number of its first admission; none before that.
+    pub admission: Option<u64>,
+    pub preemptions: u32,
+    pub rank: Rank,
+    /// Those before the attention's window are [`NO_BLOCK`](crate::blocks::NO_BLOCK).
     pub blocks: Vec<BlockId>,
+    /// How many of those there are.
+    pub released: usize,
     pub limits: Limits,
     pub tenant: Arc<str>,
     /// The beginning of its chain of keys.
@@ -115,7 +128,7 @@ pub(crate) struct Sequence {
 
 impl Sequence {
     pub fn new(submission: Submission, root: BlockKey) -> Self {
-        let Submission { id: _, tenant, prompt, emitted, limits, speculate } = submission;
+        let Submission { id: _, tenant, prompt, emitted, limits, priority, deadline_ns, speculate } = submission;
         let prompt_tokens = prompt.len();
         let mut tokens = prompt;
         tokens.extend(emitted);
@@ -124,8 +137,11 @@ impl Sequence {
             prompt_tokens,
             computed: 0,
             decoding: false,
-            joined: false,
+            admission: None,
+            preemptions: 0,
+            rank: Rank { priority, deadline_ns },
             blocks: Vec::new(),
+            released: 0,
             limits,
             tenant,
             root,
@@ -144,6 +160,23 @@ impl Sequence {
         }
         let tokens = &self.tokens[index * block_tokens..(index + 1) * block_tokens];
         Link { key: self.keys[index], tenant: &self.tenant, parent, tokens }
+    }
+
+    /// Its place among those that have been let in.
+    pub fn standing(&self) -> Standing {
+        let admission = self.admission.unwrap_or(u64::MAX);
+        match self.preemptions < PREEMPTIONS_MAX {
+            true => Standing { class: 1, priority: self.rank.priority, admission },
+            false => Standing { class: 0, priority: 0, admission },
+        }
+    }
+
+    /// Forgets what its blocks held, which are gone.
+    pub fn restart(&mut self) {
+        self.computed = 0;
+        self.published = 0;
+        self.released = 0;
+        self.decoding = false;
     }
 
     pub fn output_tokens(&self) -> usize {

@@ -6,7 +6,6 @@
 use engine_core::*;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 const VOCAB: u64 = 17;
 const EOS: TokenId = 3;
@@ -19,12 +18,18 @@ fn mix(state: u64, value: u64) -> u64 {
 /// KV memory: a slot holds a digest of the prefix that ends there.
 struct FakeDevice {
     block_tokens: usize,
+    /// Slots that a draw depends on.
+    window_tokens: usize,
     slots: Vec<u64>,
 }
 
 impl FakeDevice {
-    fn new(shape: ForwardShape) -> Self {
-        Self { block_tokens: shape.kv_block_tokens, slots: vec![0; shape.kv_blocks * shape.kv_block_tokens] }
+    fn new(shape: ForwardShape, window_tokens: usize) -> Self {
+        Self {
+            block_tokens: shape.kv_block_tokens,
+            window_tokens,
+            slots: vec![0; shape.kv_blocks * shape.kv_block_tokens],
+        }
     }
 
     fn slot(&self, sequence: &BatchSequence, position: usize) -> usize {
@@ -44,12 +49,18 @@ impl FakeDevice {
             }
             let end = sequence.start + sequence.new_tokens;
             for end in end - sequence.logits + 1..=end {
-                next.push(choose((0..end).map(|p| self.slots[self.slot(sequence, p)])));
+                let first = end.saturating_sub(self.window_tokens);
+                next.push(choose((first..end).map(|p| self.slots[self.slot(sequence, p)])));
             }
         }
         assert_eq!(tokens.next(), None);
         next
     }
+}
+
+/// The token after these.
+fn choose_after(tokens: &[TokenId], window_tokens: usize) -> TokenId {
+    choose(slots_of(tokens).skip(tokens.len().saturating_sub(window_tokens)))
 }
 
 /// The slots of a sequence of these tokens.
@@ -65,12 +76,12 @@ fn choose(slots: impl Iterator<Item = u64>) -> TokenId {
 }
 
 /// One sequence, alone, without paging: what the scheduler must reproduce.
-fn reference(submission: &Submission, max_sequence_tokens: usize) -> (Vec<TokenId>, EndReason) {
+fn reference(submission: &Submission, max_sequence_tokens: usize, window_tokens: usize) -> (Vec<TokenId>, EndReason) {
     let mut tokens: Vec<TokenId> = submission.prompt.iter().chain(&submission.emitted).copied().collect();
     let mut output = submission.emitted.len();
     let mut produced = Vec::new();
     loop {
-        let token = choose(slots_of(&tokens));
+        let token = choose_after(&tokens, window_tokens);
         tokens.push(token);
         produced.push(token);
         output += 1;
@@ -105,11 +116,12 @@ fn submission() -> impl Strategy<Value = Submission> {
         let common = (0..common as TokenId).map(|n| n * n % VOCAB as TokenId);
         common.chain(own).collect()
     });
-    (prop_oneof![prompt, tokens(1..24)], tokens(0..4), limits, 0..TENANTS).prop_map(
-        |(prompt, emitted, (max, min_tokens, ignore_eos, stop_token_ids), tenant)| {
+    let rank = (-2..3i32, 0..3u64);
+    (prop_oneof![prompt, tokens(1..24)], tokens(0..4), limits, 0..TENANTS, rank).prop_map(
+        |(prompt, emitted, (max, min_tokens, ignore_eos, stop_token_ids), tenant, (priority, deadline_ns))| {
             let limits = Limits { max_tokens: max, min_tokens, ignore_eos, stop_token_ids };
             let tenant = tenant.to_string().into();
-            Submission { id: SequenceId(0), tenant, prompt, emitted, limits, speculate: true }
+            Submission { id: SequenceId(0), tenant, prompt, emitted, limits, priority, deadline_ns, speculate: true }
         },
     )
 }
@@ -143,13 +155,13 @@ fn drafts() -> impl Strategy<Value = Drafts> {
 }
 
 /// What a drafter that knows the device drafts after these tokens.
-fn foretell(drafts: Drafts, tokens: &[TokenId], salt: u64) -> Vec<TokenId> {
+fn foretell(drafts: Drafts, tokens: &[TokenId], window_tokens: usize, salt: u64) -> Vec<TokenId> {
     if matches!(drafts, Drafts::Garbage) {
         return (0..9).map(|n| (mix(salt, n) % (VOCAB + 1)) as TokenId).collect();
     }
     let mut all = tokens.to_vec();
     for _ in 0..9 {
-        all.push(choose(slots_of(&all)));
+        all.push(choose_after(&all, window_tokens));
     }
     let mut draft = all.split_off(tokens.len());
     if matches!(drafts, Drafts::Nearly) {
@@ -183,8 +195,6 @@ struct World {
     device: FakeDevice,
     live: BTreeMap<SequenceId, Submission>,
     output: BTreeMap<SequenceId, Vec<TokenId>>,
-    /// By tenant, in order.
-    joined: BTreeMap<Arc<str>, Vec<SequenceId>>,
     /// What was admitted, with the number of tokens that came from the cache.
     hit_tokens: usize,
     next_id: u64,
@@ -192,15 +202,15 @@ struct World {
 
 impl World {
     fn new(shape: ForwardShape, config: SchedulerConfig, drafts: Drafts) -> Self {
+        let window_tokens = config.window_tokens.unwrap_or(usize::MAX);
         Self {
             drafts,
             shape,
             scheduler: Scheduler::new(shape, config.clone()).expect("a valid configuration"),
             config,
-            device: FakeDevice::new(shape),
+            device: FakeDevice::new(shape, window_tokens),
             live: BTreeMap::new(),
             output: BTreeMap::new(),
-            joined: BTreeMap::new(),
             hit_tokens: 0,
             next_id: 0,
         }
@@ -261,12 +271,13 @@ impl World {
     }
 
     fn schedule(&mut self) -> Option<Step> {
-        let (drafts, mut salt) = (self.drafts, self.scheduler.stats().steps_total);
+        let (drafts, window_tokens) = (self.drafts, self.device.window_tokens);
+        let mut salt = self.scheduler.stats().steps_total;
         match drafts {
             Drafts::Own => self.scheduler.schedule(),
             _ => self.scheduler.schedule_with_drafts(&mut |id, tokens| {
                 salt = mix(salt, id.0);
-                foretell(drafts, tokens, salt)
+                foretell(drafts, tokens, window_tokens, salt)
             }),
         }
     }
@@ -313,7 +324,7 @@ impl World {
                 }
                 SequenceEvent::Ended { id, reason } => {
                     let submission = self.live.remove(&id).expect("it lives");
-                    let (expected, expected_reason) = reference(&submission, self.longest());
+                    let (expected, expected_reason) = reference(&submission, self.longest(), self.device.window_tokens);
                     assert_eq!(self.output[&id], expected, "{submission:?}");
                     assert_eq!(reason, expected_reason, "{submission:?}");
                 }
@@ -333,9 +344,17 @@ impl World {
             assert!(sequence.new_tokens > 0);
             let end = sequence.start + sequence.new_tokens;
             assert!(sequence.blocks.len() * self.shape.kv_block_tokens >= end);
-            assert!(sequence.blocks.iter().all(|block| (*block as usize) < self.shape.kv_blocks));
             let first = sequence.start / self.shape.kv_block_tokens;
-            read.extend(&sequence.blocks[..first]);
+            let seen = (sequence.start + 1).saturating_sub(self.device.window_tokens) / self.shape.kv_block_tokens;
+            assert!(sequence.blocks[seen..].iter().all(|block| (*block as usize) < self.shape.kv_blocks));
+            let held = sequence.blocks.iter().filter(|block| **block != NO_BLOCK).count();
+            if let Some(window_tokens) = self.config.window_tokens
+                && sequence.logits == sequence.new_tokens
+            {
+                let most = (window_tokens + sequence.new_tokens).div_ceil(self.shape.kv_block_tokens) + 2;
+                assert!(held <= most, "{held} blocks of {most} for a window of {window_tokens} tokens");
+            }
+            read.extend(sequence.blocks[..first].iter().filter(|block| **block != NO_BLOCK));
             for block in &sequence.blocks[first..] {
                 assert!(written.insert(*block), "block {block} is written by two");
             }
@@ -349,9 +368,6 @@ impl World {
             );
             assert!(*cached_tokens <= submission.prompt.len());
             self.hit_tokens += cached_tokens;
-            let joined = self.joined.entry(submission.tenant.clone()).or_default();
-            assert!(joined.last() < Some(id), "within a tenant first come, first served: {joined:?}, {id:?}");
-            joined.push(*id);
         }
     }
 
@@ -383,6 +399,7 @@ proptest! {
             Just(Speculation::Off), Just(Speculation::WhenItPays), Just(Speculation::Always)
         ]),
         itl_target_ns in 500..8000u64,
+        window_tokens in proptest::option::of(2..24usize),
     ) {
         let shape = ForwardShape { vocab: VOCAB as usize, kv_block_tokens, kv_blocks, context_tokens };
         let config = SchedulerConfig {
@@ -393,6 +410,7 @@ proptest! {
             chunk_tokens: 4,
             itl_target_ns,
             speculation,
+            window_tokens,
             ..SchedulerConfig::default()
         };
         let mut world = World::new(shape, config, drafts);
@@ -431,13 +449,15 @@ proptest! {
             prompt: (0..prompt_tokens as u64).map(|n| (mix(id, n) % VOCAB) as TokenId).collect(),
             emitted: Vec::new(),
             limits: Limits { max_tokens, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
+            priority: (id % 5) as i32,
+            deadline_ns: u64::MAX,
             speculate: true,
         };
         let tenants: BTreeSet<u64> = before.iter().map(|(tenant, ..)| *tenant).collect();
         for (id, other) in before.into_iter().enumerate() {
             scheduler.submit(submission(id as u64 + 1000, other)).expect("room");
         }
-        scheduler.submit(Submission { tenant: "waits".into(), ..submission(0, (0, 40, 6)) }).expect("room");
+        scheduler.submit(Submission { tenant: "waits".into(), priority: 9, ..submission(0, (0, 40, 6)) }).expect("room");
         let mut overtaken = BTreeSet::new();
         for (id, other) in after.into_iter().enumerate() {
             scheduler.submit(submission(id as u64 + 2000, other)).expect("room");
@@ -455,5 +475,41 @@ proptest! {
             prop_assert!(overtaken.len() <= 49 * (tenants.len() + 1), "{:?} came before", overtaken);
         }
         prop_assert!(overtaken.is_empty(), "it still waits behind {:?}", overtaken);
+    }
+    /// However many of a higher rank keep coming, in its own tenant's line and with too few blocks for all: the one
+    /// that is always last by rank is let in and comes to its end.
+    #[test]
+    fn nobody_starves_behind_higher_priorities(
+        others in proptest::collection::vec((1..20usize, 1..12usize, -3..3i32), 1500),
+        max_running in 1..4usize,
+        kv_blocks in 8..14usize,
+    ) {
+        let shape = ForwardShape { vocab: VOCAB as usize, kv_block_tokens: 4, kv_blocks, context_tokens: 32 };
+        let config = SchedulerConfig { step_tokens: 32, max_running, max_waiting: 10_000, ..Default::default() };
+        let mut scheduler = Scheduler::new(shape, config).expect("a valid configuration");
+        let submission = |id: u64, (prompt_tokens, max_tokens, priority): (usize, usize, i32)| Submission {
+            id: SequenceId(id),
+            tenant: "t".into(),
+            prompt: (0..prompt_tokens as u64).map(|n| (mix(id, n) % VOCAB) as TokenId).collect(),
+            emitted: Vec::new(),
+            limits: Limits { max_tokens, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
+            priority,
+            deadline_ns: u64::MAX,
+            speculate: true,
+        };
+        scheduler.submit(submission(0, (15, 16, 9))).expect("room");
+        let mut ended = false;
+        for (id, other) in others.into_iter().enumerate() {
+            scheduler.submit(submission(id as u64 + 1, other)).expect("room");
+            let step = scheduler.schedule().expect("work");
+            let drawn = draw(&step, vec![1; step.rows.len()]);
+            let events = scheduler.complete(step.id, &drawn).expect("in flight");
+            prop_assert_eq!(scheduler.audit(), Ok(()));
+            if events.contains(&SequenceEvent::Ended { id: SequenceId(0), reason: EndReason::Length }) {
+                ended = true;
+                break;
+            }
+        }
+        prop_assert!(ended, "it has not come to its end in 1500 steps");
     }
 }

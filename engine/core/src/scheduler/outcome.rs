@@ -82,7 +82,10 @@ impl Scheduler {
             sharing::publish_computed(&mut self.pool, sequence, self.kv_block_tokens);
         }
         match close {
-            None => self.release_drafted(id),
+            None => {
+                self.release_drafted(id);
+                self.release_passed(id);
+            }
             Some(Close::Ended(reason)) => {
                 self.remove(id);
                 events.push(SequenceEvent::Ended { id, reason });
@@ -102,11 +105,31 @@ impl Scheduler {
         }
     }
 
+    /// Gives back the blocks that the sequence's next token does not see any more, nor any token after it. The last of
+    /// them stays, because the block after it is published as its child.
+    fn release_passed(&mut self, id: SequenceId) {
+        let Some(window_tokens) = self.config.window_tokens else { return };
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        let first_seen = (sequence.computed + 1).saturating_sub(window_tokens);
+        let passed = (first_seen / self.kv_block_tokens).saturating_sub(1);
+        if passed > sequence.released {
+            self.pool.release_passed(&mut sequence.blocks[sequence.released..passed]);
+            sequence.released = passed;
+        }
+    }
+
     /// Takes a sequence out whose computation failed. What it computed may be the reason or the result, so it
     /// must not be found by others.
     fn lose(&mut self, id: SequenceId) -> bool {
         if let Some(sequence) = self.sequences.get(&id) {
-            self.pool.distrust(&sequence.blocks);
+            // Those before the window too, which it no longer holds.
+            let mut blocks = sequence.blocks.clone();
+            let mut first = sequence.blocks.get(sequence.released).copied();
+            while let Some(parent) = first.and_then(|block| self.pool.index().parent(block)) {
+                blocks.push(parent);
+                first = Some(parent);
+            }
+            self.pool.distrust(&blocks);
         }
         self.remove(id).is_some()
     }

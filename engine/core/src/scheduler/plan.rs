@@ -61,11 +61,11 @@ impl StepPlan {
 }
 
 impl Scheduler {
-    /// One token of every decoding sequence, oldest first. Answers whether any sequence was preempted.
+    /// One token of every decoding sequence, the best standing first. Answers whether any sequence was preempted.
     pub(super) fn plan_decodes(&mut self, plan: &mut StepPlan) -> bool {
         let mut preempted = false;
         let mut index = 0;
-        // `running` only shrinks at its end here, behind the index: the latest arrival is the victim.
+        // `running` only shrinks at its end here, behind the index: the lowest standing is the victim.
         while index < self.running.len() {
             let id = self.running[index];
             index += 1;
@@ -74,7 +74,7 @@ impl Scheduler {
             }
             while !self.grow(id) {
                 preempted = true;
-                match self.preempt_latest() {
+                match self.preempt_last() {
                     Some(victim) if victim != id => {}
                     _ => break,
                 }
@@ -87,7 +87,7 @@ impl Scheduler {
         preempted
     }
 
-    /// Prefill chunks of running sequences, oldest first, while the budget lasts.
+    /// Prefill chunks of running sequences, the best standing first, while the budget lasts.
     pub(super) fn plan_prefills(&mut self, plan: &mut StepPlan) {
         for id in &self.running {
             let sequence = &self.sequences[id];
@@ -113,15 +113,22 @@ impl Scheduler {
                 break;
             }
             let (hit, miss) = (sequence.computed, sequence.remaining());
-            self.waiting.take_next(miss);
-            self.running.push(id);
+            self.waiting.take_next(id, miss);
+            let is_new = sequence.admission.is_none();
+            if is_new {
+                self.admissions += 1;
+                sequence.admission = Some(self.admissions);
+            }
             let chunk = miss.min(plan.prefill_room());
             plan.add(id, chunk, usize::from(chunk == miss));
-            if !std::mem::replace(&mut sequence.joined, true) {
+            if is_new {
                 self.totals.prefix_hit_tokens_total += hit as u64;
                 self.totals.prefix_miss_tokens_total += miss as u64;
                 admitted.push(Admitted { id, cached_tokens: hit.min(sequence.prompt_tokens) });
             }
+            let standing = sequence.standing();
+            let place = self.running.partition_point(|other| self.sequences[other].standing() < standing);
+            self.running.insert(place, id);
         }
         admitted
     }
@@ -134,16 +141,15 @@ impl Scheduler {
         self.pool.allocate(missing, &mut sequence.blocks)
     }
 
-    /// Puts the latest one admitted back to the front of the queue, without its blocks.
-    fn preempt_latest(&mut self) -> Option<SequenceId> {
+    /// Puts the one of the lowest standing back into the queue, without its blocks.
+    fn preempt_last(&mut self) -> Option<SequenceId> {
         let id = self.running.pop()?;
         let sequence = self.sequences.get_mut(&id)?;
         self.pool.release(&mut sequence.blocks);
-        sequence.computed = 0;
-        sequence.published = 0;
-        sequence.decoding = false;
+        sequence.restart();
+        sequence.preemptions = sequence.preemptions.saturating_add(1);
         self.totals.preemptions_total += 1;
-        self.waiting.push_returned(id);
+        self.waiting.push_returned(id, sequence.standing());
         Some(id)
     }
 
