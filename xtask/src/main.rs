@@ -53,6 +53,9 @@ enum Command {
     Bench {
         #[arg(value_enum)]
         name: bench::Name,
+        /// For `engine`: only this model (smollm2, smollm2-q4_0, smollm2-q8_0, gemma3); may be repeated.
+        #[arg(long)]
+        model: Vec<String>,
     },
 }
 
@@ -75,7 +78,7 @@ fn main() -> ExitCode {
         Command::Codegen { check } => codegen::run(check),
         Command::Probes(Probes::Build) => probes::build(),
         Command::Probes(Probes::Check) => probes::check(),
-        Command::Bench { name } => bench::run(name),
+        Command::Bench { name, model } => bench::run(name, &model),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

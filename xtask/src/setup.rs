@@ -109,6 +109,11 @@ pub fn for_bench() -> Result<()> {
     fetch(&DEMO)
 }
 
+/// The test checkpoint, for benchmarks of it.
+pub fn gemma3() -> Result<()> {
+    fetch(&GEMMA3)
+}
+
 fn python_module(name: &str) -> bool {
     quiet(&mut command("python3", &["-c", &format!("import {name}")])).is_ok()
 }

@@ -6,7 +6,8 @@ use std::{fmt::Write, path::Path};
 
 /// SHA-256 of the file as 64 lower-case hex digits.
 pub fn digest(path: impl AsRef<Path>) -> Result<String, GgufError> {
-    let mapping = Mapping::open(path.as_ref())?;
+    let path = path.as_ref();
+    let mapping = Mapping::open(path).map_err(|source| GgufError::Io { path: path.to_owned(), source })?;
     mapping.will_need();
     let mut hex = String::with_capacity(64);
     for byte in Sha256::digest(mapping.bytes()) {

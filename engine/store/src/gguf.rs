@@ -33,7 +33,9 @@ struct Header {
 impl Gguf {
     /// Maps and checks the file. Costs the header (a few ms for a large vocabulary); no weight is read.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, GgufError> {
-        Self::parse(Mapping::open(path.as_ref())?)
+        let path = path.as_ref();
+        let mapping = Mapping::open(path).map_err(|source| GgufError::Io { path: path.to_owned(), source })?;
+        Self::parse(mapping)
     }
 
     /// The same checks on bytes in memory.

@@ -1,8 +1,7 @@
 //! The bytes of a checkpoint: a shared read-only map of the file, or bytes given by a test.
 
-use crate::GgufError;
 use memmap2::{Advice, Mmap, MmapOptions};
-use std::{fs::File, path::Path, sync::Arc};
+use std::{fs::File, io, path::Path, sync::Arc};
 
 /// Bytes that live as long as anyone holds a clone.
 #[derive(Clone)]
@@ -12,20 +11,20 @@ pub(crate) enum Mapping {
 }
 
 impl Mapping {
-    pub(crate) fn open(path: &Path) -> Result<Self, GgufError> {
-        let io = |source| GgufError::Io { path: path.to_owned(), source };
-        let file = File::open(path).map_err(io)?;
-        let meta = file.metadata().map_err(io)?;
+    /// Maps a regular file; an empty one, which cannot be mapped, is no bytes.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let meta = file.metadata()?;
         if !meta.is_file() {
-            return Err(io(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file")));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
         if meta.len() == 0 {
-            return Err(GgufError::Truncated { field: "magic".into(), offset: 0, needed: 4, available: 0 });
+            return Ok(Self::Memory(Arc::new(Vec::new())));
         }
         // SAFETY: the map is private and read-only, and all reads are of plain bytes, for which every bit
         // pattern is valid. A checkpoint that is truncated in place while mapped raises SIGBUS, as in every
         // engine that maps weights; registered checkpoints are replaced by rename, never rewritten.
-        let map = unsafe { MmapOptions::new().map(&file) }.map_err(io)?;
+        let map = unsafe { MmapOptions::new().map(&file) }?;
         Ok(Self::File(Arc::new(map)))
     }
 

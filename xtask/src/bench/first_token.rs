@@ -22,7 +22,8 @@ const PEERS: [(&str, &[&str]); 2] = [("llama-server", &[]), ("llama-server --no-
 /// Two models, the page cache warm and dropped, ten rounds each.
 pub fn measure() -> Result<Report> {
     llama::install()?;
-    let models = [("smollm2", own_copy(&layout::demo_model())?), ("smollm2-q8", own_copy(&llama::requantised()?)?)];
+    let models =
+        [("smollm2", own_copy(&layout::demo_model())?), ("smollm2-q8", own_copy(&llama::requantised("Q8_0")?)?)];
     let cores = std::thread::available_parallelism().map_or(1, usize::from).to_string();
     // One instance over all cores, as the peer has them; idle for a second is idle.
     let owned = Owned::start(&["--idle-seconds", "1", "--cores-per-instance", &cores])?;

@@ -45,8 +45,13 @@ pub struct Streamed {
 
 /// Streams `output` tokens after a fresh prompt of `prompt_tokens`.
 pub fn stream(addr: SocketAddr, model: &str, prompt_tokens: usize, output: usize) -> Result<Streamed> {
+    stream_of(addr, model, &random_prompt(prompt_tokens), output)
+}
+
+/// Streams `output` tokens after a prompt.
+pub fn stream_of(addr: SocketAddr, model: &str, prompt: &[u64], output: usize) -> Result<Streamed> {
     let body = json!({
-        "model": model, "prompt": random_prompt(prompt_tokens), "max_tokens": output, "temperature": 0,
+        "model": model, "prompt": prompt, "max_tokens": output, "temperature": 0,
         "stream": true, "ignore_eos": true, "cache_prompt": false,
     });
     let times = sse::stream(addr, "/v1/completions", &body, &mut |_| {})?.times;

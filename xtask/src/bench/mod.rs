@@ -8,7 +8,7 @@ mod llama;
 mod load;
 mod report;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::ValueEnum;
 
 /// What can be measured.
@@ -23,11 +23,12 @@ pub enum Name {
 }
 
 /// Runs one benchmark, prints its table and writes target/bench/NAME.json.
-pub fn run(name: Name) -> Result<()> {
+pub fn run(name: Name, models: &[String]) -> Result<()> {
+    ensure!(models.is_empty() || matches!(name, Name::Engine), "--model chooses among the models of `bench engine`");
     crate::setup::for_bench()?;
     crate::test::build_binary()?;
     let report = match name {
-        Name::Engine => engine::measure()?,
+        Name::Engine => engine::measure(models)?,
         Name::FirstToken => first_token::measure()?,
         Name::Gateway => gateway::measure()?,
     };

@@ -22,6 +22,9 @@ pub struct Row {
     pub ours: f64,
     pub peer: f64,
     pub ratio: f64,
+    /// What the machine would allow at best, in the same unit, where that was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub floor: Option<f64>,
     pub samples: Samples,
 }
 
@@ -48,7 +51,12 @@ impl Row {
     /// A row whose figures are the `share`-quantile of the samples.
     pub fn of_quantile(case: String, unit: &'static str, share: f64, samples: &Samples) -> Self {
         let (ours, peer) = (quantile(&samples.ours, share), quantile(&samples.peer, share));
-        Self { case, unit, ours, peer, ratio: ours / peer, samples: samples.clone() }
+        Self { case, unit, ours, peer, ratio: ours / peer, floor: None, samples: samples.clone() }
+    }
+
+    /// The same row beside the best that the machine would allow.
+    pub fn with_floor(self, floor: Option<f64>) -> Self {
+        Self { floor, ..self }
     }
 }
 
@@ -75,17 +83,18 @@ impl Report {
         println!("\n{} on {}", self.name, self.machine);
         let width = self.rows.iter().map(|row| row.case.len()).max().unwrap_or(4).max(4);
         println!(
-            "{:<width$} {:>6} {:>10} {:>10} {:>7}  spread (least to most: ours | peer)",
-            "case", "unit", "ours", "peer", "ratio"
+            "{:<width$} {:>6} {:>10} {:>10} {:>7} {:>8}  spread (least to most: ours | peer)",
+            "case", "unit", "ours", "peer", "ratio", "of floor"
         );
         for row in &self.rows {
             println!(
-                "{:<width$} {:>6} {:>10.2} {:>10.2} {:>7.3}  {} | {}",
+                "{:<width$} {:>6} {:>10.2} {:>10.2} {:>7.3} {:>8}  {} | {}",
                 row.case,
                 row.unit,
                 row.ours,
                 row.peer,
                 row.ratio,
+                row.floor.map_or_else(String::new, |floor| format!("{:.0}%", 100.0 * row.ours / floor)),
                 spread(&row.samples.ours),
                 spread(&row.samples.peer)
             );

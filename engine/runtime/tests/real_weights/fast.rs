@@ -62,14 +62,15 @@ fn portable_code_computes_the_same_bits() {
 fn check_portable(model: &Model) {
     let prompt = &model.golden().cases[1].prompt_ids;
     for compute in [Compute::Fast, Compute::F32] {
-        let logits = [Isa::detect(), Isa::Portable].map(|isa| {
+        let logits = Isa::available().into_iter().map(|isa| {
             let mut driver = model.device_on(compute, 2, isa);
             let mut sequence = driver.sequence(prompt, 2);
             let first = driver.finish(&mut sequence);
             sequence.tokens.push(42);
             [first, driver.finish(&mut sequence)].concat()
         });
-        assert!(logits[0] == logits[1], "{compute:?}");
+        let logits: Vec<Vec<f32>> = logits.collect();
+        assert!(logits.iter().all(|other| *other == logits[0]), "{compute:?}");
     }
 }
 

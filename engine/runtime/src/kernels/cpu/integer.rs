@@ -59,6 +59,9 @@ fn multiply_kind<const KIND: u8>(
 ) {
     match isa {
         #[cfg(target_arch = "x86_64")]
+        // SAFETY: the Avx512 token proves that AVX2's features are there too.
+        Isa::Avx512(_) => unsafe { integer_avx2::multiply::<KIND>(matrix, groups, input, tokens, sink) },
+        #[cfg(target_arch = "x86_64")]
         // SAFETY: the Avx2 token proves that the features are there.
         Isa::Avx2(_) => unsafe { integer_avx2::multiply::<KIND>(matrix, groups, input, tokens, sink) },
         Isa::Portable => integer_portable::multiply::<KIND>(matrix, groups, input, tokens, sink),

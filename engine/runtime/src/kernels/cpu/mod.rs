@@ -1,5 +1,5 @@
-//! CPU kernels. AVX2 (with FMA and F16C) is chosen at run time; the portable code computes the very same
-//! bits, because both take every sum in the same order and both fuse the same multiply-adds.
+//! CPU kernels. AVX-512 or AVX2 (with FMA and F16C) is chosen at run time; the portable code computes the very same
+//! bits, because all take every sum in the same order and all fuse the same multiply-adds.
 
 pub mod attention;
 pub mod elementwise;
@@ -11,9 +11,13 @@ mod integer_portable;
 pub mod kv;
 pub mod matmul;
 pub mod matrix;
+pub mod peak;
 pub mod pool;
 pub mod quant;
 pub mod real;
 pub mod simd;
 #[cfg(target_arch = "x86_64")]
 mod unpack_avx2;
+pub mod wide;
+#[cfg(target_arch = "x86_64")]
+mod wide_avx512;

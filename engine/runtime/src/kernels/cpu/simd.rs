@@ -1,4 +1,5 @@
-//! Eight f32 lanes, on AVX2 or on plain arrays, and the choice between them at run time.
+//! Eight f32 lanes, on AVX2 or on plain arrays, and the choice of instruction set at run time. Sixteen lanes are
+//! in wide.rs.
 //!
 //! A kernel is written once over [`Simd`] and compiled twice ([`Isa::run`], the pattern of the `pulp`
 //! crate): the whole kernel is inlined into a function with the target features switched on.
@@ -27,6 +28,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn round(self, a: Self::V) -> Self::V;
     /// 2^n for whole n in -127..=127; 0 at -127.
     fn pow2(self, n: Self::V) -> Self::V;
+
+    fn load_i8(self, x: &[i8; 8]) -> Self::V;
+    /// Neighbouring lanes (2i, 2i + 1) exchanged.
+    fn swap_pairs(self, a: Self::V) -> Self::V;
 
     /// 32 whole numbers in -127..=127 as bytes.
     fn store_i8(self, v: [Self::V; 4], out: &mut [i8; 32]);
@@ -139,6 +144,14 @@ impl Simd for Portable {
         lanes(|i| f32::from_bits(((n[i] as i32 + 127) as u32) << 23))
     }
     #[inline(always)]
+    fn load_i8(self, x: &[i8; 8]) -> [f32; 8] {
+        lanes(|i| f32::from(x[i]))
+    }
+    #[inline(always)]
+    fn swap_pairs(self, a: [f32; 8]) -> [f32; 8] {
+        lanes(|i| a[i ^ 1])
+    }
+    #[inline(always)]
     fn store_i8(self, v: [[f32; 8]; 4], out: &mut [i8; 32]) {
         *out = std::array::from_fn(|i| v[i / 8][i % 8] as i8);
     }
@@ -150,6 +163,19 @@ impl Simd for Portable {
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy, Debug)]
 pub struct Avx2(());
+
+/// Proof that the CPU has AVX-512 F, BW, DQ and VL, and what [`Avx2`] proves.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, Debug)]
+pub struct Avx512(());
+
+#[cfg(target_arch = "x86_64")]
+impl Avx512 {
+    /// Whatever has AVX-512 has AVX2.
+    pub fn avx2(self) -> Avx2 {
+        Avx2(())
+    }
+}
 
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
@@ -235,6 +261,16 @@ mod avx2 {
             }
         }
         #[inline(always)]
+        fn load_i8(self, x: &[i8; 8]) -> __m256 {
+            // SAFETY: see above the impl.
+            unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(x.as_ptr().cast()))) }
+        }
+        #[inline(always)]
+        fn swap_pairs(self, a: __m256) -> __m256 {
+            // SAFETY: see above the impl.
+            unsafe { _mm256_permute_ps::<0b10_11_00_01>(a) }
+        }
+        #[inline(always)]
         fn store_i8(self, v: [__m256; 4], out: &mut [i8; 32]) {
             // SAFETY: see above the impl.
             unsafe {
@@ -260,6 +296,8 @@ mod avx2 {
 #[derive(Clone, Copy, Debug)]
 pub enum Isa {
     #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
+    #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
     Portable,
 }
@@ -273,16 +311,33 @@ pub trait Kernel {
 impl Isa {
     /// The best that this CPU has.
     pub fn detect() -> Self {
+        Self::available()[0]
+    }
+
+    /// All that this CPU has, the best first.
+    pub fn available() -> Vec<Self> {
+        let mut all = Vec::new();
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
-            return Self::Avx2(Avx2(()));
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
+            {
+                all.push(Self::Avx512(Avx512(())));
+            }
+            all.push(Self::Avx2(Avx2(())));
         }
-        Self::Portable
+        all.push(Self::Portable);
+        all
     }
 
     #[inline]
     pub fn run<K: Kernel>(self, kernel: K) -> K::Out {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `Avx512` exists only after the features were detected, AVX2's among them.
+            Self::Avx512(simd) => unsafe { run_avx2(simd.avx2(), kernel) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `Avx2` exists only after the features were detected.
             Self::Avx2(simd) => unsafe { run_avx2(simd, kernel) },
