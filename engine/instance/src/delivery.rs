@@ -49,10 +49,16 @@ impl Delivery {
         self.deadline
     }
 
+    /// The deadline by the clock of `arrived_at_ns`, which tells when the request came, ns.
+    pub fn deadline_ns(&self, arrived_at_ns: u64) -> u64 {
+        let allowed = self.deadline.saturating_duration_since(self.arrived_at).as_nanos();
+        arrived_at_ns.saturating_add(u64::try_from(allowed).unwrap_or(u64::MAX))
+    }
+
     /// The error for a request whose deadline has passed.
-    pub fn deadline_exceeded(&self) -> ApiError {
+    pub fn deadline_exceeded(&self, stage: &'static str) -> ApiError {
         let deadline_ms = self.deadline.saturating_duration_since(self.arrived_at).as_millis() as u64;
-        ApiError::DeadlineExceeded { deadline_ms, stage: "in the engine" }
+        ApiError::DeadlineExceeded { deadline_ms, stage }
     }
 
     /// Takes a token to be sent.

@@ -116,6 +116,7 @@ mod tests {
             sampling: Sampling::default(),
             stop: StopRule { max_tokens: 8, ..StopRule::default() },
             top_logprobs: None,
+            priority: 0,
         };
         change(&mut request);
         let message = check(&request, &facts).err().map(|error| error.to_string());

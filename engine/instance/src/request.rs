@@ -108,6 +108,11 @@ impl Times {
         self.cached_tokens = u32::try_from(cached_tokens).unwrap_or(u32::MAX);
     }
 
+    /// Where it is, for messages.
+    pub fn stage(&self) -> &'static str {
+        if self.joined_at_ns.is_some() { "in the engine" } else { "while it waited in the engine's queue" }
+    }
+
     pub fn cached_tokens(&self) -> u32 {
         self.cached_tokens
     }

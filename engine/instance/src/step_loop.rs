@@ -80,6 +80,7 @@ impl StepLoop {
     fn accept(&mut self, work: Work) {
         let Work { request_id, tenant, arrived_at_ns, request, delivery } = work;
         self.shared.ledger().request_taken();
+        let deadline_ns = delivery.deadline_ns(arrived_at_ns);
         let times = Times::new(request_id, request.prompt.len(), arrived_at_ns);
         let live = Live::new(&request, times, delivery);
         if live.delivery.is_abandoned() {
@@ -99,6 +100,8 @@ impl StepLoop {
             prompt: request.prompt,
             emitted: request.emitted,
             limits: request::limits(request.stop),
+            priority: request.priority,
+            deadline_ns,
             speculate: true,
         };
         match self.scheduler.submit(submission) {
@@ -136,7 +139,7 @@ impl StepLoop {
             if live.delivery.is_abandoned() {
                 self.end(live, Outcome::Cancelled, None);
             } else {
-                let error = live.delivery.deadline_exceeded();
+                let error = live.delivery.deadline_exceeded(live.times.stage());
                 self.end(live, Outcome::Failed, Some(Err(error)));
             }
         }

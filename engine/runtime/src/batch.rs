@@ -1,7 +1,7 @@
 //! A batch step, checked and laid out: which position, KV slot and output row each token has.
 
 use crate::kernels::cpu::{attention::Span, kv::Slot};
-use engine_core::{Batch, BatchSequence, ForwardError, ForwardShape};
+use engine_core::{Batch, BatchSequence, ForwardError, ForwardShape, NO_BLOCK};
 
 /// One entry per token, span per sequence, and the rows whose logits are wanted.
 pub(crate) struct Plan<'a> {
@@ -13,6 +13,15 @@ pub(crate) struct Plan<'a> {
 
 /// Checks everything that a kernel would otherwise have to trust.
 pub(crate) fn plan<'a>(batch: &'a Batch, shape: &ForwardShape) -> Result<Plan<'a>, ForwardError> {
+    plan_within(batch, shape, None)
+}
+
+/// The same for a device of whose layers none sees more than the latest `window_tokens`.
+pub(crate) fn plan_within<'a>(
+    batch: &'a Batch,
+    shape: &ForwardShape,
+    window_tokens: Option<usize>,
+) -> Result<Plan<'a>, ForwardError> {
     let total: usize = batch.sequences.iter().map(|sequence| sequence.new_tokens).sum();
     if total != batch.tokens.len() {
         return Err(bad(format!("{} tokens, but the sequences have {total}", batch.tokens.len())));
@@ -27,7 +36,8 @@ pub(crate) fn plan<'a>(batch: &'a Batch, shape: &ForwardShape) -> Result<Plan<'a
         logit_rows: Vec::new(),
     };
     for (index, sequence) in batch.sequences.iter().enumerate() {
-        check_sequence(sequence, shape).map_err(|message| bad(format!("sequence {index}: {message}")))?;
+        check_sequence(sequence, shape, window_tokens)
+            .map_err(|message| bad(format!("sequence {index}: {message}")))?;
         let (row, start) = (plan.positions.len(), sequence.start);
         for position in start..start + sequence.new_tokens {
             plan.positions.push(position);
@@ -40,7 +50,7 @@ pub(crate) fn plan<'a>(batch: &'a Batch, shape: &ForwardShape) -> Result<Plan<'a
     Ok(plan)
 }
 
-fn check_sequence(sequence: &BatchSequence, shape: &ForwardShape) -> Result<(), String> {
+fn check_sequence(sequence: &BatchSequence, shape: &ForwardShape, window_tokens: Option<usize>) -> Result<(), String> {
     if sequence.new_tokens == 0 {
         return Err("no new token".into());
     }
@@ -58,7 +68,11 @@ fn check_sequence(sequence: &BatchSequence, shape: &ForwardShape) -> Result<(), 
     if sequence.blocks.len() < needed {
         return Err(format!("has {} KV blocks, needs {needed}", sequence.blocks.len()));
     }
-    match sequence.blocks.iter().find(|block| **block as usize >= shape.kv_blocks) {
+    // What no new token sees is not read, and may be gone.
+    let first_seen = window_tokens.map_or(0, |window_tokens| (sequence.start + 1).saturating_sub(window_tokens));
+    let (passed, seen) = sequence.blocks.split_at(first_seen / shape.kv_block_tokens);
+    let passed = passed.iter().filter(|block| **block != NO_BLOCK);
+    match passed.chain(seen).find(|block| **block as usize >= shape.kv_blocks) {
         Some(block) => Err(format!("KV block {block} is outside the pool of {}", shape.kv_blocks)),
         None => Ok(()),
     }

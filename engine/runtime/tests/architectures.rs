@@ -1,8 +1,8 @@
 //! Architectures of which no small checkpoint is to be had: tiny ones with random weights, against a second
 //! implementation that is written from the definitions, in f64 and one number at a time.
 
-use engine_core::{Batch, BatchSequence};
-use engine_runtime::{Compute, LoadOptions, load};
+use engine_core::{Batch, BatchSequence, NO_BLOCK};
+use engine_runtime::{Compute, KV_BLOCK_TOKENS, LoadOptions, load};
 use engine_store::Gguf;
 use std::collections::BTreeMap;
 
@@ -237,7 +237,13 @@ fn device_logits(gguf: &Gguf, compute: Compute, tokens: &[u32], prefill: usize) 
     let (mut start, mut out) = (0, Vec::new());
     while start < tokens.len() {
         let new_tokens = if start == 0 { prefill } else { 1 };
-        let sequence = BatchSequence { new_tokens, start, blocks: vec![2, 0, 1], logits: 1 };
+        let mut blocks = vec![2, 0, 1];
+        // Blocks that fell out of the window of all layers are gone.
+        if let Some(window_tokens) = device.window_tokens() {
+            let first_seen = (start + 1usize).saturating_sub(window_tokens);
+            blocks[..first_seen / KV_BLOCK_TOKENS].fill(NO_BLOCK);
+        }
+        let sequence = BatchSequence { new_tokens, start, blocks, logits: 1 };
         let batch = Batch { tokens: tokens[start..start + new_tokens].to_vec(), sequences: vec![sequence] };
         device.forward(&batch, &mut out).expect("a well-formed batch");
         start += new_tokens;

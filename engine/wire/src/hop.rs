@@ -41,6 +41,14 @@ pub struct GenerateRequest {
     /// at most [`MAX_TOP_LOGPROBS`]. They are of the model's own distribution, before temperature, penalties and bias.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub top_logprobs: Option<u32>,
+    /// Lower goes first among its tenant's, as vLLM's.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub priority: i32,
+}
+
+/// Not written, so that a peer that does not know priorities understands requests without one.
+fn is_zero(priority: &i32) -> bool {
+    *priority == 0
 }
 
 /// Alternatives that may be asked for at each position.
