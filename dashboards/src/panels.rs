@@ -283,6 +283,30 @@ const ENGINES: &[Panel] = &[
             ),
         ],
     },
+    Panel {
+        title: "Step phases",
+        description: "Mean time of a step's phases. Only forward is arithmetic: the rest should stay far below it.",
+        unit: Unit::Seconds,
+        queries: &[query(
+            "sum by (model, phase) (rate(foreshock_engine_step_seconds_sum{model=~\"$model\"}[$__rate_interval])) / clamp_min(sum by (model, phase) (rate(foreshock_engine_step_seconds_count{model=~\"$model\"}[$__rate_interval])), 0.001)",
+            "{{model}} {{phase}}",
+        )],
+    },
+    Panel {
+        title: "Tokens per step",
+        description: "Mean tokens of a step, and sequences that were preempted per second.",
+        unit: Unit::Count,
+        queries: &[
+            query(
+                "sum by (model) (rate(foreshock_engine_step_tokens_sum{model=~\"$model\"}[$__rate_interval])) / clamp_min(sum by (model) (rate(foreshock_engine_step_tokens_count{model=~\"$model\"}[$__rate_interval])), 0.001)",
+                "{{model}}",
+            ),
+            query(
+                "sum by (model) (rate(foreshock_engine_preemptions_total{model=~\"$model\"}[$__rate_interval]))",
+                "preempted/s: {{model}}",
+            ),
+        ],
+    },
 ];
 
 const DECISIONS: &[Panel] = &[

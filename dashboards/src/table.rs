@@ -47,6 +47,15 @@ pub const LATENCY_BUCKETS_S: &[f64] = &[
     30.0, 60.0,
 ];
 
+/// Upper bounds for the phases of a step, seconds.
+pub const STEP_BUCKETS_S: &[f64] = &[
+    0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25,
+    0.5, 1.0,
+];
+/// Upper bounds for the tokens of a step.
+pub const STEP_TOKEN_BUCKETS: &[f64] =
+    &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0];
+
 const fn counter(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Metric {
     Metric { name, kind: Kind::Counter, labels, help }
 }
@@ -129,6 +138,23 @@ pub const SPEC_TOKENS_TOTAL: Metric = counter(
 );
 pub const ENGINE_BUSY_SECONDS_TOTAL: Metric =
     counter("foreshock_engine_busy_seconds_total", &["model"], "Time engines spent in forward steps.");
+pub const ENGINE_STEP_SECONDS: Metric = Metric {
+    name: "foreshock_engine_step_seconds",
+    kind: Kind::Histogram(STEP_BUCKETS_S),
+    labels: &["model", "phase"],
+    help: "Time of a step's phases: schedule, forward, sample, deliver. At the gateway, means over a report's steps.",
+};
+pub const ENGINE_STEP_TOKENS: Metric = Metric {
+    name: "foreshock_engine_step_tokens",
+    kind: Kind::Histogram(STEP_TOKEN_BUCKETS),
+    labels: &["model"],
+    help: "Tokens computed in a step, prefill and decode together. At the gateway, means over a report's steps.",
+};
+pub const ENGINE_PREEMPTIONS_TOTAL: Metric = counter(
+    "foreshock_engine_preemptions_total",
+    &["model"],
+    "Sequences that gave up their KV blocks for others and were computed again.",
+);
 pub const ENGINE_RUNNING_SEQUENCES: Metric =
     gauge("foreshock_engine_running_sequences", &["model"], "Sequences in running batches.");
 pub const ENGINE_WAITING_SEQUENCES: Metric =
@@ -194,6 +220,9 @@ pub const METRICS: &[Metric] = &[
     PREFIX_CACHE_TOKENS_TOTAL,
     SPEC_TOKENS_TOTAL,
     ENGINE_BUSY_SECONDS_TOTAL,
+    ENGINE_STEP_SECONDS,
+    ENGINE_STEP_TOKENS,
+    ENGINE_PREEMPTIONS_TOTAL,
     ENGINE_RUNNING_SEQUENCES,
     ENGINE_WAITING_SEQUENCES,
     KERNEL_SYNS_TOTAL,

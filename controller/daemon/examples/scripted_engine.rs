@@ -4,7 +4,7 @@
 //! The model's name is the script: `fails` refuses to start, `stubborn` ignores drains and SIGTERM,
 //! `old` speaks protocol 0, `crashes` exits with code 7 once ready; any other behaves.
 
-use engine_wire::control::{Command, EngineState, Hello, Notice, PROTOCOL, Reply, StartPhases, Telemetry};
+use engine_wire::control::{Command, EngineState, Hello, Notice, PROTOCOL, Reply, StartPhases, StepPhases, Telemetry};
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::PathBuf;
@@ -157,6 +157,7 @@ fn telemetry(shared: &Shared) -> Telemetry {
         kv_blocks_used: 0,
         prefill_tokens_total: 0,
         decode_tokens_total: 0,
+        output_tokens_total: 0,
         prefix_hit_tokens_total: 0,
         prefix_miss_tokens_total: 0,
         drafts_total: 0,
@@ -165,6 +166,8 @@ fn telemetry(shared: &Shared) -> Telemetry {
         requests_total: shared.requests_total,
         cancelled_total: 0,
         steps_total: 0,
+        preemptions_total: 0,
+        step_phases: StepPhases::default(),
         busy_ns_total: 0,
         resident_bytes: 1 << 20,
         phases: StartPhases::default(),

@@ -35,6 +35,12 @@ pub fn telemetry(model: &str, last: Option<&Telemetry>, now: &Telemetry) {
             counter!(telemetry::PREFIX_CACHE_TOKENS_TOTAL.name, "model" => model.clone(), "outcome" => outcome)
                 .increment(after.saturating_sub(before));
         }
+        steps(&model, last, now);
+        let totals = engine_http::vllm::totals;
+        totals(now).since(&totals(last)).add(&model);
+    }
+    for request in &now.finished {
+        engine_http::vllm::finished(&model, request);
     }
     for request in now.finished.iter().filter(|request| request.first_token_at_ns > 0) {
         let labels = [("model", model.clone()), ("vantage", "engine".to_owned())];
@@ -44,6 +50,28 @@ pub fn telemetry(model: &str, last: Option<&Telemetry>, now: &Telemetry) {
             histogram!(telemetry::ITL_SECONDS.name, &labels).record(itl_ms / 1e3);
         }
     }
+}
+
+/// Phases and sizes of the steps between two reports. Each counts at the mean of those steps, so sums and counts
+/// are exact and only the spread within a second is lost.
+fn steps(model: &str, last: &Telemetry, now: &Telemetry) {
+    let grown = |before: u64, after: u64| after.saturating_sub(before);
+    counter!(telemetry::ENGINE_PREEMPTIONS_TOTAL.name, "model" => model.to_owned())
+        .increment(grown(last.preemptions_total, now.preemptions_total));
+    let steps = grown(last.steps_total, now.steps_total);
+    if steps == 0 {
+        return;
+    }
+    let count = usize::try_from(steps).unwrap_or(usize::MAX);
+    for ((phase, before_ns), (_, after_ns)) in last.step_phases.each().into_iter().zip(now.step_phases.each()) {
+        let mean_s = grown(before_ns, after_ns) as f64 / steps as f64 / 1e9;
+        histogram!(telemetry::ENGINE_STEP_SECONDS.name, "model" => model.to_owned(), "phase" => phase)
+            .record_many(mean_s, count);
+    }
+    let tokens = grown(last.prefill_tokens_total, now.prefill_tokens_total)
+        + grown(last.decode_tokens_total, now.decode_tokens_total);
+    histogram!(telemetry::ENGINE_STEP_TOKENS.name, "model" => model.to_owned())
+        .record_many(tokens as f64 / steps as f64, count);
 }
 
 /// An instance became ready, this long after the decision to start it.
@@ -106,8 +134,9 @@ impl Gauges {
         self.models.extend(snapshot.instances.values().map(|instance| instance.model.clone()));
         for model in &self.models {
             let of_model = || snapshot.instances.values().filter(|instance| &instance.model == model);
-            set_instances(model, of_model());
+            let (running, waiting) = set_instances(model, of_model());
             let (used, total) = kv_blocks.get(model).copied().unwrap_or_default();
+            telemetry::vllm::load(model, running, waiting, used as f64 / total.max(1) as f64);
             gauge!(telemetry::KV_BLOCKS_USED.name, "model" => model.clone()).set(used as f64);
             gauge!(telemetry::KV_BLOCKS_TOTAL.name, "model" => model.clone()).set(total as f64);
         }
@@ -182,7 +211,8 @@ fn forget(model: &str) {
     }
 }
 
-fn set_instances<'a>(model: &str, instances: impl Iterator<Item = &'a InstanceView>) {
+/// Answers the sequences that run and that wait.
+fn set_instances<'a>(model: &str, instances: impl Iterator<Item = &'a InstanceView>) -> (u32, u32) {
     let mut by_state = [0u32; 3];
     let (mut running, mut waiting) = (0, 0);
     for instance in instances {
@@ -198,6 +228,7 @@ fn set_instances<'a>(model: &str, instances: impl Iterator<Item = &'a InstanceVi
     }
     gauge!(telemetry::ENGINE_RUNNING_SEQUENCES.name, "model" => model.to_owned()).set(f64::from(running));
     gauge!(telemetry::ENGINE_WAITING_SEQUENCES.name, "model" => model.to_owned()).set(f64::from(waiting));
+    (running, waiting)
 }
 
 /// One tick took this long.

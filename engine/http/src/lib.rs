@@ -20,6 +20,7 @@ mod server;
 mod sse;
 mod stall;
 mod tokenize;
+pub mod vllm;
 mod whole;
 
 pub use access::{AccessHook, AccessOutcome, AccessRecord};

@@ -8,7 +8,8 @@ use metrics::{counter, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use std::sync::Arc;
 use std::sync::OnceLock;
-use telemetry::table;
+use std::time::Duration;
+use telemetry::{Kind, table, vllm};
 
 /// One recorder for a process, whoever asks first.
 static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
@@ -20,10 +21,12 @@ pub(crate) fn install() -> Result<PrometheusHandle, EngineError> {
     }
     let failed = |message: String| EngineError::BadOption { message: format!("metrics: {message}") };
     let mut builder = PrometheusBuilder::new();
-    for metric in [table::TTFT_SECONDS, table::ITL_SECONDS] {
-        builder = builder
-            .set_buckets_for_metric(Matcher::Full(metric.name.to_string()), table::LATENCY_BUCKETS_S)
-            .map_err(|error| failed(error.to_string()))?;
+    for metric in telemetry::exported() {
+        if let Kind::Histogram(bounds) = metric.kind {
+            builder = builder
+                .set_buckets_for_metric(Matcher::Full(metric.name.to_string()), bounds)
+                .map_err(|error| failed(error.to_string()))?;
+        }
     }
     let recorder = builder.build_recorder();
     let handle = recorder.handle();
@@ -31,7 +34,19 @@ pub(crate) fn install() -> Result<PrometheusHandle, EngineError> {
     if metrics::set_global_recorder(recorder).is_err() {
         tracing::warn!("another metrics recorder is installed: /metrics stays empty");
     }
+    tokio::spawn(keep_up(handle.clone()));
     Ok(RECORDER.get_or_init(|| handle).clone())
+}
+
+/// Between two compactions of histogram samples that nobody has scraped.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// Without this a histogram keeps every sample until somebody asks for it, and under a controller nobody does.
+async fn keep_up(handle: PrometheusHandle) {
+    loop {
+        tokio::time::sleep(UPKEEP_EVERY).await;
+        handle.run_upkeep();
+    }
 }
 
 /// What /metrics says, each time it is asked.
@@ -54,6 +69,10 @@ fn record(model: &str, telemetry: &Telemetry) {
     gauge!(table::ENGINE_WAITING_SEQUENCES.name, &labels).set(f64::from(telemetry.waiting));
     // Whole seconds, as the exporter's counters are integers.
     counter!(table::ENGINE_BUSY_SECONDS_TOTAL.name, &labels).absolute(telemetry.busy_ns_total / 1_000_000_000);
+    counter!(table::ENGINE_PREEMPTIONS_TOTAL.name, &labels).absolute(telemetry.preemptions_total);
+    let kv_share = f64::from(telemetry.kv_blocks_used) / f64::from(telemetry.kv_blocks_total.max(1));
+    vllm::load(model, telemetry.running, telemetry.waiting, kv_share);
+    engine_http::vllm::totals(telemetry).set(model);
     let phases = [("prefill", telemetry.prefill_tokens_total), ("decode", telemetry.decode_tokens_total)];
     for (phase, tokens) in phases {
         let labels = [("model", model.to_string()), ("phase", phase.to_string())];

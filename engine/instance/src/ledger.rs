@@ -2,7 +2,7 @@
 
 use crate::clock;
 use engine_core::SchedulerStats;
-use engine_wire::control::{EngineState, FinishedRequest, Outcome, StartPhases, Telemetry};
+use engine_wire::control::{EngineState, FinishedRequest, Outcome, StartPhases, StepPhases, Telemetry};
 use metrics::histogram;
 use std::collections::VecDeque;
 use telemetry::table;
@@ -17,7 +17,8 @@ pub(crate) struct Ledger {
     pub ready_at_ns: Option<u64>,
     pub phases: StartPhases,
     pub scheduler: SchedulerStats,
-    pub busy_ns_total: u64,
+    pub step_phases: StepPhases,
+    pub output_tokens_total: u64,
     /// Accepted and not yet known to the scheduler: they came while the model loads.
     waiting_outside: usize,
     requests_total: u64,
@@ -59,6 +60,7 @@ impl Ledger {
                 histogram!(table::ITL_SECONDS.name, &labels()).record(itl_ms / 1e3);
             }
         }
+        engine_http::vllm::finished(model, &record);
         if self.finished.len() == FINISHED_LIMIT {
             self.finished.pop_front();
             self.finished_dropped_total += 1;
@@ -79,6 +81,7 @@ impl Ledger {
             kv_blocks_used: count(self.scheduler.kv_blocks_used),
             prefill_tokens_total: self.scheduler.prefill_tokens_total,
             decode_tokens_total: self.scheduler.decode_tokens_total,
+            output_tokens_total: self.output_tokens_total,
             prefix_hit_tokens_total: self.scheduler.prefix_hit_tokens_total,
             prefix_miss_tokens_total: self.scheduler.prefix_miss_tokens_total,
             drafts_total: self.scheduler.drafts_total,
@@ -87,7 +90,9 @@ impl Ledger {
             requests_total: self.requests_total,
             cancelled_total: self.cancelled_total,
             steps_total: self.scheduler.steps_total,
-            busy_ns_total: self.busy_ns_total,
+            preemptions_total: self.scheduler.preemptions_total,
+            step_phases: self.step_phases,
+            busy_ns_total: self.step_phases.forward_ns,
             resident_bytes: clock::resident_bytes(),
             phases: self.phases.clone(),
             finished: Vec::new(),
@@ -119,6 +124,7 @@ mod tests {
             first_token_at_ns: 1,
             last_token_at_ns: 1,
             outcome,
+            cut_at_limit: false,
         }
     }
 

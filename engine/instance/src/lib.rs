@@ -25,6 +25,7 @@ mod server;
 mod shared;
 mod step_loop;
 mod text;
+mod timings;
 
 pub use backend::LocalBackend;
 pub use ends::end_tokens;

@@ -124,7 +124,7 @@ impl Times {
     }
 
     /// The record of a request that ended at `now_ns`.
-    pub fn record(self, outcome: Outcome, now_ns: u64) -> FinishedRequest {
+    pub fn record(self, outcome: Outcome, cut_at_limit: bool, now_ns: u64) -> FinishedRequest {
         let since_arrival_ms = |at_ns: u64| at_ns.saturating_sub(self.arrived_at_ns) as f64 / 1e6;
         let gaps = self.output_tokens.saturating_sub(1);
         let first_token_at_ns = self.first_token_at_ns.unwrap_or(0);
@@ -141,6 +141,7 @@ impl Times {
             first_token_at_ns,
             last_token_at_ns: self.last_token_at_ns,
             outcome,
+            cut_at_limit,
             request_id: self.request_id,
         }
     }
@@ -186,10 +187,10 @@ mod tests {
         times.token(11_000_000);
         times.token(13_000_000);
         times.token(19_000_000);
-        let record = times.record(Outcome::Finished, 20_000_000);
+        let record = times.record(Outcome::Finished, false, 20_000_000);
         assert_eq!((record.queue_ms, record.ttft_ms, record.itl_ms_mean), (2.0, 10.0, Some(4.0)));
         assert_eq!((record.prompt_tokens, record.cached_tokens, record.output_tokens), (5, 4, 3));
-        let record = Times::new("r".into(), 5, 1_000_000).record(Outcome::Cancelled, 4_000_000);
+        let record = Times::new("r".into(), 5, 1_000_000).record(Outcome::Cancelled, false, 4_000_000);
         assert_eq!((record.queue_ms, record.ttft_ms, record.itl_ms_mean), (3.0, 0.0, None));
     }
 }

@@ -8,17 +8,18 @@ use crate::clock;
 use crate::limits;
 use crate::request::{self, Live, Message, Times, Work};
 use crate::shared::Shared;
+use crate::timings::{Lap, Timings};
 use engine_core::{
     Forward, ForwardError, LogitsRow, Sampled, Scheduler, SequenceEvent, SequenceId, Step, Submission, SubmitError,
     Submitted,
 };
 use engine_http::ApiError;
-use engine_wire::control::Outcome;
-use engine_wire::hop::HopEvent;
+use engine_wire::control::{Outcome, StepPhases};
+use engine_wire::hop::{FinishReason, HopEvent};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::runtime::Handle;
 
 /// Everything the step thread owns.
@@ -33,6 +34,8 @@ pub(crate) struct StepLoop {
     live: BTreeMap<SequenceId, Live>,
     next_id: u64,
     logits: Vec<f32>,
+    timings: Timings,
+    output_tokens_total: u64,
 }
 
 impl StepLoop {
@@ -45,8 +48,21 @@ impl StepLoop {
     ) -> Self {
         let vocab = forward.shape().vocab;
         let (live, next_id, logits) = (BTreeMap::new(), 0, Vec::new());
-        let this = Self { shared, messages, runtime, scheduler, forward, vocab, live, next_id, logits };
-        this.publish(Duration::ZERO);
+        let timings = Timings::new(&shared.identity.model);
+        let this = Self {
+            shared,
+            messages,
+            runtime,
+            scheduler,
+            forward,
+            vocab,
+            live,
+            next_id,
+            logits,
+            timings,
+            output_tokens_total: 0,
+        };
+        this.publish();
         this
     }
 
@@ -54,8 +70,8 @@ impl StepLoop {
     pub fn run(mut self) {
         while self.take_messages() {
             self.reap();
-            let busy = self.step();
-            self.publish(busy);
+            self.step();
+            self.publish();
         }
         self.abandon();
     }
@@ -145,32 +161,36 @@ impl StepLoop {
         }
     }
 
-    /// One step, if there is anything to compute. Answers the time spent on the device.
-    fn step(&mut self) -> Duration {
-        let Some(step) = self.scheduler.schedule() else { return Duration::ZERO };
+    /// One step, if there is anything to compute.
+    fn step(&mut self) {
+        let mut lap = Lap::start();
+        let Some(step) = self.scheduler.schedule() else { return };
         let joined_at_ns = clock::monotonic_ns();
         for admitted in &step.admitted {
             if let Some(live) = self.live.get_mut(&admitted.id) {
                 live.times.joined(joined_at_ns, admitted.cached_tokens);
             }
         }
-        let began = Instant::now();
+        let schedule_ns = lap.ns();
         let result = self.forward.forward(&step.batch, &mut self.logits);
-        let busy = began.elapsed();
+        let forward_ns = lap.ns();
         self.note_first_step();
         let events = match result {
-            Ok(()) => self.sample(&step, began),
+            Ok(()) => self.sample(&step),
             Err(error) => self.fail(&step, &error),
         };
+        let sample_ns = lap.ns();
+        self.scheduler.observe_step(step.batch.tokens.len(), forward_ns + sample_ns);
         for event in &events {
             self.deliver(*event);
         }
         self.flush(&events);
-        busy
+        let phases = StepPhases { schedule_ns, forward_ns, sample_ns, deliver_ns: lap.ns() };
+        self.timings.step(phases, step.batch.tokens.len());
     }
 
     /// Draws a token from each logits row, but for those that go on from a draft that was wrong.
-    fn sample(&mut self, step: &Step, began: Instant) -> Vec<SequenceEvent> {
+    fn sample(&mut self, step: &Step) -> Vec<SequenceEvent> {
         let mut sampled = Vec::with_capacity(step.rows.len());
         let mut void = None;
         for (index, row) in step.rows.iter().enumerate() {
@@ -184,7 +204,6 @@ impl StepLoop {
             }
             sampled.push(drawn);
         }
-        self.scheduler.observe_step(step.batch.tokens.len(), began.elapsed().as_nanos() as u64);
         self.scheduler.complete(step.id, &sampled).unwrap_or_else(|error| {
             // Not reachable: the rows are counted from the very step that is in flight.
             tracing::error!(%error, "the scheduler refused a step's results");
@@ -220,6 +239,7 @@ impl StepLoop {
             SequenceEvent::Token { id, token } => {
                 let Some(live) = self.live.get_mut(&id) else { return };
                 live.take_token(token, now_ns);
+                self.output_tokens_total += 1;
                 self.note_first_token(now_ns);
             }
             SequenceEvent::Ended { id, reason } => {
@@ -251,7 +271,8 @@ impl StepLoop {
     /// Counts a request and sends its last event, if anybody waits for one. The count comes first: who has
     /// read the end of a stream finds it in the next report.
     fn end(&self, live: Live, outcome: Outcome, last: Option<Result<HopEvent, ApiError>>) {
-        let record = live.times.record(outcome, clock::monotonic_ns());
+        let cut = matches!(last, Some(Ok(HopEvent::Finished { reason: FinishReason::Length, .. })));
+        let record = live.times.record(outcome, cut, clock::monotonic_ns());
         let mut ledger = self.shared.ledger();
         ledger.request_ended(record, &self.shared.identity.model);
         ledger.scheduler = self.scheduler.stats();
@@ -271,13 +292,14 @@ impl StepLoop {
             self.shared.ledger().request_taken();
             work.delivery.finish(Err(ApiError::ShuttingDown), &self.runtime);
         }
-        self.publish(Duration::ZERO);
+        self.publish();
     }
 
-    fn publish(&self, busy: Duration) {
+    fn publish(&self) {
         let mut ledger = self.shared.ledger();
         ledger.scheduler = self.scheduler.stats();
-        ledger.busy_ns_total += busy.as_nanos() as u64;
+        ledger.step_phases = self.timings.totals();
+        ledger.output_tokens_total = self.output_tokens_total;
     }
 
     fn note_first_step(&self) {

@@ -66,7 +66,7 @@ async fn a_prompt_that_fails_fails_again_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn hits_and_misses_are_metrics() {
+async fn what_happened_is_in_the_metrics_by_our_names_and_by_vllms() {
     // A name of its own: engines of one process share their recorder.
     let engine = TestEngine::start(Duration::ZERO, |options| options.name = Some("metered".into())).await;
     let request = GenerateRequest { model: "metered".into(), ..request(&[3, 4, 5, 6, 7, 8, 9, 10, 11], 2) };
@@ -82,5 +82,18 @@ async fn hits_and_misses_are_metrics() {
     for (outcome, tokens) in [("hit", 16), ("miss", 11)] {
         let row = format!(r#"foreshock_prefix_cache_tokens_total{{model="metered",outcome="{outcome}"}} {tokens}"#);
         assert!(answer.contains(&row), "{row} is not in:\n{answer}");
+    }
+    for row in [
+        r#"vllm:prefix_cache_queries_total{model_name="metered"} 27"#,
+        r#"vllm:prefix_cache_hits_total{model_name="metered"} 16"#,
+        r#"vllm:generation_tokens_total{model_name="metered"} 6"#,
+        r#"vllm:request_success_total{model_name="metered",finished_reason="length"} 3"#,
+        r#"vllm:time_to_first_token_seconds_count{model_name="metered"} 3"#,
+        r#"vllm:request_generation_tokens_sum{model_name="metered"} 6"#,
+        r#"vllm:num_requests_running{model_name="metered"} 0"#,
+        r#"foreshock_engine_step_seconds_count{model="metered",phase="forward"} 6"#,
+        r#"foreshock_engine_step_tokens_sum{model="metered"} 14"#,
+    ] {
+        assert!(answer.contains(row), "{row} is not in:\n{answer}");
     }
 }

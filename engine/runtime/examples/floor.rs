@@ -6,6 +6,7 @@
 
 use engine_runtime::{Compute, kernels::cpu::peak, kv_bytes_per_token};
 use engine_store::{Gguf, ModelConfig};
+use memmap2::{Advice, MmapMut};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
@@ -28,7 +29,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     let floor = json!({
-        "read_bytes_per_s": read_bytes_per_s(threads, weight_bytes),
+        "read_bytes_per_s": read_bytes_per_s(threads, weight_bytes)?,
         "int8_ops_per_s": peak::int8_ops_per_s(threads, SPAN),
         "weight_bytes": weight_bytes,
         "kv_bytes_per_token": kv_bytes_per_token(&gguf, Compute::Fast)?,
@@ -38,30 +39,29 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// The best rate of all threads together, each reading its share again and again.
-fn read_bytes_per_s(threads: usize, bytes: usize) -> f64 {
-    let share = vec![1_u64; (bytes / threads / 8).next_multiple_of(32)];
-    let read = |words: &[u64]| {
-        let mut sums = [0_u64; 32];
-        for words in words.chunks_exact(32) {
-            for (sum, word) in sums.iter_mut().zip(words) {
-                *sum = sum.wrapping_add(*word);
-            }
-        }
-        std::hint::black_box(sums);
+/// The best rate of all threads together, each reading its share again and again, on huge pages where they are to be had.
+fn read_bytes_per_s(threads: usize, bytes: usize) -> Result<f64, std::io::Error> {
+    let share_bytes = (bytes / threads).next_multiple_of(256);
+    let fresh = || -> Result<MmapMut, std::io::Error> {
+        let mut share = MmapMut::map_anon(share_bytes)?;
+        // A kernel without them refuses, and small pages it is.
+        let _ = share.advise(Advice::HugePage);
+        share.fill(1);
+        Ok(share)
     };
-    let one = || {
-        let words = share.clone();
+    let shares = (0..threads).map(|_| fresh()).collect::<Result<Vec<_>, _>>()?;
+    let one = |words: &[u64]| {
         let (begun, mut best) = (Instant::now(), f64::INFINITY);
         while begun.elapsed() < SPAN {
             let start = Instant::now();
-            read(&words);
+            peak::read(words);
             best = best.min(start.elapsed().as_secs_f64());
         }
         words.len() as f64 * 8.0 / best
     };
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(one)).collect();
+    Ok(std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            shares.iter().map(|share| scope.spawn(|| one(bytemuck::cast_slice(share.as_ref())))).collect();
         threads.into_iter().map(|thread| thread.join().unwrap_or(0.0)).sum()
-    })
+    }))
 }

@@ -81,6 +81,9 @@ pub struct Telemetry {
     pub kv_blocks_used: u32,
     pub prefill_tokens_total: u64,
     pub decode_tokens_total: u64,
+    /// Tokens handed to requests; the first of each comes out of its prefill.
+    #[serde(default)]
+    pub output_tokens_total: u64,
     /// Tokens of requests as they joined the batch: found in the prefix cache, and not. 0 from an engine that
     /// is older than these fields.
     #[serde(default)]
@@ -97,6 +100,11 @@ pub struct Telemetry {
     pub requests_total: u64,
     pub cancelled_total: u64,
     pub steps_total: u64,
+    #[serde(default)]
+    pub preemptions_total: u64,
+    /// Time of all steps by phase.
+    #[serde(default)]
+    pub step_phases: StepPhases,
     /// Time spent inside forward steps, ns.
     pub busy_ns_total: u64,
     pub resident_bytes: u64,
@@ -104,6 +112,31 @@ pub struct Telemetry {
     /// Requests ended since the last report, oldest first; bounded, the rest counted.
     pub finished: Vec<FinishedRequest>,
     pub finished_dropped_total: u64,
+}
+
+/// Where the time of steps went, totals in ns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StepPhases {
+    /// Choosing what to compute.
+    pub schedule_ns: u64,
+    /// The forward pass on the device.
+    pub forward_ns: u64,
+    /// Drawing tokens from logits.
+    pub sample_ns: u64,
+    /// Handing tokens on.
+    pub deliver_ns: u64,
+}
+
+impl StepPhases {
+    /// By name, in the order in which they happen.
+    pub fn each(&self) -> [(&'static str, u64); 4] {
+        [
+            ("schedule", self.schedule_ns),
+            ("forward", self.forward_ns),
+            ("sample", self.sample_ns),
+            ("deliver", self.deliver_ns),
+        ]
+    }
 }
 
 /// What a start cost, phase by phase, ms from the process's beginning.
@@ -135,6 +168,20 @@ pub struct FinishedRequest {
     pub first_token_at_ns: u64,
     pub last_token_at_ns: u64,
     pub outcome: Outcome,
+    /// Whether it ended because its token limit was reached.
+    #[serde(default)]
+    pub cut_at_limit: bool,
+}
+
+impl FinishedRequest {
+    /// How it ended, in vLLM's words.
+    pub fn finished_reason(&self) -> &'static str {
+        match (self.outcome, self.cut_at_limit) {
+            (Outcome::Finished, true) => "length",
+            (Outcome::Finished, false) => "stop",
+            (Outcome::Cancelled | Outcome::Failed, _) => "abort",
+        }
+    }
 }
 
 /// How a request ended at its engine.

@@ -1,12 +1,12 @@
-//! What the cores' widest integer instruction reaches when nothing but registers feeds it: the bound that prefill
-//! is measured against. Counted in operations, two for each multiply-add.
+//! The bounds that kernels are measured against: what the cores' widest integer instruction reaches when nothing but
+//! registers feeds it (prefill), and what the widest loads bring in (decode).
 
 use std::time::{Duration, Instant};
 
 /// Loop passes between two looks at the clock.
 const PASSES: u64 = 100_000;
 
-/// Operations per second of `threads` threads at once, the best of `span` split into ten measurements each.
+/// Integer operations, two for each multiply-add, per second of `threads` threads at once, the best of `span` split into ten measurements each.
 pub fn int8_ops_per_s(threads: usize, span: Duration) -> f64 {
     let one = || {
         let mut best: f64 = 0.0;
@@ -25,6 +25,33 @@ pub fn int8_ops_per_s(threads: usize, span: Duration) -> f64 {
         let threads: Vec<_> = (0..threads).map(|_| scope.spawn(one)).collect();
         threads.into_iter().map(|thread| thread.join().unwrap_or(0.0)).sum()
     })
+}
+
+/// Reads memory once, with the widest loads that there are.
+pub fn read(words: &[u64]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") {
+            // SAFETY: the feature was just found.
+            return unsafe { x86::read_avx512(words) };
+        }
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: the feature was just found.
+            return unsafe { x86::read_avx2(words) };
+        }
+    }
+    sum(words);
+}
+
+#[inline(always)]
+fn sum(words: &[u64]) {
+    let mut sums = [0_u64; 32];
+    for words in words.chunks_exact(32) {
+        for (sum, word) in sums.iter_mut().zip(words) {
+            *sum = sum.wrapping_add(*word);
+        }
+    }
+    std::hint::black_box(sums);
 }
 
 /// Runs the loop once; answers how many operations that was.
@@ -70,6 +97,16 @@ mod x86 {
     pub const VNNI_OPS: u64 = 10 * 128;
     /// Eight accumulators; 32 multiply-adds each, in three instructions.
     pub const AVX2_OPS: u64 = 8 * 64;
+
+    #[target_feature(enable = "avx512f")]
+    pub fn read_avx512(words: &[u64]) {
+        super::sum(words);
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub fn read_avx2(words: &[u64]) {
+        super::sum(words);
+    }
 
     #[target_feature(enable = "avx512f,avx512vnni")]
     pub fn vnni() {
