@@ -9,6 +9,7 @@ use crate::registry::{Added, Registry};
 use crate::view::{DECISIONS_SHOWN, View};
 use controller_gateway::RouteTable;
 use engine_http::error::{ErrorBody, ErrorObject};
+use engine_store::{CheckpointError, UnknownQuantisation};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -49,7 +50,10 @@ pub struct Admin {
 #[serde(deny_unknown_fields)]
 struct AddModel {
     name: String,
+    /// A GGUF file or a Hugging Face folder.
     path: PathBuf,
+    /// What a folder's matrices are rounded to at load: `q8_0`, `q4_0` or `q4_1`.
+    quantise: Option<String>,
 }
 
 /// All routes of the admin port. Never rejects: what nothing matches is answered 404 here.
@@ -147,7 +151,8 @@ async fn add(admin: Admin, content_type: Option<String>, body: bytes::Bytes) -> 
     let asked: AddModel = match serde_json::from_slice(&body) {
         Ok(asked) => asked,
         Err(wrong) => {
-            let message = format!("The body must be {{\"name\": ..., \"path\": ...}}: {wrong}");
+            let message =
+                format!("The body must be {{\"name\": ..., \"path\": ...}}, perhaps with \"quantise\": {wrong}");
             return error(StatusCode::BAD_REQUEST, &message, None);
         }
     };
@@ -155,8 +160,15 @@ async fn add(admin: Admin, content_type: Option<String>, body: bytes::Bytes) -> 
         // This process's working folder means nothing to the caller.
         return error(StatusCode::BAD_REQUEST, "The path must be absolute", Some("path"));
     }
+    let quantise = match asked.quantise.as_deref().map(str::parse).transpose() {
+        Ok(quantise) => quantise,
+        Err(wrong) => {
+            let wrong: UnknownQuantisation = wrong;
+            return error(StatusCode::BAD_REQUEST, &wrong.to_string(), Some("quantise"));
+        }
+    };
     let state_dir = admin.state_dir.clone();
-    let work = move || add_model(&mut Registry::connect(&state_dir)?, &asked.name, &asked.path);
+    let work = move || add_model(&mut Registry::connect(&state_dir)?, &asked.name, &asked.path, quantise);
     let (added, record) = match in_background(work).await {
         Ok(outcome) => outcome,
         Err(answer) => return *answer,
@@ -198,6 +210,9 @@ async fn in_background<T: Send + 'static>(
             failed(StatusCode::INTERNAL_SERVER_ERROR, wrong.to_string(), None)
         }
         Ok(Err(wrong @ CatalogError::Name { .. })) => failed(StatusCode::BAD_REQUEST, wrong.to_string(), Some("name")),
+        Ok(Err(wrong @ CatalogError::Checkpoint { source: CheckpointError::Quantised { .. }, .. })) => {
+            failed(StatusCode::BAD_REQUEST, wrong.to_string(), Some("quantise"))
+        }
         Ok(Err(wrong)) => failed(StatusCode::BAD_REQUEST, wrong.to_string(), Some("path")),
         Err(_) => failed(StatusCode::INTERNAL_SERVER_ERROR, "The work ended without a result".to_owned(), None),
     }

@@ -5,7 +5,7 @@ use crate::actuate::Models;
 use crate::clock::unix_s;
 use crate::config::{ComputeMode, DaemonConfig};
 use crate::registry::{Added, ModelRecord, Registry, RegistryError};
-use engine_store::{Gguf, GgufError};
+use engine_store::{Checkpoint, CheckpointError, Quantisation};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -23,7 +23,7 @@ pub enum CatalogError {
     #[error("the checkpoint {} is not valid UTF-8 in its path; rename it", path.display())]
     Path { path: PathBuf },
     #[error("the checkpoint {} cannot be served: {source}", path.display())]
-    Checkpoint { path: PathBuf, source: GgufError },
+    Checkpoint { path: PathBuf, source: CheckpointError },
     #[error(transparent)]
     Registry(#[from] RegistryError),
 }
@@ -52,34 +52,36 @@ pub fn validate_name(name: &str) -> Result<(), CatalogError> {
     Err(CatalogError::Name { name: name.to_owned(), why })
 }
 
-/// Reads and checks a checkpoint: header, metadata, every tensor, and the digest of the whole file (which
+/// Reads and checks a checkpoint, file or folder: headers, metadata, every tensor, and the digest of all of it (which
 /// takes as long as reading it).
 ///
 /// # Errors
 /// Says which field or tensor is wrong.
-pub fn examine(name: &str, path: &Path) -> Result<ModelRecord, CatalogError> {
+pub fn examine(name: &str, path: &Path, quantise: Option<Quantisation>) -> Result<ModelRecord, CatalogError> {
     validate_name(name)?;
     let describe = |source| CatalogError::File { path: path.to_path_buf(), source };
     let path = path.canonicalize().map_err(describe)?;
     if path.to_str().is_none() {
         return Err(CatalogError::Path { path });
     }
-    let metadata = std::fs::metadata(&path).map_err(describe)?;
-    let checkpoint = |source| CatalogError::Checkpoint { path: path.clone(), source };
-    let gguf = Gguf::open(&path).map_err(checkpoint)?;
-    gguf.validate().map_err(checkpoint)?;
-    let summary = gguf.inspect().map_err(checkpoint)?;
-    let revision = engine_store::digest(&path).map_err(checkpoint)?;
+    let refused = |source| CatalogError::Checkpoint { path: path.clone(), source };
+    let checkpoint = Checkpoint::open(&path, quantise).map_err(refused)?;
+    checkpoint.validate().map_err(refused)?;
+    let summary = checkpoint.inspect().map_err(refused)?;
+    // Before the digest: a change while it is being made is then noticed at the first start.
+    let stamp = engine_store::stamp(&path).map_err(describe)?;
+    let revision = engine_store::revision(&path, quantise).map_err(refused)?;
     Ok(ModelRecord {
         name: name.to_owned(),
         revision,
         created_unix_s: unix_s(),
-        file_bytes: metadata.len(),
-        modified_unix_ns: crate::actuate::modified_unix_ns(&metadata),
+        file_bytes: stamp.bytes,
+        modified_unix_ns: stamp.modified_unix_ns,
         architecture: summary.architecture,
         parameters: summary.parameters,
         context_tokens: summary.context_tokens.and_then(|tokens| u32::try_from(tokens).ok()).unwrap_or(u32::MAX),
-        instance_bytes: metadata.len() + SCRATCH_BYTES,
+        instance_bytes: summary.weight_bytes + SCRATCH_BYTES,
+        quantise,
         path,
     })
 }
@@ -91,8 +93,13 @@ const SCRATCH_BYTES: u64 = 64 << 20;
 ///
 /// # Errors
 /// As [`examine`], and when the database cannot be written.
-pub fn add_model(registry: &mut Registry, name: &str, path: &Path) -> Result<(Added, ModelRecord), CatalogError> {
-    let record = examine(name, path)?;
+pub fn add_model(
+    registry: &mut Registry,
+    name: &str,
+    path: &Path,
+    quantise: Option<Quantisation>,
+) -> Result<(Added, ModelRecord), CatalogError> {
+    let record = examine(name, path, quantise)?;
     let added = registry.put_model(&record)?;
     Ok((added, record))
 }
@@ -196,10 +203,10 @@ mod tests {
     fn a_file_that_is_no_checkpoint_is_refused_with_its_path() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.gguf");
-        let missing = examine("x", &path).unwrap_err().to_string();
+        let missing = examine("x", &path, None).unwrap_err().to_string();
         assert!(missing.contains("x.gguf") && missing.contains("No such file"), "{missing}");
         std::fs::write(&path, b"not a checkpoint at all").unwrap();
-        let refused = examine("x", &path).unwrap_err().to_string();
+        let refused = examine("x", &path, None).unwrap_err().to_string();
         assert!(refused.contains("x.gguf") && refused.contains("cannot be served"), "{refused}");
     }
 }

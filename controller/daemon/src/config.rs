@@ -25,6 +25,8 @@ pub struct DaemonConfig {
     /// Program that runs an engine: this very binary, unless a test says otherwise.
     pub engine_exe: PathBuf,
     pub compute: ComputeMode,
+    /// How engines store keys and values; none leaves it to them.
+    pub kv_type: Option<KvType>,
     /// Decide and record, act on nothing.
     pub advise: bool,
     /// At shutdown drain the engines; if false they live on by their lease, to be adopted.
@@ -48,6 +50,24 @@ impl ComputeMode {
         match self {
             Self::F32 => "f32",
             Self::Fast => "fast",
+        }
+    }
+}
+
+/// How engines store keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvType {
+    F16,
+    /// int8 with scales: nearly half of f16's memory.
+    Q8,
+}
+
+impl KvType {
+    /// As the engine's `--kv-type` takes it.
+    pub fn as_flag(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::Q8 => "q8",
         }
     }
 }

@@ -21,7 +21,7 @@ mod view;
 
 pub use admin::Admin;
 pub use catalog::{CatalogError, add_model, examine};
-pub use config::{ComputeMode, ConfigError, DaemonConfig};
+pub use config::{ComputeMode, ConfigError, DaemonConfig, KvType};
 pub use daemon::{Daemon, DaemonError, NoPortWatch, PortWatch};
 pub use explain::render_explain;
 pub use lock::{LockError, ServeLock};

@@ -1,6 +1,6 @@
 //! `foreshock engine`: one instance, by itself or under a controller.
 
-use crate::cli::{Compute, EngineArgs, Speculation};
+use crate::cli::{Compute, EngineArgs, KvType, Speculation};
 use crate::logging;
 use engine_instance::{EngineOptions, Supervision};
 use std::process::ExitCode;
@@ -40,7 +40,12 @@ fn options(args: EngineArgs) -> EngineOptions {
         Compute::F32 => engine_instance::Compute::F32,
         Compute::Fast => engine_instance::Compute::Fast,
     };
+    options.quantise = args.quantise;
     options.cores = args.cores;
+    options.kv_type = args.kv_type.map(|kv_type| match kv_type {
+        KvType::F16 => engine_instance::KvType::F16,
+        KvType::Q8 => engine_instance::KvType::Q8,
+    });
     options.kv_bytes = args.kv_bytes;
     options.max_queue = args.max_queue;
     options.itl_target = Duration::from_millis(args.itl_target_ms);

@@ -6,13 +6,13 @@ use crate::config::{InputError, state_dir};
 use anyhow::{Result, bail};
 use controller_daemon::catalog::{CatalogError, add_model};
 use controller_daemon::registry::{Added, ModelRecord, Registry};
-use engine_store::Gguf;
+use engine_store::{Checkpoint, Quantisation};
 use std::path::Path;
 
 /// Dispatches to one registry command.
 pub fn run(args: ModelsArgs) -> Result<()> {
     match args.command {
-        ModelsCommand::Add { name, path, state } => add(&name, &path, &state),
+        ModelsCommand::Add { name, path, quantise, state } => add(&name, &path, quantise, &state),
         ModelsCommand::Ls { state } => list(&state),
         ModelsCommand::Rm { name, state } => remove(&name, &state),
         ModelsCommand::Inspect { name_or_path, state } => inspect(&name_or_path, &state),
@@ -23,9 +23,9 @@ fn open(state: &StateArgs) -> Result<Registry> {
     Registry::open(&state_dir(state)?).map_err(|error| InputError(error.to_string()).into())
 }
 
-fn add(name: &str, path: &Path, state: &StateArgs) -> Result<()> {
+fn add(name: &str, path: &Path, quantise: Option<Quantisation>, state: &StateArgs) -> Result<()> {
     controller_daemon::catalog::validate_name(name).map_err(input)?;
-    let (added, record) = add_model(&mut open(state)?, name, path).map_err(input)?;
+    let (added, record) = add_model(&mut open(state)?, name, path, quantise).map_err(input)?;
     let said = match added {
         Added::New => "registered",
         Added::Unchanged => "already registered",
@@ -76,8 +76,9 @@ fn inspect(name_or_path: &str, state: &StateArgs) -> Result<()> {
         None if Path::new(name_or_path).exists() => name_or_path.into(),
         None => bail!(unknown(name_or_path)),
     };
-    let summary = Gguf::open(&path)
-        .and_then(|gguf| gguf.inspect())
+    let quantise = record.as_ref().and_then(|record| record.quantise);
+    let summary = Checkpoint::open(&path, quantise)
+        .and_then(|checkpoint| checkpoint.inspect())
         .map_err(|error| InputError(format!("{}: {error}", path.display())))?;
     if let Some(record) = record {
         println!("name      {}\nrevision  {}", record.name, record.revision);
@@ -88,5 +89,7 @@ fn inspect(name_or_path: &str, state: &StateArgs) -> Result<()> {
 }
 
 fn unknown(name: &str) -> InputError {
-    InputError(format!("no model `{name}` is registered (and no such file); `foreshock models ls` lists them"))
+    InputError(format!(
+        "no model `{name}` is registered (and there is no such file or folder); `foreshock models ls` lists them"
+    ))
 }

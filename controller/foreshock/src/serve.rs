@@ -1,12 +1,12 @@
 //! `foreshock serve`: puts gateway, controller and witness together, and takes them apart in the right order.
 
-use crate::cli::{Compute, ServeArgs};
+use crate::cli::{self, Compute, ServeArgs};
 use crate::config::{self, InputError, Node};
 use crate::{logging, recorder};
 use anyhow::{Context, Result};
 use controller_daemon::{
     Admin, ComputeMode, Daemon, DaemonConfig, DaemonError, GatewayReading, GatewaySignal, KernelReading, KernelSignal,
-    ModelDemand,
+    KvType, ModelDemand,
 };
 use controller_gateway::{Gateway, GatewayOptions};
 use controller_witness::{PortRole, Witness, WitnessOptions};
@@ -56,6 +56,10 @@ fn daemon_config(args: &ServeArgs, node: Node) -> Result<DaemonConfig> {
             Compute::F32 => ComputeMode::F32,
             Compute::Fast => ComputeMode::Fast,
         },
+        kv_type: args.kv_type.map(|kv_type| match kv_type {
+            cli::KvType::F16 => KvType::F16,
+            cli::KvType::Q8 => KvType::Q8,
+        }),
         advise: args.advise,
         drain_on_shutdown: true,
         policy,

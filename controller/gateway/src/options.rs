@@ -1,7 +1,7 @@
 //! Every bound of the gateway in one place. The defaults suit a single node; the daemon's configuration may
 //! set each of them, and the tests shrink them so that a time-out is reached in milliseconds.
 
-use crate::text::{TextLoader, load_gguf};
+use crate::text::{TextLoader, load_checkpoint};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,7 +50,7 @@ impl Default for GatewayOptions {
             endpoint_in_flight_limit: 1024,
             idle_connections: 32,
             record_limit: 8192,
-            load_text: Arc::new(load_gguf),
+            load_text: Arc::new(load_checkpoint),
         }
     }
 }

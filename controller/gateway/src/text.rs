@@ -4,7 +4,6 @@
 use crate::model::TextCell;
 use crate::routes::ModelRoute;
 use engine_http::ApiError;
-use engine_store::Gguf;
 use engine_text::TextModel;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
@@ -12,11 +11,9 @@ use tokio::sync::Semaphore;
 /// Reads the text part of a model; the error says what is wrong with its file.
 pub type TextLoader = Arc<dyn Fn(&ModelRoute) -> Result<TextModel, String> + Send + Sync>;
 
-/// The loader for GGUF files: reads the metadata, no weight.
-pub fn load_gguf(route: &ModelRoute) -> Result<TextModel, String> {
-    let named = |error: String| format!("{}: {error}", route.path.display());
-    let gguf = Gguf::open(&route.path).map_err(|error| named(error.to_string()))?;
-    TextModel::from_gguf(&gguf).map_err(|error| named(error.to_string()))
+/// The loader for checkpoints, files and folders: reads no weight.
+pub fn load_checkpoint(route: &ModelRoute) -> Result<TextModel, String> {
+    TextModel::open(&route.path).map_err(|error| format!("{}: {error}", route.path.display()))
 }
 
 /// Loads at once: more would only fight for the disk.

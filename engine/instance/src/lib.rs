@@ -32,5 +32,5 @@ pub use ends::end_tokens;
 pub use engine_core::Speculation;
 pub use error::EngineError;
 pub use load::{LoadedModel, Loader};
-pub use options::{Compute, EngineOptions, Supervision};
+pub use options::{Compute, EngineOptions, KvType, Supervision};
 pub use run::{run, run_with};

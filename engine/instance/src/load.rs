@@ -3,10 +3,10 @@
 use crate::clock;
 use crate::ends;
 use crate::error::EngineError;
-use crate::options::{Compute, EngineOptions};
+use crate::options::{Compute, EngineOptions, KvType};
 use engine_core::{Forward, TokenId};
-use engine_runtime::LoadOptions;
-use engine_store::Gguf;
+use engine_runtime::{KvFormat, LoadOptions};
+use engine_store::Checkpoint;
 
 /// A device that is ready to compute.
 pub struct LoadedModel {
@@ -23,10 +23,10 @@ pub type Loader = Box<dyn FnOnce(&EngineOptions, &[u32]) -> Result<LoadedModel, 
 /// Loads the checkpoint that the options name.
 pub fn load_checkpoint(options: &EngineOptions, cores: &[u32]) -> Result<LoadedModel, EngineError> {
     let failed = |message: String| EngineError::Model { path: options.model.clone(), message };
-    let gguf = Gguf::open(&options.model).map_err(|error| failed(error.to_string()))?;
-    gguf.will_need();
+    let checkpoint = Checkpoint::open(&options.model, options.quantise).map_err(|error| failed(error.to_string()))?;
+    checkpoint.will_need();
     let mapped_at_ns = clock::monotonic_ns();
-    let eos_token_ids = ends::end_tokens(&gguf).map_err(|error| failed(error.to_string()))?;
+    let eos_token_ids = ends::of_checkpoint(&checkpoint, &options.model).map_err(failed)?;
     let load_options = LoadOptions {
         compute: match options.compute {
             Compute::F32 => engine_runtime::Compute::F32,
@@ -35,9 +35,13 @@ pub fn load_checkpoint(options: &EngineOptions, cores: &[u32]) -> Result<LoadedM
         // Pinned only when the cores were given: a process that was told nothing shares its cores with others.
         cores: options.cores.clone(),
         threads: cores.len().max(1),
+        kv_format: options.kv_type.map(|kv_type| match kv_type {
+            KvType::F16 => KvFormat::F16,
+            KvType::Q8 => KvFormat::Q8,
+        }),
         kv_bytes: options.kv_bytes_or_default(),
         ..LoadOptions::default()
     };
-    let forward = engine_runtime::load(&gguf, load_options).map_err(|error| failed(error.to_string()))?;
+    let forward = engine_runtime::load(&checkpoint, load_options).map_err(|error| failed(error.to_string()))?;
     Ok(LoadedModel { forward, eos_token_ids, mapped_at_ns })
 }

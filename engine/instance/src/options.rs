@@ -3,6 +3,7 @@
 use crate::clock;
 use crate::error::EngineError;
 use engine_core::Speculation;
+use engine_store::Quantisation;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,19 +22,31 @@ pub enum Compute {
     Fast,
 }
 
+/// How keys and values are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvType {
+    F16,
+    /// int8 with a scale per 64 numbers: nearly half of f16's memory, and some more rounding.
+    Q8,
+}
+
 /// One engine process.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
-    /// Checkpoint (GGUF).
+    /// Checkpoint: a GGUF file or a Hugging Face folder.
     pub model: PathBuf,
+    /// What a folder's matrices are rounded to at load; none leaves them as they are stored.
+    pub quantise: Option<Quantisation>,
     pub host: IpAddr,
     /// 0 takes a free port.
     pub port: u16,
-    /// Name that requests must give; none for the file's name without its ending.
+    /// Name that requests must give; none for the file's name without its ending, or the folder's.
     pub name: Option<String>,
     pub compute: Compute,
     /// Cores to run on, one compute thread each; empty for all that the process may use.
     pub cores: Vec<u32>,
+    /// None for what goes with `compute`: f32 or f16.
+    pub kv_type: Option<KvType>,
     /// KV cache, bytes; none for a default by available memory.
     pub kv_bytes: Option<u64>,
     /// Requests that may wait inside before more are refused.
@@ -65,11 +78,13 @@ impl EngineOptions {
     pub fn new(model: impl Into<PathBuf>) -> Self {
         Self {
             model: model.into(),
+            quantise: None,
             host: IpAddr::V4(Ipv4Addr::LOCALHOST),
             port: 0,
             name: None,
             compute: Compute::Fast,
             cores: Vec::new(),
+            kv_type: None,
             kv_bytes: None,
             max_queue: 256,
             itl_target: Duration::from_millis(100),
@@ -81,7 +96,9 @@ impl EngineOptions {
 
     /// The name under which the model is served.
     pub fn served_name(&self) -> String {
-        let stem = || self.model.file_stem().unwrap_or(self.model.as_os_str()).to_string_lossy().into_owned();
+        // A folder has no ending: what follows a dot in it is a version.
+        let stem = if self.model.is_dir() { self.model.file_name() } else { self.model.file_stem() };
+        let stem = || stem.unwrap_or(self.model.as_os_str()).to_string_lossy().into_owned();
         self.name.clone().unwrap_or_else(stem)
     }
 
@@ -109,7 +126,7 @@ impl EngineOptions {
                 "--kv-bytes {kv_bytes} is more than the {available_bytes} bytes of memory that are available"
             ));
         }
-        check_file(&self.model)
+        check_path(&self.model)
     }
 
     /// Size of the KV cache to ask for, bytes.
@@ -120,10 +137,10 @@ impl EngineOptions {
     }
 }
 
-fn check_file(path: &Path) -> Result<(), EngineError> {
+fn check_path(path: &Path) -> Result<(), EngineError> {
     let message = match std::fs::metadata(path) {
-        Ok(metadata) if metadata.is_file() => return Ok(()),
-        Ok(_) => "not a file".to_string(),
+        Ok(metadata) if metadata.is_file() || metadata.is_dir() => return Ok(()),
+        Ok(_) => "neither a file nor a folder".to_string(),
         Err(error) => error.to_string(),
     };
     Err(EngineError::Model { path: path.to_path_buf(), message })
@@ -152,7 +169,7 @@ mod tests {
             |o| o.model = "/no/such/file.gguf".into(),
             Some("cannot load the model /no/such/file.gguf: No such file"),
         );
-        check(|o| o.model = "/".into(), Some("not a file"));
+        check(|o| o.model = "/dev/null".into(), Some("neither a file nor a folder"));
         check(|o| o.max_queue = 0, Some("--max-queue"));
         check(|o| o.itl_target = Duration::ZERO, Some("--itl-target-ms"));
         check(|o| o.kv_bytes = Some(u64::MAX), Some("--kv-bytes"));

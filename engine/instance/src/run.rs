@@ -169,8 +169,8 @@ fn prepare(
     // The slots bound what is inside; the scheduler's own bound must not be the tighter one.
     scheduling.max_waiting = usize::MAX;
     // All that decides what a KV block of these tokens holds.
-    let (revision, compute) = (&shared.identity.revision, options.compute);
-    scheduling.prefix_scope = format!("{revision} {compute:?} {}", shape.kv_block_tokens);
+    let (revision, compute, kv_type) = (&shared.identity.revision, options.compute, options.kv_type);
+    scheduling.prefix_scope = format!("{revision} {compute:?} {kv_type:?} {}", shape.kv_block_tokens);
     let scheduler = Scheduler::new(shape, scheduling).map_err(|error| EngineError::BadOption {
         message: format!("--kv-bytes {} is too small: {error}", options.kv_bytes_or_default()),
     })?;

@@ -216,7 +216,7 @@ impl StepLoop {
         let Some(logits) = self.logits.get_mut(index * self.vocab..(index + 1) * self.vocab) else {
             return Sampled::Failed;
         };
-        if logits.iter().any(|logit| !logit.is_finite()) {
+        if !engine_runtime::all_finite(logits) {
             return Sampled::Failed;
         }
         let ends = row.suppress_stop.then(|| self.scheduler.stop_tokens(row.sequence));

@@ -2,7 +2,6 @@
 //! cold start must not pay for what it may never need.
 
 use engine_http::ApiError;
-use engine_store::Gguf;
 use engine_text::TextModel;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,8 +26,7 @@ impl LazyText {
     async fn load(&self) -> Result<Arc<TextModel>, ApiError> {
         let path = self.path.clone();
         let loaded = tokio::task::spawn_blocking(move || {
-            let gguf = Gguf::open(&path).map_err(|error| error.to_string())?;
-            TextModel::from_gguf(&gguf).map(Arc::new).map_err(|error| error.to_string())
+            TextModel::open(&path).map(Arc::new).map_err(|error| error.to_string())
         });
         let message = match loaded.await {
             Ok(Ok(text)) => return Ok(text),

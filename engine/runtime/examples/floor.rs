@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "read_bytes_per_s": read_bytes_per_s(threads, weight_bytes)?,
         "int8_ops_per_s": peak::int8_ops_per_s(threads, SPAN),
         "weight_bytes": weight_bytes,
-        "kv_bytes_per_token": kv_bytes_per_token(&gguf, Compute::Fast)?,
+        "kv_bytes_per_token": kv_bytes_per_token(&(&gguf).into(), Compute::Fast)?,
         "ops_per_token": 2 * elements,
     });
     println!("{floor}");

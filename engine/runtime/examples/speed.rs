@@ -1,10 +1,10 @@
-//! Prefill and decode speed of the CPU device: `speed FILE.gguf [f32|fast] [threads] [case]`,
-//! `case` being the first word(s) of the cases to run.
+//! Prefill and decode speed of the CPU device: `speed FILE.gguf [f32|fast|q8] [threads] [case]`,
+//! `case` being the first word(s) of the cases to run; `q8` is `fast` with keys and values in int8.
 //!
 //! Prints tokens per second of wall time and of CPU time, every sample, because the machine may be shared.
 
 use engine_core::{Batch, BatchSequence, Forward};
-use engine_runtime::{Compute, LoadOptions, load};
+use engine_runtime::{Compute, KvFormat, LoadOptions, load};
 use engine_store::Gguf;
 use rustix::time::{ClockId, clock_gettime};
 use std::time::Instant;
@@ -16,13 +16,18 @@ const SAMPLES: usize = 5;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
     let path = args.next().ok_or("usage: speed FILE.gguf [f32|fast] [threads]")?;
-    let compute = if args.next().as_deref() == Some("f32") { Compute::F32 } else { Compute::Fast };
+    let (compute, kv_format) = match args.next().as_deref() {
+        Some("f32") => (Compute::F32, None),
+        Some("q8") => (Compute::Fast, Some(KvFormat::Q8)),
+        _ => (Compute::Fast, None),
+    };
     let threads: usize = args.next().map_or(Ok(1), |count| count.parse())?;
     let only = args.next().unwrap_or_default();
     let start = Instant::now();
     let gguf = Gguf::open(&path)?;
     let opened = start.elapsed();
-    let mut device = load(&gguf, LoadOptions { compute, threads, ..LoadOptions::default() })?;
+    let mut device =
+        load(&gguf, LoadOptions { compute, threads, kv_format, kv_bytes: 1 << 30, ..LoadOptions::default() })?;
     println!("open {opened:?}, load {:?}, {compute:?}, {threads} threads", start.elapsed() - opened);
     println!("first token after {:?}", {
         step(&mut *device, &[(0, 0, 1)])?;
@@ -35,6 +40,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ("decode 1 at 0", 1, 0),
         ("decode 1 at 512", 1, 512),
         ("decode 1 at 2048", 1, 2048),
+        ("decode 1 at 7936", 1, 7936),
         ("decode 8 at 128", 8, 128),
     ] {
         for _ in 0..if name.starts_with(&only) { SAMPLES } else { 0 } {
@@ -55,7 +61,7 @@ fn step(device: &mut dyn Forward, parts: &[(usize, usize, usize)]) -> Result<(),
     let mut batch = Batch::default();
     for &(stream, start, new_tokens) in parts {
         batch.tokens.extend((0..new_tokens).map(|index| ((start + index) * 7919 % 49_000) as u32));
-        let blocks = (0..160).map(|block| (stream * if parts.len() == 1 { 0 } else { 64 } + block) as u32).collect();
+        let blocks = (0..512).map(|block| (stream * if parts.len() == 1 { 0 } else { 64 } + block) as u32).collect();
         batch.sequences.push(BatchSequence { new_tokens, start, blocks, logits: 1 });
     }
     Ok(device.forward(&batch, &mut Vec::new())?)

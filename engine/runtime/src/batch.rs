@@ -1,6 +1,7 @@
 //! A batch step, checked and laid out: which position, KV slot and output row each token has.
 
 use crate::kernels::cpu::{attention::Span, kv::Slot};
+use crate::sampling::all_finite;
 use engine_core::{Batch, BatchSequence, ForwardError, ForwardShape, NO_BLOCK};
 
 /// One entry per token, span per sequence, and the rows whose logits are wanted.
@@ -85,10 +86,7 @@ pub(crate) fn check_finite(batch: &Batch, vocab: usize, logits: &[f32]) -> Resul
     for (index, sequence) in batch.sequences.iter().enumerate().filter(|(_, sequence)| sequence.logits > 0) {
         let (rows, others) = rest.split_at_checked(sequence.logits * vocab).unwrap_or((rest, &[]));
         rest = others;
-        let row = &rows[..vocab.min(rows.len())];
-        // An exponent of all ones, by bits and without branches, so that it vectorises.
-        const EXPONENT: u32 = 0x7f80_0000;
-        if row.iter().fold(false, |found, x| found | (x.to_bits() & EXPONENT == EXPONENT)) {
+        if !all_finite(&rows[..vocab.min(rows.len())]) {
             return Err(ForwardError::NonFinite { sequence: index });
         }
     }

@@ -1,7 +1,7 @@
 //! The CPU device: models, kernels and sampling behind the `Forward` seam.
 //!
 //! Two ways of computing: `Compute::F32` is the reference (dequantised weights, f32 everywhere) and
-//! `Compute::Fast` is what serves (int8 activations, f16 KV). In both, every sum that belongs to one
+//! `Compute::Fast` is what serves (int8 activations, KV in f16 or int8). In both, every sum that belongs to one
 //! token is taken in one fixed order, so logits do not depend on the batch, the chunking or the threads.
 
 mod batch;
@@ -12,7 +12,8 @@ mod load;
 mod models;
 pub mod sampling;
 
+pub use kernels::cpu::kv_format::KvFormat;
 #[doc(hidden)]
 pub use load::load_on;
 pub use load::{Compute, KV_BLOCK_TOKENS, LoadError, LoadOptions, estimate_instance_bytes, kv_bytes_per_token, load};
-pub use sampling::{History, SampleError, adjust, logprobs, sample};
+pub use sampling::{History, SampleError, adjust, all_finite, logprobs, sample};

@@ -3,7 +3,8 @@
 use crate::{
     cores::{self, Caller},
     kernels::cpu::{
-        kv::{self, KvElement, KvPool, KvShape},
+        kv::{self, KvPool, KvShape},
+        kv_format::{KvElement, KvFormat},
         pool::Pool,
         simd::Isa,
     },
@@ -14,7 +15,7 @@ use crate::{
     },
 };
 use engine_core::Forward;
-use engine_store::{Architecture, Gguf, GgufError, ModelConfig};
+use engine_store::{Architecture, Checkpoint, CheckpointError, ModelConfig};
 use thiserror::Error;
 
 /// Tokens per KV block unless told otherwise.
@@ -40,6 +41,8 @@ pub struct LoadOptions {
     pub threads: usize,
     /// Size of the KV pool, bytes. Reserved at load, resident only as far as it is used.
     pub kv_bytes: u64,
+    /// How keys and values are stored; none for f32 beside f32 arithmetic, and f16 otherwise.
+    pub kv_format: Option<KvFormat>,
     /// Tokens per KV block, a multiple of 16.
     pub kv_block_tokens: usize,
 }
@@ -51,6 +54,7 @@ impl Default for LoadOptions {
             cores: Vec::new(),
             threads: 1,
             kv_bytes: 256 << 20,
+            kv_format: None,
             kv_block_tokens: KV_BLOCK_TOKENS,
         }
     }
@@ -60,7 +64,7 @@ impl Default for LoadOptions {
 #[derive(Debug, Error)]
 pub enum LoadError {
     #[error(transparent)]
-    Checkpoint(#[from] GgufError),
+    Checkpoint(#[from] CheckpointError),
     #[error("option {option}: {message}")]
     Option { option: &'static str, message: String },
     #[error("cannot reserve {bytes} bytes for {purpose}: {source}")]
@@ -69,37 +73,44 @@ pub enum LoadError {
     Thread { source: std::io::Error },
 }
 
-/// Makes a device. Maps weights as they lie in the file, so it costs a few milliseconds and no copy.
-pub fn load(gguf: &Gguf, options: LoadOptions) -> Result<Box<dyn Forward>, LoadError> {
-    load_on(gguf, options, Isa::detect())
+/// Makes a device from a GGUF file or any checkpoint. Maps weights as they lie in the file, so it costs a few
+/// milliseconds and no copy, unless the checkpoint was opened to be quantised.
+pub fn load(checkpoint: impl Into<Checkpoint>, options: LoadOptions) -> Result<Box<dyn Forward>, LoadError> {
+    load_on(checkpoint, options, Isa::detect())
 }
 
 /// `load` on a chosen instruction set, for tests that compare them.
 #[doc(hidden)]
-pub fn load_on(gguf: &Gguf, options: LoadOptions, isa: Isa) -> Result<Box<dyn Forward>, LoadError> {
-    let config = gguf.validate()?;
+pub fn load_on(
+    checkpoint: impl Into<Checkpoint>,
+    options: LoadOptions,
+    isa: Isa,
+) -> Result<Box<dyn Forward>, LoadError> {
+    let checkpoint = &checkpoint.into();
+    let config = checkpoint.validate()?;
     let kv_shape = kv_shape(&config, &options)?;
     let device = device(&options, isa)?;
     let memory = |source| LoadError::Memory { purpose: "the KV pool", bytes: options.kv_bytes, source };
-    Ok(match options.compute {
-        Compute::F32 => decoder::<f32>(gguf, config, KvPool::new(kv_shape).map_err(memory)?, device)?,
-        Compute::Fast => decoder::<u16>(gguf, config, KvPool::new(kv_shape).map_err(memory)?, device)?,
+    Ok(match kv_format(options.compute, options.kv_format) {
+        KvFormat::F32 => decoder::<f32>(checkpoint, config, KvPool::new(kv_shape).map_err(memory)?, device)?,
+        KvFormat::F16 => decoder::<u16>(checkpoint, config, KvPool::new(kv_shape).map_err(memory)?, device)?,
+        KvFormat::Q8 => decoder::<i8>(checkpoint, config, KvPool::new(kv_shape).map_err(memory)?, device)?,
     })
 }
 
 fn decoder<E: KvElement>(
-    gguf: &Gguf,
+    checkpoint: &Checkpoint,
     config: ModelConfig,
     kv: KvPool<E>,
     device: Device,
 ) -> Result<Box<dyn Forward>, LoadError> {
     Ok(match config.architecture {
         Architecture::Llama | Architecture::Qwen2 | Architecture::Qwen3 => {
-            let weights = llama::Weights::new(gguf, &config)?;
+            let weights = llama::Weights::new(checkpoint, &config)?;
             Box::new(Llama::new(config, weights, kv, device))
         }
         Architecture::Gemma3 => {
-            let weights = gemma3::Weights::new(gguf, &config)?;
+            let weights = gemma3::Weights::new(checkpoint, &config)?;
             Box::new(Gemma3::new(config, weights, kv, device))
         }
     })
@@ -136,7 +147,8 @@ fn kv_shape(config: &ModelConfig, options: &LoadOptions) -> Result<KvShape, Load
         let message = format!("{block_tokens} is no multiple of {} up to 1024", kv::TILE);
         return Err(LoadError::Option { option: "kv_block_tokens", message });
     }
-    let block_bytes = kv_token_bytes(config, options.compute) * block_tokens as u64;
+    let format = kv_format(options.compute, options.kv_format);
+    let block_bytes = kv_token_bytes(config, format) * block_tokens as u64;
     let blocks = (options.kv_bytes / block_bytes).min(u64::from(u32::MAX));
     if blocks == 0 {
         let message = format!("{} bytes hold no block of {block_bytes} bytes", options.kv_bytes);
@@ -154,24 +166,27 @@ fn kv_shape(config: &ModelConfig, options: &LoadOptions) -> Result<KvShape, Load
 /// More threads than any one node has cores are a mistake.
 const THREADS_MAX: usize = 1024;
 
-/// KV bytes of one token over all layers.
-pub fn kv_bytes_per_token(gguf: &Gguf, compute: Compute) -> Result<u64, GgufError> {
-    let config = ModelConfig::read(gguf)?;
-    Ok(kv_token_bytes(&config, compute))
+/// The format that is meant by an option.
+fn kv_format(compute: Compute, asked: Option<KvFormat>) -> KvFormat {
+    asked.unwrap_or(match compute {
+        Compute::F32 => KvFormat::F32,
+        Compute::Fast => KvFormat::F16,
+    })
 }
 
-pub(crate) fn kv_token_bytes(config: &ModelConfig, compute: Compute) -> u64 {
-    let element: u64 = match compute {
-        Compute::F32 => 4,
-        Compute::Fast => 2,
-    };
-    2 * element * (config.layers * config.kv_width()) as u64
+/// KV bytes of one token over all layers, in the format that is meant without an option.
+pub fn kv_bytes_per_token(checkpoint: &Checkpoint, compute: Compute) -> Result<u64, CheckpointError> {
+    let config = checkpoint.validate()?;
+    Ok(kv_token_bytes(&config, kv_format(compute, None)))
+}
+
+fn kv_token_bytes(config: &ModelConfig, format: KvFormat) -> u64 {
+    (2 * config.layers * config.kv_heads * format.head_bytes(config.head_dim)) as u64
 }
 
 /// Memory of a loaded instance at full KV use, bytes: resident weights, KV pool and scratch.
-pub fn estimate_instance_bytes(gguf: &Gguf, kv_bytes: u64) -> u64 {
-    let weights: u64 = gguf.tensors().map(|tensor| tensor.bytes.len() as u64).sum();
-    weights + kv_bytes + SCRATCH_BYTES
+pub fn estimate_instance_bytes(checkpoint: &Checkpoint, kv_bytes: u64) -> u64 {
+    checkpoint.weight_bytes() + kv_bytes + SCRATCH_BYTES
 }
 
 /// Activations of the largest step, stacks and the process itself, rounded up from measurement.

@@ -7,14 +7,17 @@
 
 mod history;
 mod logprobs;
+mod weights;
 
 pub use history::{History, adjust};
 pub use logprobs::logprobs;
+pub use weights::all_finite;
 
 use engine_core::TokenId;
 use engine_wire::sampling::Sampling;
-use std::cmp::Ordering;
+use std::{cell::RefCell, cmp::Ordering};
 use thiserror::Error;
+use weights::{BLOCK, Weights, highest};
 
 /// Why no token could be chosen.
 #[derive(Clone, Debug, Error, PartialEq)]
@@ -35,17 +38,26 @@ pub fn sample(logits: &[f32], sampling: &Sampling, position: usize) -> Result<To
         return Ok(best);
     }
     let draw = uniform(sampling.seed, position as u64);
-    // Weights relative to the likeliest token; it alone has weight 1 however small the temperature.
-    let scale = 1.0 / f64::from(sampling.temperature);
-    let max = f64::from(logits[best as usize]);
-    let weight = |logit: f32| ((f64::from(logit) - max) * scale).exp();
-    let truncated = sampling.top_k > 0 || sampling.top_p < 1.0 || sampling.min_p > 0.0;
-    if !truncated {
-        return Ok(pick(logits.iter().map(|logit| weight(*logit)), draw) as TokenId);
-    }
-    let candidates = candidates(logits, sampling, weight);
-    let index = pick(candidates.iter().map(|candidate| candidate.weight), draw);
-    Ok(candidates[index].token)
+    let high = logits[best as usize];
+    WEIGHTS.with_borrow_mut(|weights| {
+        if sampling.top_k == 0 && sampling.top_p == 1.0 && sampling.min_p == 0.0 {
+            weights.fill(logits, high, scale(sampling));
+            return Ok(weights.pick(draw) as TokenId);
+        }
+        let candidates = candidates(logits, sampling, high, weights);
+        let index = pick(candidates.iter().map(|candidate| candidate.weight), draw);
+        Ok(candidates[index].token)
+    })
+}
+
+thread_local! {
+    /// Kept from draw to draw: a fresh one is pages that the kernel would have to clear.
+    static WEIGHTS: RefCell<Weights> = RefCell::default();
+}
+
+/// Factor of the logits. Finite, so that the likeliest has weight 1 however small the temperature.
+fn scale(sampling: &Sampling) -> f32 {
+    (1.0 / sampling.temperature).min(f32::MAX)
 }
 
 fn check_parameters(sampling: &Sampling) -> Result<(), SampleError> {
@@ -61,15 +73,19 @@ fn check_parameters(sampling: &Sampling) -> Result<(), SampleError> {
 /// The likeliest token, the lowest id among equals.
 pub fn argmax(logits: &[f32]) -> Result<TokenId, SampleError> {
     let mut best = None::<(usize, f32)>;
-    for (index, &value) in logits.iter().enumerate() {
-        if !value.is_finite() {
-            return Err(SampleError::NonFinite { token: index as TokenId, value });
+    for (index, block) in logits.chunks(BLOCK).enumerate() {
+        if !all_finite(block) {
+            let bad = block.iter().position(|value| !value.is_finite()).unwrap_or(0);
+            return Err(SampleError::NonFinite { token: (index * BLOCK + bad) as TokenId, value: block[bad] });
         }
-        if best.is_none_or(|(_, high)| value > high) {
-            best = Some((index, value));
+        let high = highest(block);
+        if best.is_none_or(|(_, value)| high > value) {
+            best = Some((index * BLOCK, high));
         }
     }
-    best.map(|(index, _)| index as TokenId).ok_or(SampleError::Empty)
+    let (start, high) = best.ok_or(SampleError::Empty)?;
+    let offset = logits[start..].iter().position(|value| *value == high).unwrap_or(0);
+    Ok((start + offset) as TokenId)
 }
 
 #[derive(Clone, Copy)]
@@ -83,51 +99,59 @@ fn likelier_first(a: &Candidate, b: &Candidate) -> Ordering {
     b.logit.total_cmp(&a.logit).then(a.token.cmp(&b.token))
 }
 
-/// The tokens that survive top-k, top-p and min-p, likeliest first when order matters.
-fn candidates(logits: &[f32], sampling: &Sampling, weight: impl Fn(f32) -> f64) -> Vec<Candidate> {
-    let mut kept: Vec<Candidate> = logits
-        .iter()
-        .enumerate()
-        .map(|(token, &logit)| Candidate { token: token as TokenId, logit: logit + 0.0, weight: 0.0 })
-        .collect();
-    let top_k = sampling.top_k as usize;
-    if top_k > 0 && top_k < kept.len() {
+/// The tokens that survive top-k, top-p and min-p, likeliest first. `high` is the largest logit.
+fn candidates(logits: &[f32], sampling: &Sampling, high: f32, weights: &mut Weights) -> Vec<Candidate> {
+    let (top_k, top_p) = (sampling.top_k as usize, f64::from(sampling.top_p));
+    let limited = top_k > 0 && top_k < logits.len();
+    let mut total = None;
+    // Far most logits can be passed over at once.
+    let least = if limited {
+        weights::reached_by(logits, top_k)
+    } else {
+        weights.fill(logits, high, scale(sampling));
+        let sum = weights.total();
+        total = Some(sum);
+        least_logit(logits.len(), sampling, high, sum)
+    };
+    let candidate =
+        |(token, logit): (usize, f32)| Candidate { token: token as TokenId, logit: logit + 0.0, weight: 0.0 };
+    let mut kept: Vec<Candidate> = weights::at_least(logits, least).map(candidate).collect();
+    if limited && top_k < kept.len() {
         kept.select_nth_unstable_by(top_k - 1, likelier_first);
         kept.truncate(top_k);
     }
-    kept.iter_mut().for_each(|candidate| candidate.weight = weight(candidate.logit));
-    if sampling.top_p < 1.0 {
-        keep_nucleus(&mut kept, f64::from(sampling.top_p));
+    kept.sort_unstable_by(likelier_first);
+    let head: Vec<f32> = kept.iter().map(|candidate| candidate.logit).collect();
+    weights.fill(&head, high, scale(sampling));
+    kept.iter_mut().zip(&weights.all).for_each(|(candidate, weight)| candidate.weight = f64::from(*weight));
+    if top_p < 1.0 {
+        let total = total.unwrap_or_else(|| kept.iter().map(|candidate| candidate.weight).sum());
+        keep_nucleus(&mut kept, top_p * total);
     }
     let floor = f64::from(sampling.min_p);
     kept.retain(|candidate| candidate.weight >= floor);
-    kept.sort_unstable_by(likelier_first);
     kept
 }
 
-/// Keeps the smallest set of likeliest tokens whose share reaches `top_p`. Sorts only as long a head as
-/// it needs: the nucleus is nearly always a few dozen of tens of thousands.
-fn keep_nucleus(kept: &mut Vec<Candidate>, top_p: f64) {
-    // Summed in a fixed order (by id), so that the total does not depend on what selection did before.
-    kept.sort_unstable_by_key(|candidate| candidate.token);
-    let target = top_p * kept.iter().map(|candidate| candidate.weight).sum::<f64>();
-    let mut head = 64;
-    loop {
-        head = head.min(kept.len());
-        if head < kept.len() {
-            kept.select_nth_unstable_by(head, likelier_first);
-        }
-        kept[..head].sort_unstable_by(likelier_first);
-        let mut sum = 0.0;
-        let reached = kept[..head].iter().position(|candidate| {
-            sum += candidate.weight;
-            sum >= target
-        });
-        match reached {
-            Some(last) => return kept.truncate(last + 1),
-            None if head == kept.len() => return,
-            None => head *= 8,
-        }
+/// A logit below which no candidate can be. Those left out by it have less than half of what top-p leaves out, were
+/// they all of `count`; and all of them fail min-p.
+fn least_logit(count: usize, sampling: &Sampling, high: f32, total: f64) -> f32 {
+    let left_out = (1.0 - f64::from(sampling.top_p)) * total / (2.0 * count as f64);
+    let by_weight = left_out.max(f64::from(sampling.min_p) * 0.999);
+    let least = f64::from(high) + by_weight.ln() * f64::from(sampling.temperature);
+    // Of no weight at all is only what is infinitely far away.
+    (least as f32).next_down().max(f32::MIN)
+}
+
+/// Keeps the shortest head whose weights reach `target`.
+fn keep_nucleus(kept: &mut Vec<Candidate>, target: f64) {
+    let mut sum = 0.0;
+    let reached = kept.iter().position(|candidate| {
+        sum += candidate.weight;
+        sum >= target
+    });
+    if let Some(last) = reached {
+        kept.truncate(last + 1);
     }
 }
 
@@ -267,13 +291,18 @@ mod tests {
             logits in proptest::collection::vec(-3.0f32..3.0, 2..400),
             top_p in 0.05f32..0.999,
         ) {
-            let kept = candidates(&logits, &sampling(1.0, 0, top_p, 0.0, 0), |logit| f64::from(logit).exp());
+            let high = highest(&logits);
+            let params = sampling(1.0, 0, top_p, 0.0, 0);
+            let mut weights = Weights::default();
+            weights.fill(&logits, high, 1.0);
+            let all = weights.all.clone();
+            let target = f64::from(top_p) * weights.total();
+            let kept = candidates(&logits, &params, high, &mut weights);
             let mut order: Vec<usize> = (0..logits.len()).collect();
             order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b)));
-            let target = f64::from(top_p) * logits.iter().map(|logit| f64::from(*logit).exp()).sum::<f64>();
             let mut sum = 0.0;
             let count = 1 + order.iter().take_while(|index| {
-                sum += f64::from(logits[**index]).exp();
+                sum += f64::from(all[**index]);
                 sum < target
             }).count();
             let expected: Vec<u32> = order.iter().take(count).map(|index| *index as u32).collect();

@@ -1,9 +1,13 @@
 //! Architectures of which no small checkpoint is to be had: tiny ones with random weights, against a second
 //! implementation that is written from the definitions, in f64 and one number at a time.
 
+#[path = "common/folder.rs"]
+mod folder;
+
 use engine_core::{Batch, BatchSequence, NO_BLOCK};
 use engine_runtime::{Compute, KV_BLOCK_TOKENS, LoadOptions, load};
-use engine_store::Gguf;
+use engine_store::{Checkpoint, Gguf};
+use folder::Dtype;
 use std::collections::BTreeMap;
 
 const WIDTH: usize = 32;
@@ -231,9 +235,9 @@ impl Reference<'_> {
 }
 
 /// Logits of the device after `tokens`, the first `prefill` of them in one step and then one by one.
-fn device_logits(gguf: &Gguf, compute: Compute, tokens: &[u32], prefill: usize) -> Vec<f32> {
+fn device_logits(checkpoint: &Checkpoint, compute: Compute, tokens: &[u32], prefill: usize) -> Vec<f32> {
     let options = LoadOptions { compute, kv_bytes: 1 << 20, ..LoadOptions::default() };
-    let mut device = load(gguf, options).expect("a supported model");
+    let mut device = load(checkpoint, options).expect("a supported model");
     let (mut start, mut out) = (0, Vec::new());
     while start < tokens.len() {
         let new_tokens = if start == 0 { prefill } else { 1 };
@@ -256,11 +260,23 @@ fn check(case: Case) {
     let gguf = gguf(case, &tensors);
     let tokens: Vec<u32> = (0..35).map(|index| (index * 17 + 3) % VOCAB as u32).collect();
     let expected = Reference { case, tensors: &tensors }.logits(&tokens);
+    check_logits(case, &Checkpoint::from(&gguf), &tokens, &expected);
+    // The same as a Hugging Face folder, which says in other terms how factors come about.
+    if !case.rope_factors {
+        let folder = tempfile::tempdir().expect("a folder");
+        folder::write(&gguf, folder.path(), Dtype::F32, 2);
+        std::fs::write(folder.path().join("tokenizer.json"), "{}").expect("a file");
+        let checkpoint = Checkpoint::open(folder.path(), None).expect("a good folder");
+        check_logits(case, &checkpoint, &tokens, &expected);
+    }
+}
+
+fn check_logits(case: Case, checkpoint: &Checkpoint, tokens: &[u32], expected: &[f64]) {
     for (compute, tolerance) in [(Compute::F32, 1e-4), (Compute::Fast, 2e-2)] {
         for prefill in [35, 20] {
-            let found = device_logits(&gguf, compute, &tokens, prefill);
+            let found = device_logits(checkpoint, compute, tokens, prefill);
             assert_eq!(found.len(), VOCAB);
-            for (id, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            for (id, (found, expected)) in found.iter().zip(expected).enumerate() {
                 let error = (f64::from(*found) - expected).abs();
                 let name = case.architecture;
                 assert!(error < tolerance, "{name}, {compute:?}, token {id}: {found}, expected {expected}");

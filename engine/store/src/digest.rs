@@ -9,10 +9,15 @@ pub fn digest(path: impl AsRef<Path>) -> Result<String, GgufError> {
     let path = path.as_ref();
     let mapping = Mapping::open(path).map_err(|source| GgufError::Io { path: path.to_owned(), source })?;
     mapping.will_need();
-    let mut hex = String::with_capacity(64);
-    for byte in Sha256::digest(mapping.bytes()) {
+    Ok(hex(&Sha256::digest(mapping.bytes())))
+}
+
+/// Lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    let mut hex = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
         // Writing to a String cannot fail.
         let _ = write!(hex, "{byte:02x}");
     }
-    Ok(hex)
+    hex
 }

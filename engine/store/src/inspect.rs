@@ -1,6 +1,6 @@
 //! A checkpoint in a few numbers, for `foreshock models inspect`.
 
-use crate::{Gguf, GgufError};
+use crate::{Gguf, GgufError, TensorShape};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -26,32 +26,37 @@ pub struct Summary {
     pub unsupported: Option<String>,
 }
 
+impl Summary {
+    /// Adds a tensor.
+    pub(crate) fn count(&mut self, tensor: TensorShape<'_>) {
+        let entry = self.quantisation.entry(tensor.kind.to_string()).or_default();
+        entry.0 += 1;
+        entry.1 += tensor.bytes();
+        self.parameters += tensor.elements();
+        self.weight_bytes += tensor.bytes();
+    }
+}
+
 impl Gguf {
     pub fn inspect(&self) -> Result<Summary, GgufError> {
         let architecture = self.str("general.architecture")?.to_owned();
         let number = |key: &str| self.value(&format!("{architecture}.{key}")).and_then(|value| value.as_u64());
-        let mut quantisation: BTreeMap<String, (u64, u64)> = BTreeMap::new();
-        let (mut parameters, mut weight_bytes) = (0, 0);
-        for tensor in self.tensors() {
-            let bytes = tensor.bytes.len() as u64;
-            let entry = quantisation.entry(tensor.kind.to_string()).or_default();
-            entry.0 += 1;
-            entry.1 += bytes;
-            parameters += tensor.elements();
-            weight_bytes += bytes;
-        }
-        Ok(Summary {
+        let mut summary = Summary {
             name: self.optional("general.name", Gguf::str)?.map(str::to_owned),
-            parameters,
-            quantisation,
+            parameters: 0,
+            quantisation: BTreeMap::new(),
             context_tokens: number("context_length"),
             layers: number("block_count"),
             vocab: self.array("tokenizer.ggml.tokens").ok().map(|tokens| tokens.len() as u64),
             file_bytes: self.file_bytes(),
-            weight_bytes,
+            weight_bytes: 0,
             chat_template: self.value("tokenizer.chat_template").is_some(),
             unsupported: self.validate().err().map(|error| error.to_string()),
             architecture,
-        })
+        };
+        for view in self.tensors() {
+            summary.count(TensorShape { name: view.name, dims: view.dims, kind: view.kind });
+        }
+        Ok(summary)
     }
 }

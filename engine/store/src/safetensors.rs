@@ -9,12 +9,12 @@ mod index;
 
 pub use ::safetensors::Dtype;
 pub use error::SafetensorsError;
-pub(crate) use index::read_limited;
+pub(crate) use index::{read_limited, shards};
 
 use crate::{GgmlType, TensorData, mapping::Mapping};
 use header::Entry;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -90,18 +90,8 @@ impl Safetensors {
     /// The shards that an index file lists. They stand beside it.
     pub fn open_index(path: impl AsRef<Path>) -> Result<Self, SafetensorsError> {
         let path = path.as_ref();
-        let bytes = read_limited(path, index::BYTES_MAX)?;
-        let weight_map = index::parse(path, &bytes)?;
-        let folder = path.parent().unwrap_or(Path::new(""));
-        let shards: BTreeSet<&String> = weight_map.values().collect();
-        let mut files = Vec::with_capacity(shards.len());
-        for shard in shards {
-            let file = folder.join(shard);
-            if !file.exists() {
-                return Err(SafetensorsError::MissingShard { index: path.to_owned(), shard: shard.clone() });
-            }
-            files.push(file);
-        }
+        let weight_map = index::read(path)?;
+        let files = index::files(path, &weight_map)?;
         Self::of_files(files, Some((path, &weight_map)))
     }
 

@@ -8,6 +8,11 @@ pub enum TextError {
     /// A field of the file is missing or of another type.
     #[error(transparent)]
     Gguf(#[from] engine_store::GgufError),
+    /// A file of a Hugging Face folder is missing or not as it should be.
+    #[error(transparent)]
+    Folder(#[from] engine_store::CheckpointError),
+    #[error("tokenizer.json cannot be used: {message}")]
+    Tokenizer { message: String },
     #[error(
         "tokenizer model {model:?} is not supported; supported: \"gpt2\" (byte-level BPE), \"llama\" (SentencePiece)"
     )]
@@ -21,7 +26,7 @@ pub enum TextError {
     #[error("the text cannot be tokenized: {message}")]
     Encode { message: String },
     #[error(
-        "the checkpoint has no chat template (tokenizer.chat_template): use /v1/completions, or a checkpoint that has one"
+        "the checkpoint has no chat template (tokenizer.chat_template of a GGUF file; chat_template.jinja or tokenizer_config.json of a folder): use /v1/completions, or a checkpoint that has one"
     )]
     NoTemplate,
     #[error("the checkpoint's chat template cannot be used: {message}")]

@@ -1,11 +1,13 @@
 //! Between text and tokens: tokenizer, chat template, incremental detokenizer, stop strings.
 //! Used by the gateway (so that the hop carries ids) and by an engine that serves clients itself.
 //!
-//! Everything is read from the checkpoint: one file is the whole model, so no second download can disagree with it.
+//! Everything is read from the checkpoint, a GGUF file or a Hugging Face folder, so no second download can disagree
+//! with it.
 
 mod byte_level;
 mod detokenize;
 mod error;
+mod hugging_face;
 mod model;
 mod parts;
 mod pretokenize;
@@ -18,5 +20,6 @@ pub use detokenize::Detokenizer;
 /// What [`TextModel::from_gguf`] reads.
 pub use engine_store::Gguf;
 pub use error::TextError;
+pub use hugging_face::end_tokens;
 pub use model::{END_TEXTS, TextModel};
 pub use stop::{StopMatch, StopMatcher};

@@ -7,9 +7,10 @@ use crate::parts::{Method, Parts, TokenKind};
 use crate::pretokenize::family;
 use crate::sentencepiece::{self, SentencePiece};
 use crate::template::ChatTemplate;
-use engine_store::Gguf;
+use engine_store::{Gguf, TextFiles};
 use engine_wire::TokenId;
 use engine_wire::openai::ChatMessage;
+use std::path::Path;
 use std::sync::Arc;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::{AddedToken, Tokenizer};
@@ -31,33 +32,36 @@ pub const END_TEXTS: &[&str] = &[
 pub struct TextModel {
     /// Longest sequence, prompt and output together, tokens.
     pub context_tokens: u32,
-    encoder: Encoder,
-    pieces: Arc<Pieces>,
+    pub(crate) encoder: Encoder,
+    pub(crate) pieces: Arc<Pieces>,
     /// An error is kept: a checkpoint without a usable template still serves plain completions.
-    template: Option<Result<ChatTemplate, String>>,
-    bos_id: Option<TokenId>,
-    eos_id: Option<TokenId>,
-    eos_ids: Vec<TokenId>,
-    add_bos: bool,
-    add_eos: bool,
+    pub(crate) template: Option<Result<ChatTemplate, String>>,
+    pub(crate) bos_id: Option<TokenId>,
+    pub(crate) eos_id: Option<TokenId>,
+    pub(crate) eos_ids: Vec<TokenId>,
+    pub(crate) add_bos: bool,
+    pub(crate) add_eos: bool,
     /// Most bytes of input that one token can stand for.
-    token_bytes_max: usize,
+    pub(crate) token_bytes_max: usize,
 }
 
-enum Encoder {
+pub(crate) enum Encoder {
     ByteLevel(Box<Tokenizer>),
+    /// A tokenizer.json: it knows itself what to add to a text.
+    Whole(Box<Tokenizer>),
     SentencePiece(Box<SentencePiece>),
 }
 
 impl Encoder {
-    fn encode(&self, text: &str) -> Result<Vec<TokenId>, TextError> {
-        match self {
-            Self::SentencePiece(encoder) => encoder.encode(text),
-            Self::ByteLevel(tokenizer) => match tokenizer.encode_fast(text, false) {
-                Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-                Err(error) => Err(TextError::Encode { message: error.to_string() }),
-            },
-        }
+    fn encode(&self, text: &str, add_special: bool) -> Result<Vec<TokenId>, TextError> {
+        let (tokenizer, add_special) = match self {
+            Self::SentencePiece(encoder) => return encoder.encode(text),
+            Self::ByteLevel(tokenizer) => (tokenizer, false),
+            Self::Whole(tokenizer) => (tokenizer, add_special),
+        };
+        let encoding = tokenizer.encode_fast(text, add_special);
+        let encoding = encoding.map_err(|error| TextError::Encode { message: error.to_string() })?;
+        Ok(encoding.get_ids().to_vec())
     }
 
     /// How many bytes of input may become one byte of token.
@@ -71,6 +75,14 @@ impl Encoder {
 }
 
 impl TextModel {
+    /// The text side of a checkpoint, GGUF file or Hugging Face folder. Blocks for up to tenths of a second.
+    pub fn open(path: &Path) -> Result<Self, TextError> {
+        if path.is_dir() {
+            return Self::from_folder(&TextFiles::open(path)?);
+        }
+        Self::from_gguf(&Gguf::open(path)?)
+    }
+
     /// Builds the text side from the file's metadata. No weight is read. Blocks for tens of milliseconds.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self, TextError> {
         Self::from_parts(Parts::read(gguf)?)
@@ -125,7 +137,7 @@ impl TextModel {
             true => (self.bos_id.filter(|_| self.add_bos), self.eos_id.filter(|_| self.add_eos)),
             false => (None, None),
         };
-        let mut ids = self.encoder.encode(text)?;
+        let mut ids = self.encoder.encode(text, add_special)?;
         if let Some(bos) = bos {
             ids.insert(0, bos);
         }

@@ -12,7 +12,6 @@ mod supervise;
 pub use exit::{Exit, ExitReason};
 pub(crate) use identity::STEM_LIMIT;
 pub use process::ProcessActuator;
-pub(crate) use spawn::modified_unix_ns;
 
 use crate::registry::ModelRecord;
 use controller_core::Nanos;
@@ -55,7 +54,7 @@ pub enum ActuateError {
     Fenced { action: u64, own: u64 },
     #[error("model `{0}` is not registered in the revision that was to be started")]
     UnknownModel(ModelName),
-    #[error("the checkpoint {} has changed since it was registered; run `foreshock models add {model} {}` again", path.display(), path.display())]
+    #[error("the checkpoint {} has changed since it was registered; add it again as before (`foreshock models add {model} {}`)", path.display(), path.display())]
     CheckpointChanged { model: ModelName, path: PathBuf },
     #[error("the checkpoint {} of model `{model}` cannot be read: {source}", path.display())]
     Checkpoint { model: ModelName, path: PathBuf, source: std::io::Error },

@@ -13,7 +13,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::UNIX_EPOCH;
 
 /// A process that was just started.
 pub(super) struct Spawned {
@@ -94,24 +93,24 @@ fn command(config: &DaemonConfig, start: &Start<'_>, record: &ModelRecord, socke
         .args(["--cores", &cores.join(",")])
         .args(["--kv-bytes", &config.kv_bytes.to_string()])
         .args(["--compute", config.compute.as_flag()]);
+    if let Some(quantise) = record.quantise {
+        command.args(["--quantise", &quantise.to_string()]);
+    }
+    if let Some(kv_type) = config.kv_type {
+        command.args(["--kv-type", kv_type.as_flag()]);
+    }
     command
 }
 
-/// A revision names the file's content. Hashing it again here would cost more than the start itself, so
+/// A revision names the files' content. Hashing it again here would cost more than the start itself, so
 /// size and modification time stand for it.
 fn check_unchanged(record: &ModelRecord) -> Result<(), ActuateError> {
     let describe = |source| ActuateError::Checkpoint { model: record.name.clone(), path: record.path.clone(), source };
-    let metadata = std::fs::metadata(&record.path).map_err(describe)?;
-    if metadata.len() == record.file_bytes && modified_unix_ns(&metadata) == record.modified_unix_ns {
+    let stamp = engine_store::stamp(&record.path).map_err(describe)?;
+    if (stamp.bytes, stamp.modified_unix_ns) == (record.file_bytes, record.modified_unix_ns) {
         return Ok(());
     }
     Err(ActuateError::CheckpointChanged { model: record.name.clone(), path: record.path.clone() })
-}
-
-/// Modification time, ns since 1970; 0 where the file system has none.
-pub(crate) fn modified_unix_ns(metadata: &std::fs::Metadata) -> u64 {
-    let modified = metadata.modified().ok().and_then(|modified| modified.duration_since(UNIX_EPOCH).ok());
-    modified.and_then(|elapsed| u64::try_from(elapsed.as_nanos()).ok()).unwrap_or(0)
 }
 
 /// Log files kept; older ones are deleted when the daemon starts.

@@ -1,6 +1,7 @@
 //! Registered models: a name and the revision it stands for.
 
 use super::{Registry, RegistryError};
+use engine_store::Quantisation;
 use rusqlite::{OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -11,11 +12,11 @@ pub struct ModelRecord {
     pub name: String,
     /// Absolute, with links resolved.
     pub path: PathBuf,
-    /// SHA-256 of the file, hexadecimal, followed by the parameters where a model has any.
+    /// SHA-256 of the file or of the folder's files, hexadecimal, followed by the parameters where a model has any.
     pub revision: String,
     pub created_unix_s: u64,
     pub file_bytes: u64,
-    /// Modification time of the file when it was registered: with its size, a cheap sign that it is still the same.
+    /// Modification time of the file, or the sum of those of the folder's files, when it was registered: with its size, a cheap sign that it is still the same.
     pub modified_unix_ns: u64,
     /// As the checkpoint names it, such as `llama`.
     pub architecture: String,
@@ -24,6 +25,9 @@ pub struct ModelRecord {
     pub context_tokens: u32,
     /// Memory of one instance without its KV pool, bytes.
     pub instance_bytes: u64,
+    /// What a folder's matrices are rounded to at load.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantise: Option<Quantisation>,
 }
 
 /// What registering did.
@@ -38,7 +42,7 @@ pub enum Added {
 }
 
 const COLUMNS: &str = "name, path, revision, created_unix_s, file_bytes, modified_unix_ns, architecture, parameters, \
-                       context_tokens, instance_bytes";
+                       context_tokens, instance_bytes, quantise";
 
 impl Registry {
     /// Registers a model, or lets its name stand for another revision.
@@ -55,7 +59,8 @@ impl Registry {
             Some(known) if known.revision == model.revision => Added::Unchanged,
             Some(_) => Added::Replaced,
         };
-        let sql = format!("INSERT OR REPLACE INTO models ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)");
+        let sql =
+            format!("INSERT OR REPLACE INTO models ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)");
         let path = model.path.to_string_lossy();
         self.connection
             .execute(
@@ -70,7 +75,8 @@ impl Registry {
                     model.architecture,
                     model.parameters as i64,
                     model.context_tokens,
-                    model.instance_bytes as i64
+                    model.instance_bytes as i64,
+                    model.quantise.map(|quantise| quantise.to_string())
                 ],
             )
             .map_err(|error| self.describe(error))?;
@@ -140,5 +146,13 @@ fn read_model(row: &Row<'_>) -> rusqlite::Result<ModelRecord> {
         parameters: unsigned(7)?,
         context_tokens: row.get(8)?,
         instance_bytes: unsigned(9)?,
+        quantise: read_quantisation(row, 10)?,
     })
+}
+
+fn read_quantisation(row: &Row<'_>, index: usize) -> rusqlite::Result<Option<Quantisation>> {
+    let Some(name) = row.get::<_, Option<String>>(index)? else { return Ok(None) };
+    let unknown =
+        |error| rusqlite::Error::FromSqlConversionFailure(index, rusqlite::types::Type::Text, Box::new(error));
+    name.parse().map(Some).map_err(unknown)
 }

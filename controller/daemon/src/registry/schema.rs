@@ -6,7 +6,8 @@ use rusqlite::{Connection, TransactionBehavior};
 use std::path::Path;
 
 /// Migration `i` lifts version `i` to `i + 1`. Append only: an old one never changes.
-const MIGRATIONS: &[&str] = &["CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+const MIGRATIONS: &[&str] = &[
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
      INSERT INTO meta VALUES ('epoch', 0), ('models_version', 0);
      CREATE TABLE models (
          name TEXT PRIMARY KEY,
@@ -31,7 +32,9 @@ const MIGRATIONS: &[&str] = &["CREATE TABLE meta (key TEXT PRIMARY KEY, value IN
      );
      CREATE INDEX cold_starts_by_model ON cold_starts (model, id);
      CREATE TABLE decisions (id INTEGER PRIMARY KEY, model TEXT NOT NULL, decision TEXT NOT NULL);
-     CREATE INDEX decisions_by_model ON decisions (model, id);"];
+     CREATE INDEX decisions_by_model ON decisions (model, id);",
+    "ALTER TABLE models ADD COLUMN quantise TEXT;",
+];
 
 /// Schema version that this code writes.
 pub(super) const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;

@@ -1,6 +1,7 @@
 //! The admin API over a real socket.
 
 use crate::stage::{config, record};
+use crate::tiny_folder;
 use controller_daemon::{Admin, Daemon, Registry, admin};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -94,6 +95,9 @@ async fn bad_input_gets_the_error_object() {
     check_error(addr, POST, r#"{"name": "x", "path": "here.gguf"}"#, 400, "absolute").await;
     check_error(addr, POST, r#"{"name": "x y", "path": "/x"}"#, 400, "no model name").await;
     check_error(addr, POST, r#"{"name": "x", "path": "/nowhere/x.gguf"}"#, 400, "No such file").await;
+    check_error(addr, POST, r#"{"name": "x", "path": "/x", "quantise": "q9"}"#, 400, "\"q9\" is no quantisation").await;
+    let file = json!({"name": "x", "path": folder.path().join("a-b:c.gguf"), "quantise": "q8_0"}).to_string();
+    check_error(addr, POST, &file, 400, "cannot be quantised to q8_0 at load").await;
     let chunked = format!("{POST}\r\ntransfer-encoding: chunked");
     check_error(addr, &chunked, "", 411, "Content-Length").await;
     let large = format!("{{\"name\": \"{}\"}}", "x".repeat(70_000));
@@ -109,4 +113,33 @@ async fn a_model_with_slashes_in_its_name_is_removed_when_the_answer_comes() {
     let (_, text) = ask(addr, "GET /v1/foreshock/models", "").await;
     assert_eq!(serde_json::from_str::<Value>(&text).unwrap()["data"], json!([]));
     assert!(Registry::open(folder.path()).unwrap().models().unwrap().is_empty());
+}
+
+/// The same folder, as it is stored and rounded at load, is two revisions; a folder with a fault is refused by name.
+#[tokio::test]
+async fn a_folder_is_registered_with_what_it_is_rounded_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let addr = begin(folder.path()).await;
+    let model = tiny_folder::llama().folder();
+    const POST: &str = "POST /v1/foreshock/models\ncontent-type: application/json";
+    let add = async |quantise: Value| {
+        let body = json!({"name": "tiny", "path": model.path(), "quantise": quantise}).to_string();
+        let (status, text) = ask(addr, POST, &body).await;
+        let answer: Value = serde_json::from_str(&text).unwrap();
+        (status, answer["outcome"].clone(), answer["model"].clone())
+    };
+    let (status, outcome, plain) = add(Value::Null).await;
+    assert_eq!((status, outcome, &plain["quantise"]), (201, json!("new"), &Value::Null));
+    let (status, outcome, rounded) = add(json!("q8_0")).await;
+    assert_eq!((status, outcome, &rounded["quantise"]), (200, json!("replaced"), &json!("q8_0")));
+    let revision = plain["revision"].as_str().unwrap();
+    assert_eq!(rounded["revision"], format!("{revision}+q8_0"));
+    assert!(rounded["instance_bytes"].as_u64() < plain["instance_bytes"].as_u64(), "{rounded} {plain}");
+    assert_eq!(add(json!("Q8_0")).await.1, "unchanged");
+    // A later start of the program reads the same from the database.
+    let kept = Registry::open(folder.path()).unwrap().model("tiny").unwrap().unwrap();
+    assert_eq!(serde_json::to_value(kept).unwrap(), rounded);
+    std::fs::remove_file(model.path().join("tokenizer.json")).unwrap();
+    let body = json!({"name": "tiny", "path": model.path()}).to_string();
+    check_error(addr, POST, &body, 400, "has no tokenizer.json").await;
 }

@@ -6,3 +6,5 @@ mod daemon;
 mod process;
 mod registry;
 mod stage;
+#[path = "../../../../engine/store/tests/common/tiny_folder.rs"]
+mod tiny_folder;

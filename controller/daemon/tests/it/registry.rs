@@ -99,7 +99,7 @@ fn a_newer_schema_is_refused_and_left_as_it_is() {
     let other = rusqlite::Connection::open(folder.path().join(DATABASE_FILE)).unwrap();
     other.pragma_update(None, "user_version", 99).unwrap();
     let message = Registry::open(folder.path()).err().unwrap().to_string();
-    assert!(message.contains("schema version 99") && message.contains("knows only up to 1"), "{message}");
+    assert!(message.contains("schema version 99") && message.contains("knows only up to"), "{message}");
     let version: i64 = other.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
     assert_eq!(version, 99);
 }

@@ -35,6 +35,7 @@ pub fn config(state_dir: &Path) -> DaemonConfig {
         drain_deadline_ms: 1_000,
         engine_exe: engine_exe(),
         compute: ComputeMode::Fast,
+        kv_type: None,
         advise: false,
         drain_on_shutdown: true,
         policy: controller_core::Policy::default(),
@@ -56,6 +57,7 @@ pub fn record(state_dir: &Path, name: &str) -> ModelRecord {
         parameters: 1,
         context_tokens: 128,
         instance_bytes: 1 << 20,
+        quantise: None,
         path,
     }
 }

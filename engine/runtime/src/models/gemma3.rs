@@ -8,13 +8,14 @@ use crate::{
     kernels::cpu::{
         attention::{self, Attention},
         elementwise,
-        kv::{KvElement, KvPool},
+        kv::KvPool,
+        kv_format::KvElement,
         matmul::Job,
         matrix::Matrix,
     },
 };
 use engine_core::{Batch, Forward, ForwardError, ForwardShape};
-use engine_store::{Gguf, GgufError, ModelConfig};
+use engine_store::{Checkpoint, CheckpointError, ModelConfig};
 
 struct Layer {
     attention_norm: Vec<f32>,
@@ -42,10 +43,11 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// `gguf` must have passed `validate`.
-    pub fn new(gguf: &Gguf, config: &ModelConfig) -> Result<Self, GgufError> {
-        let (matrix, vector) = (|name: &str| layers::matrix(gguf, name), |name: &str| layers::vector(gguf, name));
-        let layer = |index: usize| -> Result<Layer, GgufError> {
+    /// `checkpoint` must have passed `validate`.
+    pub fn new(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<Self, CheckpointError> {
+        let matrix = |name: &str| layers::matrix(checkpoint, name);
+        let vector = |name: &str| layers::vector(checkpoint, name);
+        let layer = |index: usize| -> Result<Layer, CheckpointError> {
             let name = |part: &str| format!("blk.{index}.{part}.weight");
             Ok(Layer {
                 attention_norm: vector(&name("attn_norm"))?,

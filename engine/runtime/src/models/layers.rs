@@ -13,18 +13,18 @@ use crate::{
     },
 };
 use engine_core::{ForwardShape, TokenId};
-use engine_store::{Gguf, GgufError, ModelConfig};
+use engine_store::{Checkpoint, CheckpointError, ModelConfig};
 
-/// A matrix as it lies in the file.
-pub(super) fn matrix(gguf: &Gguf, name: &str) -> Result<Matrix, GgufError> {
-    gguf.tensor_data(name).map(Matrix::new)
+/// A matrix as it lies in the file, or quantised at load.
+pub(super) fn matrix(checkpoint: &Checkpoint, name: &str) -> Result<Matrix, CheckpointError> {
+    checkpoint.tensor_data(name).map(Matrix::new)
 }
 
 /// A vector, copied out as f32.
-pub(super) fn vector(gguf: &Gguf, name: &str) -> Result<Vec<f32>, GgufError> {
-    let tensor = gguf.tensor(name)?;
-    let mut out = vec![0.0; tensor.elements() as usize];
-    quant::dequantise(tensor.kind, tensor.bytes, &mut out);
+pub(super) fn vector(checkpoint: &Checkpoint, name: &str) -> Result<Vec<f32>, CheckpointError> {
+    let data = checkpoint.tensor_data(name)?;
+    let mut out = vec![0.0; data.dims().iter().product::<u64>() as usize];
+    quant::dequantise(data.kind(), &data, &mut out);
     Ok(out)
 }
 
@@ -134,6 +134,11 @@ impl Device {
         });
     }
 
+    /// Adds a bias to each row.
+    pub(super) fn add_bias(&mut self, x: &mut [f32], bias: &[f32]) {
+        self.each_row(x, bias.len(), |_, row| row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias));
+    }
+
     pub(super) fn quantise(&mut self, x: &[f32], width: usize, out: &mut Quantised) {
         if !self.integer || !width.is_multiple_of(quant::BLOCK) {
             return;
@@ -147,12 +152,18 @@ impl Device {
         matmul::multiply(&mut self.pool, self.isa, Input { tokens, real, quantised }, jobs);
     }
 
-    /// Rows in parallel, several per item; a single row is done in place.
+    /// Rows in parallel, several per item; what is little work is done in place.
     pub(super) fn each_row(&mut self, data: &mut [f32], width: usize, task: impl Fn(usize, &mut [f32]) + Sync) {
-        const ROWS_PER_ITEM: usize = 8;
-        self.pool.for_each_chunk(data, ROWS_PER_ITEM * width, |item, rows| {
+        /// Numbers that one thread is through with before another would have begun.
+        const ALONE: usize = 8192;
+        if data.len() <= ALONE {
+            data.chunks_exact_mut(width).enumerate().for_each(|(row, data)| task(row, data));
+            return;
+        }
+        let rows_per_item = (data.len() / width / (2 * self.pool.threads())).clamp(1, 8);
+        self.pool.for_each_chunk(data, rows_per_item * width, |item, rows| {
             for (row, data) in rows.chunks_exact_mut(width).enumerate() {
-                task(item * ROWS_PER_ITEM + row, data);
+                task(item * rows_per_item + row, data);
             }
         });
     }

@@ -9,13 +9,14 @@ use crate::{
     kernels::cpu::{
         attention::{self, Attention},
         elementwise,
-        kv::{KvElement, KvPool},
+        kv::KvPool,
+        kv_format::KvElement,
         matmul::Job,
         matrix::Matrix,
     },
 };
 use engine_core::{Batch, Forward, ForwardError, ForwardShape};
-use engine_store::{Architecture, Gguf, GgufError, ModelConfig};
+use engine_store::{Architecture, Biases, Checkpoint, CheckpointError, ModelConfig, Rotation};
 
 struct Layer {
     attention_norm: Vec<f32>,
@@ -27,6 +28,7 @@ struct Layer {
     /// Of each head of queries and of keys.
     head_norms: Option<[Vec<f32>; 2]>,
     attention_out: Matrix,
+    attention_out_bias: Option<Vec<f32>>,
     ffn_norm: Vec<f32>,
     gate: Matrix,
     up: Matrix,
@@ -45,22 +47,27 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// `gguf` must have passed `validate`.
-    pub fn new(gguf: &Gguf, config: &ModelConfig) -> Result<Self, GgufError> {
-        let (matrix, vector) = (|name: &str| layers::matrix(gguf, name), |name: &str| layers::vector(gguf, name));
-        let layer = |index: usize| -> Result<Layer, GgufError> {
+    /// `checkpoint` must have passed `validate`.
+    pub fn new(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<Self, CheckpointError> {
+        let matrix = |name: &str| layers::matrix(checkpoint, name);
+        let vector = |name: &str| layers::vector(checkpoint, name);
+        let layer = |index: usize| -> Result<Layer, CheckpointError> {
             let name = |part: &str| format!("blk.{index}.{part}.weight");
             Ok(Layer {
                 attention_norm: vector(&name("attn_norm"))?,
                 q: matrix(&name("attn_q"))?,
                 k: matrix(&name("attn_k"))?,
                 v: matrix(&name("attn_v"))?,
-                biases: match config.architecture {
-                    Architecture::Qwen2 => {
+                biases: match config.biases {
+                    Biases::Qkv | Biases::Attention => {
                         let bias = |part: &str| vector(&format!("blk.{index}.{part}.bias"));
                         Some([bias("attn_q")?, bias("attn_k")?, bias("attn_v")?])
                     }
-                    _ => None,
+                    Biases::None => None,
+                },
+                attention_out_bias: match config.biases {
+                    Biases::Attention => Some(vector(&format!("blk.{index}.attn_output.bias"))?),
+                    Biases::None | Biases::Qkv => None,
                 },
                 head_norms: match config.architecture {
                     Architecture::Qwen3 => Some([vector(&name("attn_q_norm"))?, vector(&name("attn_k_norm"))?]),
@@ -78,7 +85,7 @@ impl Weights {
             layers: (0..config.layers).map(layer).collect::<Result<_, _>>()?,
             output_norm: vector("output_norm.weight")?,
             output: if config.tied { None } else { Some(matrix("output.weight")?) },
-            rope_factors: match gguf.has_tensor("rope_freqs.weight") {
+            rope_factors: match checkpoint.has_tensor("rope_freqs.weight") {
                 true => Some(vector("rope_freqs.weight")?),
                 false => None,
             },
@@ -130,14 +137,13 @@ impl<E: KvElement> Llama<E> {
 
         if let Some([q, k, v]) = &layer.biases {
             for (x, bias) in [(&mut buffers.q, q), (&mut buffers.k, k), (&mut buffers.v, v)] {
-                device.each_row(x, bias.len(), |_, row| row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias));
+                device.add_bias(x, bias);
             }
         }
         let (isa, rotary) = (device.isa, &self.rotary);
-        // GGUF stores llama's rows so that neighbours turn together; the others keep their own order.
-        let rotate = match config.architecture {
-            Architecture::Llama => elementwise::rotate,
-            _ => elementwise::rotate_halves,
+        let rotate = match config.rotation {
+            Rotation::Neighbours => elementwise::rotate,
+            Rotation::Halves => elementwise::rotate_halves,
         };
         let [q_norm, k_norm] = layer.head_norms.as_ref().map_or([None, None], |[q, k]| [Some(q), Some(k)]);
         for (x, norm) in [(&mut buffers.q, q_norm), (&mut buffers.k, k_norm)] {
@@ -166,6 +172,9 @@ impl<E: KvElement> Llama<E> {
         device.quantise(&buffers.attended, config.q_width(), &mut buffers.quantised);
         let job = Job { matrix: &layer.attention_out, out: &mut buffers.x, accumulate: true };
         device.multiply(tokens, &buffers.attended, &buffers.quantised, vec![job]);
+        if let Some(bias) = &layer.attention_out_bias {
+            device.add_bias(&mut buffers.x, bias);
+        }
     }
 
     fn feed_forward(&mut self, index: usize, tokens: usize) {

@@ -1,8 +1,9 @@
 //! Log-probabilities of the model's own distribution: the softmax of the raw logits, before temperature, penalties,
 //! bias and suppressed ends. What a client reads thus does not change with how it asks the token to be drawn.
 //!
-//! Sums are taken in f64 in order of id, so that they are bitwise the same wherever the logits are.
+//! Sums are taken in one order of ids, so that they are bitwise the same wherever the logits are.
 
+use super::weights::{self, BLOCK, Weights};
 use engine_core::TokenId;
 use engine_wire::hop::TokenLogprobs;
 
@@ -12,9 +13,10 @@ const LOWEST: f64 = -9999.0;
 /// Log-probability of `token`, and the `top` likeliest tokens with theirs (lower id first among equals). The logits
 /// are finite; a token outside the vocabulary has the lowest value there is.
 pub fn logprobs(logits: &[f32], token: TokenId, top: usize) -> TokenLogprobs {
-    let max = f64::from(logits.iter().copied().fold(f32::MIN, f32::max));
-    let sum: f64 = logits.iter().map(|logit| (f64::from(*logit) - max).exp()).sum();
-    let normaliser = max + sum.ln();
+    let max = weights::highest(logits);
+    let mut weights = Weights::default();
+    weights.fill(logits, max, 1.0);
+    let normaliser = f64::from(max) + weights.total().ln();
     let logprob = |logit: f32| (f64::from(logit) - normaliser).max(LOWEST) as f32;
     TokenLogprobs {
         logprob: logits.get(token as usize).map_or(LOWEST as f32, |logit| logprob(*logit)),
@@ -25,13 +27,19 @@ pub fn logprobs(logits: &[f32], token: TokenId, top: usize) -> TokenLogprobs {
 /// The `count` largest logits, largest first. `count` is small: a sorted list with one comparison for most logits.
 fn likeliest(logits: &[f32], count: usize) -> Vec<(TokenId, f32)> {
     let mut best: Vec<(TokenId, f32)> = Vec::with_capacity(count + 1);
-    for (token, logit) in logits.iter().enumerate() {
-        if count == 0 || (best.len() == count && best[count - 1].1 >= *logit) {
+    for (index, block) in logits.chunks(BLOCK).enumerate() {
+        // Most blocks have nothing that is large enough.
+        if count == 0 || (best.len() == count && best[count - 1].1 >= weights::highest(block)) {
             continue;
         }
-        let place = best.partition_point(|(_, other)| *other >= *logit);
-        best.insert(place, (token as TokenId, *logit));
-        best.truncate(count);
+        for (offset, logit) in block.iter().enumerate() {
+            if best.len() == count && best[count - 1].1 >= *logit {
+                continue;
+            }
+            let place = best.partition_point(|(_, other)| *other >= *logit);
+            best.insert(place, ((index * BLOCK + offset) as TokenId, *logit));
+            best.truncate(count);
+        }
     }
     best
 }

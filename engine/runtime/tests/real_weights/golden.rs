@@ -1,22 +1,21 @@
 //! Computing in f32 reproduces the reference implementation token by token.
 
-use crate::support::{GEMMA3, Model, SMOLLM2};
+use crate::support::{Driver, GEMMA3, Model, SMOLLM2};
 use engine_core::TokenId;
 use engine_runtime::{Compute, sampling::argmax};
 
 #[test]
 fn f32_reproduces_every_reference_token() {
-    check(&SMOLLM2);
+    check(&SMOLLM2, &mut SMOLLM2.device(Compute::F32));
 }
 
 #[test]
 fn f32_reproduces_every_reference_token_of_gemma3() {
-    check(&GEMMA3);
+    check(&GEMMA3, &mut GEMMA3.device(Compute::F32));
 }
 
-fn check(model: &Model) {
+pub fn check(model: &Model, driver: &mut Driver) {
     let cases = model.golden().cases;
-    let mut driver = model.device(Compute::F32);
     // Free-running: each sequence is fed its own tokens.
     let mut sequences: Vec<_> = cases.iter().map(|case| driver.sequence(&case.prompt_ids, 32)).collect();
     for step in 0..32 {

@@ -2,7 +2,7 @@
 
 use engine_core::{Batch, BatchSequence, BlockId, Forward, TokenId};
 use engine_runtime::{Compute, LoadOptions, kernels::cpu::simd::Isa, load_on};
-use engine_store::Gguf;
+use engine_store::{Checkpoint, Gguf};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -56,12 +56,12 @@ impl Model {
     }
 
     pub fn device_on(&self, compute: Compute, threads: usize, isa: Isa) -> Driver {
+        Driver::on(&Checkpoint::from(&self.gguf()), compute, threads, isa)
+    }
+
+    pub fn gguf(&self) -> Gguf {
         let path = root().join("target/models").join(self.file);
-        let gguf =
-            Gguf::open(&path).unwrap_or_else(|error| panic!("{error}\nfetch the checkpoint with: cargo xtask setup"));
-        let options = LoadOptions { compute, threads, kv_bytes: 256 << 20, ..LoadOptions::default() };
-        let device = load_on(&gguf, options, isa).expect("the checkpoint loads");
-        Driver { device, next_block: 0 }
+        Gguf::open(&path).unwrap_or_else(|error| panic!("{error}\nfetch the checkpoint with: cargo xtask setup"))
     }
 }
 
@@ -79,6 +79,20 @@ pub struct Sequence {
 }
 
 impl Driver {
+    /// A device with two unpinned threads on the best instruction set.
+    pub fn new(checkpoint: &Checkpoint, compute: Compute) -> Self {
+        Self::on(checkpoint, compute, 2, Isa::detect())
+    }
+
+    fn on(checkpoint: &Checkpoint, compute: Compute, threads: usize, isa: Isa) -> Self {
+        Self::with(checkpoint, LoadOptions { compute, threads, kv_bytes: 256 << 20, ..LoadOptions::default() }, isa)
+    }
+
+    pub fn with(checkpoint: &Checkpoint, options: LoadOptions, isa: Isa) -> Self {
+        let device = load_on(checkpoint, options, isa).expect("the checkpoint loads");
+        Self { device, next_block: 0 }
+    }
+
     /// Each sequence's blocks run backwards, so that no test passes by their being contiguous.
     pub fn sequence(&mut self, tokens: &[TokenId], room: usize) -> Sequence {
         let count = (tokens.len() + room).div_ceil(self.device.shape().kv_block_tokens) as BlockId;

@@ -3,10 +3,15 @@
 
 use super::SafetensorsError;
 use serde::Deserialize;
-use std::{collections::BTreeMap, fs::File, io::Read, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+};
 
 /// Longest index, bytes.
-pub(super) const BYTES_MAX: u64 = 64 << 20;
+const BYTES_MAX: u64 = 64 << 20;
 /// Most shards: the largest models have some hundreds.
 const SHARDS_MAX: usize = 4096;
 
@@ -15,8 +20,27 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// Reads an index: the shard's file name of each tensor. `path` is for errors.
-pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, String>, SafetensorsError> {
+/// Reads an index: the shard's file name of each tensor.
+pub(super) fn read(path: &Path) -> Result<BTreeMap<String, String>, SafetensorsError> {
+    parse(path, &read_limited(path, BYTES_MAX)?)
+}
+
+/// The shards that an index file lists, in the order of their names. All of them exist.
+pub(crate) fn shards(path: &Path) -> Result<Vec<PathBuf>, SafetensorsError> {
+    files(path, &read(path)?)
+}
+
+/// The distinct shards of an index, which stand beside it.
+pub(super) fn files(path: &Path, weight_map: &BTreeMap<String, String>) -> Result<Vec<PathBuf>, SafetensorsError> {
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let file = |shard: &String| match folder.join(shard) {
+        file if file.exists() => Ok(file),
+        _ => Err(SafetensorsError::MissingShard { index: path.to_owned(), shard: shard.clone() }),
+    };
+    weight_map.values().collect::<BTreeSet<_>>().into_iter().map(file).collect()
+}
+
+fn parse(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, String>, SafetensorsError> {
     let wrong = |message: String| SafetensorsError::Index { path: path.to_owned(), message };
     let index: Index = serde_json::from_slice(bytes).map_err(|error| wrong(error.to_string()))?;
     if index.weight_map.is_empty() {
@@ -29,7 +53,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, String
             return Err(wrong(message));
         }
     }
-    let shards: std::collections::BTreeSet<&String> = index.weight_map.values().collect();
+    let shards: BTreeSet<&String> = index.weight_map.values().collect();
     if shards.len() > SHARDS_MAX {
         return Err(wrong(format!("it lists {} shards, more than the limit of {SHARDS_MAX}", shards.len())));
     }

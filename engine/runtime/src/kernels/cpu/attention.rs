@@ -1,22 +1,31 @@
 //! Causal attention over paged KV with an online softmax (Milakov and Gimelshein 2018; FlashAttention,
-//! Dao et al. 2022).
+//! Dao et al. 2022; split along the keys as in Flash-Decoding, Dao et al. 2023).
 //!
-//! Each query walks the tiles of its own sequence in position order, from 0 (or the start of its sliding
-//! window) to itself, whatever else is computed beside it. Queries that share keys (tokens of one prefill, query heads of one KV head) also
-//! share each tile's conversion to f32, which changes no bit of the result.
-
-// See integer_avx2.rs: vectors go through plain loops, never through closures.
-#![allow(clippy::needless_range_loop)]
+//! The context is cut into chunks at fixed multiples of [`CHUNK`] positions. What a query has from a chunk depends on
+//! nothing but query and chunk, and a query's chunks are joined in their order: by one thread that walks them, or
+//! from memory by whichever thread finishes the last. So bits depend neither on threads nor on the batch. Queries
+//! that share keys (tokens of one prefill, query heads of one KV head) share their conversion to f32.
 
 use super::{
-    kv::{KvElement, KvPool, TILE},
+    attention_chunk::{Attend, Partial, Scratch, Sink, Source, padded_width},
+    kv::KvPool,
+    kv_format::KvElement,
     pool::{Pool, SharedMut},
-    simd::{Isa, Kernel, Simd},
+    simd::Isa,
+    wide::{LANES, Wide, WideKernel},
 };
-use std::{cell::RefCell, ops::Range};
+use std::{
+    cell::RefCell,
+    cmp::Reverse,
+    ops::Range,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
-/// Query tokens of one item: with three heads each, their state stays in the first-level cache.
-const QUERY_TOKENS: usize = 16;
+/// Positions after which the online softmax begins anew.
+pub(super) const CHUNK: usize = 256;
+/// Query rows of one part: enough to pay for the conversion of keys, few enough to stay in the cache.
+const ROWS_PER_PART: usize = 48;
+const TOKENS_PER_PART: usize = 16;
 
 /// New tokens of one sequence.
 #[derive(Clone, Copy, Debug)]
@@ -43,266 +52,234 @@ pub struct Attention<'a, E> {
     pub out: &'a mut [f32],
 }
 
-/// Some query tokens of one span and some query heads of one KV head.
+/// Some query tokens of one span, the query heads of one KV head, and some chunks of the keys that they see.
 #[derive(Clone, Debug)]
-struct Item {
-    span: usize,
-    tokens: Range<usize>,
-    kv_head: usize,
-    heads: Range<usize>,
+pub(super) struct Part {
+    pub span: usize,
+    pub tokens: Range<usize>,
+    pub kv_head: usize,
+    pub heads: Range<usize>,
+    pub chunks: Range<usize>,
+    /// Index of the split that this is one chunk of.
+    split: Option<usize>,
 }
 
-/// Attends for all spans, in parallel by (tokens, head).
-pub fn attend<E: KvElement>(pool: &mut Pool, isa: Isa, job: Attention<'_, E>) {
-    let items = items(&job, pool.threads());
-    let shape = job.kv.shape;
-    let out = SharedMut::new(job.out);
-    pool.run(items.len(), &|index| {
-        let item = &items[index];
-        let span = &job.spans[item.span];
-        SCRATCH.with_borrow_mut(|scratch| {
-            scratch.fit(item.tokens.len() * item.heads.len(), shape.head_dim);
-            let sink = |row: usize, head: usize, values: &[[f32; 8]], factor: f32| {
-                let start = ((span.row + row) * job.heads + head) * shape.head_dim;
-                // SAFETY: (row, head) belongs to one item, and each item is handed out once.
-                let out = unsafe { out.slice(start, shape.head_dim) };
-                for (out, x) in out.iter_mut().zip(values.as_flattened()) {
-                    *out = x * factor;
-                }
-            };
-            isa.run(Attend {
-                kv: job.kv,
-                layer: job.layer,
-                heads: job.heads,
-                scale: job.scale,
-                window: job.window,
-                queries: job.queries,
-                span,
-                item,
-                scratch,
-                sink,
-            });
-        });
-    });
-}
-
-fn items<E: KvElement>(job: &Attention<'_, E>, threads: usize) -> Vec<Item> {
-    let kv_heads = job.kv.shape.heads;
-    let group = job.heads / kv_heads;
-    let tiles: usize = job.spans.iter().map(|span| span.tokens.div_ceil(QUERY_TOKENS)).sum();
-    // Query heads of one KV head share the conversion of its keys, unless that would leave threads idle.
-    let split = if tiles * kv_heads < threads { 1 } else { group };
-    let mut items = Vec::with_capacity(tiles * job.heads / split);
-    for (index, span) in job.spans.iter().enumerate() {
-        // The longest walks first, so that the last items to be handed out are short.
-        for tile in (0..span.tokens.div_ceil(QUERY_TOKENS)).rev() {
-            let tokens = tile * QUERY_TOKENS..((tile + 1) * QUERY_TOKENS).min(span.tokens);
-            for first in (0..job.heads).step_by(split) {
-                items.push(Item {
-                    span: index,
-                    tokens: tokens.clone(),
-                    kv_head: first / group,
-                    heads: first..first + split,
-                });
-            }
-        }
+impl Part {
+    fn rows(&self) -> usize {
+        self.tokens.len() * self.heads.len()
     }
-    items
+
+    fn cost(&self) -> usize {
+        self.rows() * self.chunks.len()
+    }
+}
+
+/// A part whose chunks are computed apart, and joined by whoever finishes the last.
+struct Split {
+    whole: Part,
+    /// Where its partial results begin: by (row, chunk), each one vector of (high, total) and the sums.
+    start: usize,
+    unfinished: AtomicUsize,
+}
+
+struct Plan {
+    parts: Vec<Part>,
+    splits: Vec<Split>,
+    /// Vectors of all partial results.
+    partials: usize,
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
+    static SCRATCH: RefCell<(Scratch, Joined)> = RefCell::default();
+    /// Partial results of splits, kept by the thread that calls [`attend`].
+    static PARTIALS: RefCell<Vec<[f32; LANES]>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A tile in f32 and the running softmax of each query.
+/// Attends for all spans, in parallel by (tokens, KV head), and by chunks where that is too coarse.
+pub fn attend<E: KvElement>(pool: &mut Pool, isa: Isa, job: Attention<'_, E>) {
+    let plan = plan(&job, pool.threads());
+    let (spans, heads, dim) = (job.spans, job.heads, job.kv.shape.head_dim);
+    let source =
+        Source { kv: job.kv, layer: job.layer, heads, scale: job.scale, window: job.window, queries: job.queries };
+    let mut partials = PARTIALS.take();
+    if partials.len() < plan.partials {
+        partials.resize(plan.partials, [0.0; LANES]);
+    }
+    let shared = SharedMut::new(&mut partials);
+    let out = SharedMut::new(job.out);
+    let stride = 1 + padded_width(dim);
+    pool.run(plan.parts.len(), &|index| {
+        let part = &plan.parts[index];
+        let span = &spans[part.span];
+        SCRATCH.with_borrow_mut(|(scratch, joined)| {
+            joined.begin(part.rows(), stride - 1);
+            let finished = match part.split.map(|split| &plan.splits[split]) {
+                None => {
+                    isa.run_wide(Attend { source: &source, span, part, scratch, sink: joined });
+                    part
+                }
+                Some(split) => {
+                    let mut sink = Store { split, shared: &shared, stride };
+                    isa.run_wide(Attend { source: &source, span, part, scratch, sink: &mut sink });
+                    // The last to finish sees what all others have stored.
+                    if split.unfinished.fetch_sub(1, Ordering::AcqRel) > 1 {
+                        return;
+                    }
+                    isa.run_wide(Join { source: &source, span, split, shared: &shared, stride, joined });
+                    &split.whole
+                }
+            };
+            for row in 0..finished.rows() {
+                let (token, head) = (row / finished.heads.len(), row % finished.heads.len());
+                let row_out = span.row + finished.tokens.start + token;
+                // SAFETY: (token, head) belongs to one part or split, and each is finished once.
+                let out = unsafe { out.slice((row_out * heads + finished.heads.start + head) * dim, dim) };
+                joined.write(row, out);
+            }
+        });
+    });
+    PARTIALS.set(partials);
+}
+
+fn plan<E: KvElement>(job: &Attention<'_, E>, threads: usize) -> Plan {
+    let group = job.heads / job.kv.shape.heads;
+    let tokens_per_part = (ROWS_PER_PART / group).clamp(1, TOKENS_PER_PART);
+    let mut wholes = Vec::new();
+    for (index, span) in job.spans.iter().enumerate() {
+        for start in (0..span.tokens).step_by(tokens_per_part) {
+            let tokens = start..(start + tokens_per_part).min(span.tokens);
+            let chunks = chunks(span.start + tokens.start, span.start + tokens.end - 1, job.window);
+            for kv_head in 0..job.kv.shape.heads {
+                let heads = kv_head * group..(kv_head + 1) * group;
+                let (tokens, chunks) = (tokens.clone(), chunks.clone());
+                wholes.push(Part { span: index, tokens, kv_head, heads, chunks, split: None });
+            }
+        }
+    }
+    let cost: usize = wholes.iter().map(Part::cost).sum();
+    let mut plan = Plan { parts: Vec::with_capacity(wholes.len()), splits: Vec::new(), partials: 0 };
+    for whole in wholes {
+        // No part may be more than half of what one thread has to do.
+        if threads > 1 && whole.chunks.len() > 1 && whole.cost() * 2 * threads > cost {
+            let split = Some(plan.splits.len());
+            let one = |chunk| Part { chunks: chunk..chunk + 1, split, ..whole.clone() };
+            plan.parts.extend(whole.chunks.clone().map(one));
+            let (start, unfinished) = (plan.partials, AtomicUsize::new(whole.chunks.len()));
+            plan.partials += whole.cost() * (1 + padded_width(job.kv.shape.head_dim));
+            plan.splits.push(Split { whole, start, unfinished });
+        } else {
+            plan.parts.push(whole);
+        }
+    }
+    // The longest first, so that the last to be handed out are short.
+    plan.parts.sort_by_key(|part| Reverse(part.cost()));
+    plan
+}
+
+/// Chunks that queries from position `first` to `last` see.
+fn chunks(first: usize, last: usize, window: Option<usize>) -> Range<usize> {
+    window.map_or(0, |window| (first + 1).saturating_sub(window)) / CHUNK..last / CHUNK + 1
+}
+
+/// The softmax of each row over the chunks so far.
 #[derive(Default)]
-struct Scratch {
-    /// By (dimension, half tile).
-    keys: Vec<[f32; 8]>,
-    /// By (position, eight dimensions).
-    values: Vec<[f32; 8]>,
-    /// Scaled queries, one row each.
-    queries: Vec<f32>,
-    /// Weighted sums of values, one row each.
-    sums: Vec<[f32; 8]>,
-    state: Vec<State>,
+struct Joined {
+    width: usize,
+    /// Largest score and sum of e^(score - largest); none before the first chunk.
+    state: Vec<Option<(f32, f32)>>,
+    sums: Vec<[f32; LANES]>,
 }
 
-#[derive(Clone, Copy)]
-struct State {
-    /// First position that the query sees.
-    first: usize,
-    /// Its own position, the last that it sees.
-    position: usize,
-    /// Largest score so far.
-    high: f32,
-    /// Sum of e^(score - high).
-    total: f32,
-}
-
-impl Scratch {
-    fn fit(&mut self, rows: usize, head_dim: usize) {
-        self.keys.resize(head_dim * TILE / 8, [0.0; 8]);
-        self.values.resize(head_dim * TILE / 8, [0.0; 8]);
-        self.queries.resize(rows * head_dim, 0.0);
-        self.sums.clear();
-        self.sums.resize(rows * head_dim / 8, [0.0; 8]);
+impl Joined {
+    fn begin(&mut self, rows: usize, width: usize) {
+        self.width = width;
         self.state.clear();
+        self.state.resize(rows, None);
+        self.sums.resize(rows * width, [0.0; LANES]);
+    }
+
+    fn write(&self, row: usize, out: &mut [f32]) {
+        let factor = 1.0 / self.state[row].map_or(f32::NAN, |(_, total)| total);
+        let sums = self.sums[row * self.width..(row + 1) * self.width].as_flattened();
+        for (out, x) in out.iter_mut().zip(sums) {
+            *out = x * factor;
+        }
     }
 }
 
-struct Attend<'a, E, K> {
-    kv: &'a KvPool<E>,
-    layer: usize,
-    heads: usize,
-    scale: f32,
-    window: Option<usize>,
-    queries: &'a [f32],
-    span: &'a Span<'a>,
-    item: &'a Item,
-    scratch: &'a mut Scratch,
-    sink: K,
+impl Sink for Joined {
+    #[inline(always)]
+    fn take<S: Wide>(&mut self, s: S, row: usize, _: usize, partial: Partial<'_>) {
+        let sums = &mut self.sums[row * self.width..(row + 1) * self.width];
+        let Some((high, total)) = self.state[row] else {
+            self.state[row] = Some((partial.high, partial.total));
+            sums.copy_from_slice(partial.sums);
+            return;
+        };
+        let next = if partial.high > high { partial.high } else { high };
+        let mut shifts = [0.0; LANES];
+        (shifts[0], shifts[1]) = (high - next, partial.high - next);
+        let factors = s.array(s.exp(s.load(&shifts)));
+        self.state[row] = Some((next, total * factors[0] + partial.total * factors[1]));
+        let (old, new) = (s.splat(factors[0]), s.splat(factors[1]));
+        for (sum, x) in sums.iter_mut().zip(partial.sums) {
+            s.store(s.fma(s.load(sum), old, s.mul(s.load(x), new)), sum);
+        }
+    }
 }
 
-impl<E: KvElement, K: Fn(usize, usize, &[[f32; 8]], f32)> Kernel for Attend<'_, E, K> {
+/// Keeps the results of one chunk for later.
+struct Store<'a> {
+    split: &'a Split,
+    shared: &'a SharedMut<'a, [f32; LANES]>,
+    stride: usize,
+}
+
+impl Split {
+    fn slot(&self, row: usize, chunk: usize, stride: usize) -> usize {
+        self.start + (row * self.whole.chunks.len() + chunk - self.whole.chunks.start) * stride
+    }
+}
+
+impl Sink for Store<'_> {
+    #[inline(always)]
+    fn take<S: Wide>(&mut self, _: S, row: usize, chunk: usize, partial: Partial<'_>) {
+        let slot = self.split.slot(row, chunk, self.stride);
+        // SAFETY: (split, row, chunk) belongs to one part, and each part is handed out once; they are read only
+        // after all parts of the split are done.
+        let [head, sums @ ..] = (unsafe { self.shared.slice(slot, self.stride) }) else { return };
+        (head[0], head[1]) = (partial.high, partial.total);
+        sums.copy_from_slice(partial.sums);
+    }
+}
+
+/// Joins the chunks of a split.
+struct Join<'a, E> {
+    source: &'a Source<'a, E>,
+    span: &'a Span<'a>,
+    split: &'a Split,
+    shared: &'a SharedMut<'a, [f32; LANES]>,
+    stride: usize,
+    joined: &'a mut Joined,
+}
+
+impl<E> WideKernel for Join<'_, E> {
     type Out = ();
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
-        self.gather_queries();
-        let last = self.span.start + self.item.tokens.end - 1;
-        let first = self.scratch.state[0].first;
-        for tile in first / TILE..=last / TILE {
-            self.load_tile(s, tile, last);
-            // Rows are in position order: those before this tile are finished, and windows of those after its
-            // end begin later.
-            let mut row = self.scratch.state.partition_point(|state| state.position < tile * TILE);
-            let rows = self.scratch.state.partition_point(|state| state.first < (tile + 1) * TILE);
-            while row < rows {
-                row = match rows - row {
-                    1 => rows_step::<S, 1>(s, self.scratch, row, tile),
-                    2 => rows_step::<S, 2>(s, self.scratch, row, tile),
-                    3 => rows_step::<S, 3>(s, self.scratch, row, tile),
-                    _ => rows_step::<S, 4>(s, self.scratch, row, tile),
-                };
-            }
-        }
-        let width = self.kv.shape.head_dim / 8;
-        for (row, state) in self.scratch.state.iter().enumerate() {
-            let (token, head) = (row / self.item.heads.len(), row % self.item.heads.len());
-            let sums = &self.scratch.sums[row * width..(row + 1) * width];
-            (self.sink)(self.item.tokens.start + token, self.item.heads.start + head, sums, 1.0 / state.total);
-        }
-    }
-}
-
-impl<'a, E: KvElement, K> Attend<'a, E, K> {
-    #[inline(always)]
-    fn gather_queries(&mut self) {
-        let dim = self.kv.shape.head_dim;
-        let scale = self.scale;
-        let mut out = self.scratch.queries.chunks_exact_mut(dim);
-        for token in self.item.tokens.clone() {
-            for head in self.item.heads.clone() {
-                let start = ((self.span.row + token) * self.heads + head) * dim;
-                let Some(out) = out.next() else { return };
-                for (out, x) in out.iter_mut().zip(&self.queries[start..start + dim]) {
-                    *out = x * scale;
-                }
-                let position = self.span.start + token;
-                let first = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
-                self.scratch.state.push(State { first, position, high: f32::NEG_INFINITY, total: 0.0 });
+    fn run<S: Wide>(self, s: S) {
+        let whole = &self.split.whole;
+        self.joined.begin(whole.rows(), self.stride - 1);
+        for row in 0..whole.rows() {
+            let position = self.span.start + whole.tokens.start + row / whole.heads.len();
+            for chunk in chunks(position, position, self.source.window) {
+                let slot = self.split.slot(row, chunk, self.stride);
+                // SAFETY: all parts of the split are done, and this thread alone joins them.
+                let [head, sums @ ..] = (unsafe { self.shared.slice(slot, self.stride) }) else { return };
+                self.joined.take(s, row, chunk, Partial { high: head[0], total: head[1], sums });
             }
         }
     }
-
-    #[inline(always)]
-    fn tile(&self, tile: usize) -> (&'a [E], &'a [E]) {
-        let tiles_per_block = self.kv.shape.block_tokens / TILE;
-        let block = self.span.blocks[tile / tiles_per_block];
-        self.kv.tile(self.layer, block, self.item.kv_head, tile % tiles_per_block)
-    }
-
-    /// Converts one tile. Values after `last` may be another sequence's leftovers; they get weight zero, and
-    /// are set to zero too so that a leftover NaN cannot get in.
-    #[inline(always)]
-    fn load_tile<S: Simd>(&mut self, s: S, tile: usize, last: usize) {
-        let shape = self.kv.shape;
-        let (keys, values) = self.tile(tile);
-        // Blocks lie anywhere, so no hardware prefetcher finds the next tile.
-        if (tile + 1) * TILE <= last {
-            let (keys, values) = self.tile(tile + 1);
-            s.prefetch(keys);
-            s.prefetch(values);
-        }
-        for (x, out) in keys.as_chunks::<8>().0.iter().zip(&mut self.scratch.keys) {
-            s.store(E::load(s, x), out);
-        }
-        let valid = (last + 1 - tile * TILE).min(TILE) * shape.head_dim / 8;
-        let (filled, empty) = self.scratch.values.split_at_mut(valid);
-        for (x, out) in values.as_chunks::<8>().0.iter().zip(filled) {
-            s.store(E::load(s, x), out);
-        }
-        empty.fill([0.0; 8]);
-    }
-}
-
-/// Takes `R` queries from `row` on through the loaded tile; returns the next row.
-#[inline(always)]
-fn rows_step<S: Simd, const R: usize>(s: S, scratch: &mut Scratch, row: usize, tile: usize) -> usize {
-    let dim = scratch.keys.len() * 8 / TILE;
-    let (pairs, _) = scratch.keys.as_chunks::<2>();
-    let queries: [&[f32]; R] = std::array::from_fn(|r| &scratch.queries[(row + r) * dim..][..dim]);
-    let mut scores = [[s.zero(); 2]; R];
-    for (d, [low, high]) in pairs.iter().enumerate() {
-        let (low, high) = (s.load(low), s.load(high));
-        for r in 0..R {
-            let q = s.splat(queries[r][d]);
-            scores[r] = [s.fma(q, low, scores[r][0]), s.fma(q, high, scores[r][1])];
-        }
-    }
-    let mut weights = [[[0.0f32; 8]; 2]; R];
-    let mut factors = [0.0f32; R];
-    for r in 0..R {
-        let state = &mut scratch.state[row + r];
-        (factors[r], weights[r]) = soften(s, state, scores[r], tile);
-    }
-    let width = dim / 8;
-    for column in 0..width {
-        let mut acc = [s.zero(); R];
-        for r in 0..R {
-            acc[r] = s.mul(s.load(&scratch.sums[(row + r) * width + column]), s.splat(factors[r]));
-        }
-        for position in 0..TILE {
-            let v = s.load(&scratch.values[position * width + column]);
-            for r in 0..R {
-                acc[r] = s.fma(s.splat(weights[r].as_flattened()[position]), v, acc[r]);
-            }
-        }
-        for r in 0..R {
-            s.store(acc[r], &mut scratch.sums[(row + r) * width + column]);
-        }
-    }
-    row + R
-}
-
-/// One step of the online softmax: the factor for what was summed before, and the tile's weights.
-#[inline(always)]
-fn soften<S: Simd>(s: S, state: &mut State, scores: [S::V; 2], tile: usize) -> (f32, [[f32; 8]; 2]) {
-    let mut scores = [s.array(scores[0]), s.array(scores[1])];
-    let valid = (state.position + 1 - tile * TILE).min(TILE);
-    scores.as_flattened_mut()[valid..].fill(f32::NEG_INFINITY);
-    // Never the whole tile, which would leave no largest score: see the choice of rows in `run`.
-    scores.as_flattened_mut()[..state.first.saturating_sub(tile * TILE)].fill(f32::NEG_INFINITY);
-    let scores = [s.load(&scores[0]), s.load(&scores[1])];
-    let lanes = s.array(s.max(scores[0], scores[1]));
-    let high = lanes.into_iter().fold(state.high, |a, b| if a > b { a } else { b });
-    let factor = s.array(s.exp(s.splat(state.high - high)))[0];
-    let shift = s.splat(high);
-    let weights = [s.exp(s.sub(scores[0], shift)), s.exp(s.sub(scores[1], shift))];
-    state.total = state.total * factor + s.sum(s.add(weights[0], weights[1]));
-    state.high = high;
-    (factor, [s.array(weights[0]), s.array(weights[1])])
 }
 
 #[cfg(test)]
@@ -310,69 +287,103 @@ mod tests {
     use super::*;
     use crate::kernels::cpu::kv::{KvShape, Slot};
 
-    const SHAPE: KvShape = KvShape { layers: 1, heads: 2, head_dim: 16, block_tokens: 32, blocks: 4 };
-    const HEADS: usize = 4;
+    /// More than two chunks, and a multiple of nothing.
+    const POSITIONS: usize = 599;
+    const SHAPE: KvShape = KvShape { layers: 1, heads: 2, head_dim: 24, block_tokens: 32, blocks: 19 };
+    const HEADS: usize = 6;
+    const WIDTH: usize = HEADS * SHAPE.head_dim;
 
     fn noise(index: usize) -> f32 {
         ((index as u32).wrapping_mul(0x9e37_79b9).rotate_left(13).wrapping_mul(0x85eb_ca6b) >> 8) as f32 / 8e6 - 1.0
     }
 
+    struct Data {
+        q: Vec<f32>,
+        k: Vec<f32>,
+        v: Vec<f32>,
+    }
+
+    fn data() -> Data {
+        let noise = |count: usize, salt: usize| (0..count).map(|i| noise(i * 3 + salt) * 2.0).collect();
+        let kv_width = SHAPE.heads * SHAPE.head_dim;
+        Data { q: noise(POSITIONS * WIDTH, 0), k: noise(POSITIONS * kv_width, 1), v: noise(POSITIONS * kv_width, 2) }
+    }
+
     /// Attention of one query head at one position by its definition, in f64.
-    fn exact(position: usize, head: usize, window: Option<usize>, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f64> {
+    fn exact(position: usize, head: usize, window: Option<usize>, data: &Data) -> Vec<f64> {
         let (dim, kv_head) = (SHAPE.head_dim, head / (HEADS / SHAPE.heads));
         let row = |x: &[f32], at: usize| -> Vec<f64> {
             x[(at * SHAPE.heads + kv_head) * dim..][..dim].iter().map(|x| f64::from(*x)).collect()
         };
-        let q = &q[(position * HEADS + head) * dim..][..dim];
+        let q = &data.q[(position * HEADS + head) * dim..][..dim];
         let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
-        let weight =
-            |at: usize| -> f64 { (row(k, at).iter().zip(q).map(|(k, q)| k * f64::from(*q)).sum::<f64>() * 0.25).exp() };
-        let total: f64 = (first..=position).map(weight).sum();
-        let sum = |d: usize| (first..=position).map(|at| weight(at) * row(v, at)[d]).sum::<f64>() / total;
-        (0..dim).map(sum).collect()
+        let weight = |at: usize| -> f64 {
+            (row(&data.k, at).iter().zip(q).map(|(k, q)| k * f64::from(*q)).sum::<f64>() * 0.25).exp()
+        };
+        let weights: Vec<f64> = (first..=position).map(weight).collect();
+        let total: f64 = weights.iter().sum();
+        let mut out = vec![0.0; dim];
+        for (at, weight) in (first..=position).zip(weights) {
+            out.iter_mut().zip(row(&data.v, at)).for_each(|(out, v)| *out += weight * v / total);
+        }
+        out
     }
 
-    /// The last `tokens` of 100 as one step, on `isa`.
-    fn attend_last(isa: Isa, tokens: usize, window: Option<usize>, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
-        let mut pool = Pool::new(2, |_| {}).expect("two threads");
-        let mut kv = KvPool::<f32>::new(SHAPE).expect("a pool");
-        let blocks = [2, 0, 3, 1];
+    /// The last `tokens` of all positions as one step. What no position was written to is NaN.
+    fn attend_last<E: KvElement>(
+        isa: Isa,
+        threads: usize,
+        tokens: usize,
+        window: Option<usize>,
+        data: &Data,
+    ) -> Vec<f32> {
+        let mut pool = Pool::new(threads, |_| {}).expect("threads");
+        let mut kv = KvPool::<E>::new(SHAPE).expect("a pool");
+        let blocks: Vec<u32> = (0..19).map(|block| block * 7 % 19).collect();
         let slot = |position: usize| Slot { block: blocks[position / 32], offset: position % 32 };
-        kv.write(&mut pool, isa, 0, &(0..100).map(slot).collect::<Vec<_>>(), k, v);
-        let start = 100 - tokens;
-        let width = HEADS * SHAPE.head_dim;
-        let mut out = vec![0.0; tokens * width];
+        let leftover = vec![f32::NAN; 608 * SHAPE.heads * SHAPE.head_dim];
+        kv.write(&mut pool, isa, 0, &(0..608).map(slot).collect::<Vec<_>>(), &leftover, &leftover);
+        kv.write(&mut pool, isa, 0, &(0..POSITIONS).map(slot).collect::<Vec<_>>(), &data.k, &data.v);
+        let start = POSITIONS - tokens;
+        let mut out = vec![0.0; tokens * WIDTH];
         let spans = [Span { row: 0, tokens, start, blocks: &blocks }];
-        let job = Attention {
-            kv: &kv,
-            layer: 0,
-            heads: HEADS,
-            scale: 0.25,
-            window,
-            spans: &spans,
-            queries: &q[start * width..],
-            out: &mut out,
-        };
+        let (queries, out_slice) = (&data.q[start * WIDTH..], &mut out[..]);
+        let job =
+            Attention { kv: &kv, layer: 0, heads: HEADS, scale: 0.25, window, spans: &spans, queries, out: out_slice };
         attend(&mut pool, isa, job);
         out
     }
 
+    fn check<E: KvElement>(window: Option<usize>, tolerance: f64) {
+        let data = data();
+        let whole = attend_last::<E>(Isa::detect(), 2, POSITIONS, window, &data);
+        // Every third row and head.
+        for (at, found) in whole.chunks_exact(SHAPE.head_dim).enumerate().step_by(7) {
+            for (found, exact) in found.iter().zip(exact(at / HEADS, at % HEADS, window, &data)) {
+                assert!((f64::from(*found) - exact).abs() < tolerance, "{window:?} at {at}: {found}, not {exact}");
+            }
+        }
+        for isa in Isa::available() {
+            for (threads, tokens) in [(1, POSITIONS), (1, 1), (2, 1), (5, 1), (2, 3), (3, 33), (2, 300)] {
+                let part = attend_last::<E>(isa, threads, tokens, window, &data);
+                let same = part == whole[(POSITIONS - tokens) * WIDTH..];
+                assert!(same, "{isa:?}, {window:?}, {tokens} tokens, {threads} threads");
+            }
+        }
+    }
+
     #[test]
-    fn windows_follow_the_definition_however_a_prefill_is_cut() {
-        let data = |count: usize, salt: usize| (0..count).map(|i| noise(i * 3 + salt)).collect::<Vec<f32>>();
-        let (q, k, v) = (data(100 * 64, 0), data(100 * 32, 1), data(100 * 32, 2));
-        for window in [None, Some(1), Some(7), Some(16), Some(17), Some(50), Some(200)] {
-            let whole = attend_last(Isa::detect(), 100, window, &q, &k, &v);
-            for (at, found) in whole.chunks_exact(16).enumerate() {
-                for (found, exact) in found.iter().zip(exact(at / HEADS, at % HEADS, window, &q, &k, &v)) {
-                    assert!((f64::from(*found) - exact).abs() < 1e-5, "{window:?} at {at}: {found}, not {exact}");
-                }
-            }
-            assert!(whole == attend_last(Isa::Portable, 100, window, &q, &k, &v), "{window:?}");
-            for tokens in [1, 5, 33] {
-                let part = attend_last(Isa::detect(), tokens, window, &q, &k, &v);
-                assert!(part == whole[(100 - tokens) * 64..], "{window:?}, {tokens} tokens");
-            }
+    fn it_follows_the_definition_however_a_prefill_is_cut() {
+        for window in [None, Some(1), Some(17), Some(250), Some(256), Some(300), Some(1000)] {
+            check::<f32>(window, 1e-5);
+        }
+    }
+
+    #[test]
+    fn stored_formats_round_and_change_nothing_else() {
+        for window in [None, Some(270)] {
+            check::<u16>(window, 2e-3);
+            check::<i8>(window, 2e-2);
         }
     }
 }

@@ -2,6 +2,7 @@
 //! bits, because all take every sum in the same order and all fuse the same multiply-adds.
 
 pub mod attention;
+mod attention_chunk;
 pub mod elementwise;
 mod formats;
 pub mod integer;
@@ -9,6 +10,7 @@ pub mod integer;
 mod integer_avx2;
 mod integer_portable;
 pub mod kv;
+pub mod kv_format;
 pub mod matmul;
 pub mod matrix;
 pub mod peak;

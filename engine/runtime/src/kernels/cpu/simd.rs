@@ -30,8 +30,6 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn pow2(self, n: Self::V) -> Self::V;
 
     fn load_i8(self, x: &[i8; 8]) -> Self::V;
-    /// Neighbouring lanes (2i, 2i + 1) exchanged.
-    fn swap_pairs(self, a: Self::V) -> Self::V;
 
     /// 32 whole numbers in -127..=127 as bytes.
     fn store_i8(self, v: [Self::V; 4], out: &mut [i8; 32]);
@@ -148,10 +146,6 @@ impl Simd for Portable {
         lanes(|i| f32::from(x[i]))
     }
     #[inline(always)]
-    fn swap_pairs(self, a: [f32; 8]) -> [f32; 8] {
-        lanes(|i| a[i ^ 1])
-    }
-    #[inline(always)]
     fn store_i8(self, v: [[f32; 8]; 4], out: &mut [i8; 32]) {
         *out = std::array::from_fn(|i| v[i / 8][i % 8] as i8);
     }
@@ -264,11 +258,6 @@ mod avx2 {
         fn load_i8(self, x: &[i8; 8]) -> __m256 {
             // SAFETY: see above the impl.
             unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(x.as_ptr().cast()))) }
-        }
-        #[inline(always)]
-        fn swap_pairs(self, a: __m256) -> __m256 {
-            // SAFETY: see above the impl.
-            unsafe { _mm256_permute_ps::<0b10_11_00_01>(a) }
         }
         #[inline(always)]
         fn store_i8(self, v: [__m256; 4], out: &mut [i8; 32]) {

@@ -33,8 +33,6 @@ pub trait Wide: Copy + Send + Sync + 'static {
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
     fn round(self, a: Self::V) -> Self::V;
     fn pow2(self, n: Self::V) -> Self::V;
-    /// Neighbouring lanes (2i, 2i + 1) exchanged.
-    fn swap_pairs(self, a: Self::V) -> Self::V;
     fn prefetch<T>(self, data: &[T]);
 
     #[inline(always)]
@@ -175,10 +173,6 @@ impl<S: Simd> Wide for Pair<S> {
         [self.0.pow2(n[0]), self.0.pow2(n[1])]
     }
     #[inline(always)]
-    fn swap_pairs(self, a: Self::V) -> Self::V {
-        [self.0.swap_pairs(a[0]), self.0.swap_pairs(a[1])]
-    }
-    #[inline(always)]
     fn prefetch<T>(self, data: &[T]) {
         self.0.prefetch(data);
     }
@@ -246,7 +240,6 @@ mod tests {
                 s.round(x),
                 s.exp(x),
                 s.pow2(s.round(clipped)),
-                s.swap_pairs(x),
                 s.load_f16(&half),
                 s.splat(s.sum(x)),
                 s.splat(s.highest(y)),

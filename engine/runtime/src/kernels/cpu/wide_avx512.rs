@@ -100,11 +100,6 @@ impl Wide for Avx512 {
         }
     }
     #[inline(always)]
-    fn swap_pairs(self, a: __m512) -> __m512 {
-        // SAFETY: see above the impl.
-        unsafe { _mm512_permute_ps::<0b10_11_00_01>(a) }
-    }
-    #[inline(always)]
     fn prefetch<T>(self, data: &[T]) {
         for line in (0..size_of_val(data)).step_by(64) {
             // SAFETY: prefetching never faults, and this address lies inside `data` anyway.
