@@ -37,6 +37,6 @@ fn check(options: &GenerateOptions) {
     assert!(options.logit_bias.len() <= MAX_LOGIT_BIAS && options.logit_bias.is_sorted_by(|a, b| a.0 < b.0));
     assert!((1..=MAX_CHOICES).contains(&options.n));
     assert!(options.top_logprobs.is_none_or(|top| top <= 20));
-    assert!(options.max_tokens != Some(0));
+    assert!(options.max_tokens != Some(0) || options.echo);
     assert!(options.stop.len() <= MAX_STOP_STRINGS && options.stop.iter().all(|stop| !stop.is_empty()));
 }

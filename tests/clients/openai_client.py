@@ -3,6 +3,8 @@
 Usage: python openai_client.py BASE_URL MODEL. Prints one line per check; the first failure ends it with a traceback.
 """
 
+import json
+import re
 import sys
 
 import openai
@@ -70,6 +72,27 @@ check("seed repeats", seeded[0] == seeded[1], seeded)
 stop = client.chat.completions.create(**{**ask, "stop": [text[4:8]]}).choices[0]
 check("stop string", stop.message.content == text[:4] and stop.finish_reason == "stop", stop)
 
+person = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer", "minimum": 0, "maximum": 120}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+as_person = {"type": "json_schema", "json_schema": {"name": "person", "strict": True, "schema": person}}
+shaped = dict(model=model, messages=messages, max_tokens=120, temperature=1.5, seed=3)
+answer = client.chat.completions.create(**shaped, n=3, response_format=as_person)
+people = [json.loads(choice.message.content) for choice in answer.choices if choice.finish_reason == "stop"]
+check("json schema", people and all(list(p) == ["name", "age"] and 0 <= p["age"] <= 120 and len(p["name"]) <= 20 for p in people), answer)
+chunks = client.chat.completions.create(**shaped, response_format=as_person, stream=True)
+streamed = "".join(c.choices[0].delta.content or "" for c in chunks)
+check("json schema stream", streamed == answer.choices[0].message.content, streamed)
+chosen = client.chat.completions.create(**shaped, extra_body={"structured_outputs": {"choice": ["north", "south"]}})
+check("choice", chosen.choices[0].message.content in ("north", "south") and chosen.choices[0].finish_reason == "stop", chosen)
+dated = client.completions.create(model=model, prompt="On", temperature=1.5, max_tokens=40, extra_body={"guided_regex": r"\d{4}-\d\d"})
+check("regex", re.fullmatch("[0-9]{4}-[0-9]{2}", dated.choices[0].text), dated)
+mode = client.chat.completions.create(**{**shaped, "max_tokens": 3}, response_format={"type": "json_object"}).choices[0]
+check("json mode, cut", mode.finish_reason == "length" and mode.message.content.startswith("{"), mode)
+
 raw = client.chat.completions.with_raw_response.create(**ask)
 check("request id", bool(raw.headers.get("x-request-id")), dict(raw.headers))
 
@@ -77,5 +100,7 @@ refused("unknown model", openai.NotFoundError, 404, lambda: client.chat.completi
 refused("max_tokens 0", openai.BadRequestError, 400, lambda: client.chat.completions.create(**{**ask, "max_tokens": 0}))
 refused("temperature", openai.BadRequestError, 400, lambda: client.chat.completions.create(**{**ask, "temperature": 9}))
 refused("too long", openai.BadRequestError, 400, lambda: client.completions.create(model=model, prompt=[504] * 9000), "context_length_exceeded")
+impossible = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "integer", "minimum": 2, "maximum": 1}}}
+refused("schema that cannot be met", openai.BadRequestError, 400, lambda: client.chat.completions.create(**ask, response_format=impossible))
 refused("unknown field", openai.BadRequestError, 400, lambda: client.chat.completions.create(**ask, extra_body={"frobnicate": 1}))
 print("all passed")

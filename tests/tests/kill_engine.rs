@@ -14,12 +14,17 @@ const TOKENS: u64 = 160;
 fn request(case: usize) -> Value {
     let subjects = ["the sea", "a clock", "winter", "two rivers", "an old map", "bread"];
     let temperature = if case.is_multiple_of(2) { 0.0 } else { 0.9 };
-    json!({
+    let mut request = json!({
         "model": "smollm2",
         "messages": [{"role": "user", "content": format!("Tell a story about {}.", subjects[case % subjects.len()])}],
         "max_tokens": TOKENS, "temperature": temperature, "seed": 1000 + case, "ignore_eos": true,
         "stream": true, "stream_options": {"include_usage": true},
-    })
+    });
+    if case >= 4 {
+        // These follow a grammar, which another instance takes up in the middle: words in capitals, without an end.
+        request["structured_outputs"] = json!({"regex": "([A-Z][a-z]{1,9} )*"});
+    }
+    request
 }
 
 #[test]

@@ -6,11 +6,21 @@ use std::process::Command;
 
 #[test]
 fn openai_package_works_unchanged() -> Result<()> {
+    run("openai_client.py")
+}
+
+#[test]
+fn tools_are_called_as_their_schemas_say() -> Result<()> {
+    run("openai_tools.py")
+}
+
+/// Runs a client against a Foreshock of its own.
+fn run(client: &str) -> Result<()> {
     let foreshock = Foreshock::start(&[])?;
     foreshock.add_model("smollm2")?;
     let python = workspace_root().join("target/venv/bin/python");
     let output = Command::new(&python)
-        .arg(workspace_root().join("tests/clients/openai_client.py"))
+        .arg(workspace_root().join("tests/clients").join(client))
         .arg(format!("http://{}/v1", foreshock.data))
         .arg("smollm2")
         .output()

@@ -135,7 +135,8 @@ impl Active {
         let text = self.text.get().filter(|_| !stop.ignore_eos);
         let ends =
             |token| stop.stop_token_ids.contains(token) || text.is_some_and(|text| text.eos_ids().contains(token));
-        if emitted.len() >= stop.min_tokens as usize && emitted.last().is_some_and(ends) {
+        let may_stop = emitted.len() >= stop.min_tokens as usize && emitted.len() > self.request.given.len();
+        if may_stop && emitted.last().is_some_and(ends) {
             return Some(FinishReason::Stop);
         }
         (emitted.len() >= stop.max_tokens as usize).then_some(FinishReason::Length)
@@ -223,8 +224,10 @@ impl Active {
             self.model.meters().ttft_seconds.record(ttft.as_secs_f64());
         }
         self.progress.last_token_at = Some(now);
-        self.model.output_tokens_total.fetch_add(tokens.len() as u64, Ordering::Relaxed);
+        let drawn_before = self.request.drawn(self.request.emitted.len());
         self.request.emitted.extend(tokens);
+        let drawn = self.request.drawn(self.request.emitted.len()) - drawn_before;
+        self.model.output_tokens_total.fetch_add(drawn as u64, Ordering::Relaxed);
         Ok(Ok(()))
     }
 
@@ -233,7 +236,7 @@ impl Active {
         self.demand.fly();
         lease.endpoint.worked();
         if self.progress.first_token_at.is_none() {
-            let prompt_tokens = self.request.prompt.len() as u64;
+            let prompt_tokens = self.request.prompt_tokens() as u64;
             self.model.prompt_tokens_total.fetch_add(prompt_tokens, Ordering::Relaxed);
         }
         self.progress.unserved_since = None;

@@ -18,6 +18,8 @@ pub struct Limits {
     pub max_tokens: usize,
     /// Output tokens before which neither end-of-sequence nor a stop token ends it.
     pub min_tokens: usize,
+    /// Output tokens that are not drawn but known before: none of them ends it by what it is.
+    pub given_tokens: usize,
     /// Go on after the model's end-of-sequence tokens.
     pub ignore_eos: bool,
     /// More tokens that end it.
@@ -71,7 +73,8 @@ impl EndRule {
         output_tokens: usize,
         sequence_tokens: usize,
     ) -> Option<EndReason> {
-        if output_tokens >= limits.min_tokens && self.is_stop(limits, last) {
+        let may_stop = output_tokens >= limits.min_tokens && output_tokens > limits.given_tokens;
+        if may_stop && self.is_stop(limits, last) {
             return Some(EndReason::Stop);
         }
         let full = output_tokens >= limits.max_tokens || sequence_tokens >= self.max_sequence_tokens;
@@ -206,7 +209,8 @@ mod tests {
 
     #[test]
     fn ends() {
-        let limits = Limits { max_tokens: 8, min_tokens: 0, ignore_eos: false, stop_token_ids: vec![5] };
+        let limits =
+            Limits { max_tokens: 8, min_tokens: 0, given_tokens: 0, ignore_eos: false, stop_token_ids: vec![5] };
         check(limits.clone(), 1, 1, None);
         check(limits.clone(), 2, 1, Some(EndReason::Stop));
         check(limits.clone(), 5, 1, Some(EndReason::Stop));
@@ -216,6 +220,8 @@ mod tests {
         check(Limits { ignore_eos: true, ..limits.clone() }, 5, 1, Some(EndReason::Stop));
         check(Limits { min_tokens: 3, ..limits.clone() }, 2, 2, None);
         check(Limits { min_tokens: 3, ..limits.clone() }, 2, 3, Some(EndReason::Stop));
+        check(Limits { given_tokens: 2, ..limits.clone() }, 2, 2, None);
+        check(Limits { given_tokens: 2, ..limits.clone() }, 2, 3, Some(EndReason::Stop));
         check(Limits { max_tokens: 99, ..limits }, 1, 10, Some(EndReason::Length));
     }
 }

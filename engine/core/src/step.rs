@@ -51,6 +51,8 @@ pub struct LogitsRow {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sampled {
     Token(TokenId),
+    /// The token ends its sequence, whatever the sequence's limits say: nothing may follow it.
+    Last(TokenId),
     /// The row was unusable; its sequence is lost.
     Failed,
     /// A row before it of the same sequence drew another token than was drafted, or was unusable.

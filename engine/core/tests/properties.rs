@@ -119,7 +119,7 @@ fn submission() -> impl Strategy<Value = Submission> {
     let rank = (-2..3i32, 0..3u64);
     (prop_oneof![prompt, tokens(1..24)], tokens(0..4), limits, 0..TENANTS, rank).prop_map(
         |(prompt, emitted, (max, min_tokens, ignore_eos, stop_token_ids), tenant, (priority, deadline_ns))| {
-            let limits = Limits { max_tokens: max, min_tokens, ignore_eos, stop_token_ids };
+            let limits = Limits { max_tokens: max, min_tokens, given_tokens: 0, ignore_eos, stop_token_ids };
             let tenant = tenant.to_string().into();
             Submission { id: SequenceId(0), tenant, prompt, emitted, limits, priority, deadline_ns, speculate: true }
         },
@@ -448,7 +448,7 @@ proptest! {
             tenant: format!("tenant {tenant}").into(),
             prompt: (0..prompt_tokens as u64).map(|n| (mix(id, n) % VOCAB) as TokenId).collect(),
             emitted: Vec::new(),
-            limits: Limits { max_tokens, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
+            limits: Limits { max_tokens, min_tokens: 0, given_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
             priority: (id % 5) as i32,
             deadline_ns: u64::MAX,
             speculate: true,
@@ -492,7 +492,7 @@ proptest! {
             tenant: "t".into(),
             prompt: (0..prompt_tokens as u64).map(|n| (mix(id, n) % VOCAB) as TokenId).collect(),
             emitted: Vec::new(),
-            limits: Limits { max_tokens, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
+            limits: Limits { max_tokens, min_tokens: 0, given_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
             priority,
             deadline_ns: u64::MAX,
             speculate: true,

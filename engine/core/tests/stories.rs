@@ -5,7 +5,7 @@ use engine_core::*;
 const EOS: TokenId = 3;
 
 fn plain(id: u64, prompt_tokens: usize, max_tokens: usize) -> Submission {
-    let limits = Limits { max_tokens, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() };
+    let limits = Limits { max_tokens, min_tokens: 0, given_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() };
     // A prompt of its own, so that only stories that are about shared prefixes have any.
     let prompt = (0..prompt_tokens as u32).map(|n| if n == 0 { id as u32 + 100 } else { 1 }).collect();
     Submission {

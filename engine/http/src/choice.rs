@@ -1,6 +1,9 @@
-//! One output: tokens from the backend to text for the client, with stop strings and the ends that are not shown.
+//! One output: tokens from the backend to text for the client, with stop strings, calls of tools and the ends that are
+//! not shown.
 
 use crate::logprobs::{Score, Scores};
+use crate::prepare::Echoed;
+use crate::tools::{CallDelta, Parser, Reading};
 use engine_text::{Detokenizer, StopMatch, StopMatcher, TextModel};
 use engine_wire::TokenId;
 use engine_wire::hop::{FinishReason, TokenLogprobs};
@@ -11,13 +14,14 @@ use std::sync::Arc;
 #[derive(Debug, Default)]
 pub(crate) struct Piece {
     pub text: String,
+    pub calls: Vec<CallDelta>,
     /// Entries of the tokens whose text is in this piece or was in one before; empty when none were asked for.
     pub scores: Vec<Score>,
 }
 
 impl Piece {
     pub fn is_empty(&self) -> bool {
-        self.text.is_empty() && self.scores.is_empty()
+        self.text.is_empty() && self.calls.is_empty() && self.scores.is_empty()
     }
 }
 
@@ -34,49 +38,70 @@ pub(crate) struct Choice {
     held_end: Option<(TokenId, Option<TokenLogprobs>)>,
     scores: Option<Scores>,
     /// The prompt, until the first piece takes it.
-    echo: Option<Arc<str>>,
-    /// Tokens taken so far, ends included.
-    pub output_tokens: u32,
+    echo: Option<Echoed>,
+    /// Tokens that the output begins with and that belong to the prompt.
+    given: u32,
+    /// Tells calls from content, where there are tools.
+    calls: Option<Parser>,
+    /// Tokens taken so far, those that were given and ends included.
+    taken: u32,
 }
 
 impl Choice {
-    pub fn new(text: &Arc<TextModel>, options: &GenerateOptions, echo: Option<Arc<str>>) -> Self {
+    pub fn new(text: &Arc<TextModel>, options: &GenerateOptions, echo: Option<Echoed>, calls: Option<Reading>) -> Self {
         let eos = if options.ignore_eos { &[] } else { text.eos_ids() };
+        let opening = calls.as_ref().map_or("", |reading| reading.format.opening());
         Self {
-            detokenizer: text.detokenizer(options.skip_special_tokens),
+            detokenizer: text.detokenizer(options.skip_special_tokens).showing(opening),
             stop: StopMatcher::new(options.stop.clone(), options.include_stop),
             ends: eos.iter().chain(&options.stop_token_ids).copied().collect(),
             include_stop: options.include_stop,
             min_tokens: options.min_tokens,
             held_end: None,
             scores: options.top_logprobs.map(|_| Scores::new(text.clone())),
+            given: match echo {
+                Some(Echoed::Scored { given, .. }) => given,
+                _ => 0,
+            },
             echo,
-            output_tokens: 0,
+            calls: calls.map(Parser::new),
+            taken: 0,
         }
     }
 
     /// Takes tokens, with one entry of log-probabilities each or none at all, and appends what they show. `Some` says
-    /// that a stop string ended the output: the tokens after it are not counted, as if they had never been asked for.
+    /// that the output ended, by a stop string or as it may have one call only: the tokens after that are not counted, as
+    /// if they had never been asked for.
     pub fn push(&mut self, tokens: &[TokenId], logprobs: Vec<TokenLogprobs>, out: &mut Piece) -> Option<FinishReason> {
         self.begin(out);
         let mut logprobs = logprobs.into_iter();
         for token in tokens {
             let scored = logprobs.next();
             if let Some((end, scored)) = self.held_end.take()
-                && self.append(end, scored, out) == StopMatch::Stopped
+                && self.append(end, scored, out)
             {
-                return Some(FinishReason::Stop);
+                return Some(self.stopped(out));
             }
-            self.output_tokens = self.output_tokens.saturating_add(1);
+            self.taken = self.taken.saturating_add(1);
             if self.ends.contains(token) {
                 self.held_end = Some((*token, scored));
                 continue;
             }
-            if self.append(*token, scored, out) == StopMatch::Stopped {
-                return Some(FinishReason::Stop);
+            if self.append(*token, scored, out) {
+                return Some(self.stopped(out));
             }
         }
         None
+    }
+
+    /// Tokens of the output so far, ends included.
+    pub fn output_tokens(&self) -> u32 {
+        self.taken.saturating_sub(self.given)
+    }
+
+    /// Whether the output has a whole call.
+    pub fn has_called(&self) -> bool {
+        self.calls.as_ref().is_some_and(Parser::has_called)
     }
 
     /// The output ended below: appends what was held back, and says why it ended.
@@ -84,51 +109,80 @@ impl Choice {
         self.begin(out);
         let end = self.held_end.take().filter(|_| reason == FinishReason::Length || self.include_stop);
         if let Some((end, scored)) = end
-            && self.append(end, scored, out) == StopMatch::Stopped
+            && self.append(end, scored, out)
         {
-            return FinishReason::Stop;
+            return self.stopped(out);
         }
-        let mut tail = String::new();
+        let (mut tail, mut text) = (String::new(), String::new());
         self.detokenizer.finish(&mut tail);
-        let before = out.text.len();
-        let found = self.stop.push(&tail, &mut out.text);
+        let found = self.stop.push(&tail, &mut text);
         if found == StopMatch::None {
-            self.stop.finish(&mut out.text);
+            self.stop.finish(&mut text);
         }
-        self.shown(found, before, out);
-        if found == StopMatch::Stopped { FinishReason::Stop } else { reason }
+        let ended = self.show(found, &text, out);
+        self.close(out);
+        if ended { FinishReason::Stop } else { reason }
+    }
+
+    /// It ended above the backend: lets out what was held back.
+    fn stopped(&mut self, out: &mut Piece) -> FinishReason {
+        self.close(out);
+        FinishReason::Stop
+    }
+
+    fn close(&mut self, out: &mut Piece) {
+        if let Some(calls) = &mut self.calls {
+            calls.finish(&mut out.text, &mut out.calls);
+        }
     }
 
     /// The prompt comes first where it is wanted.
     fn begin(&mut self, out: &mut Piece) {
-        if let Some(echo) = self.echo.take() {
-            out.text.push_str(&echo);
+        match self.echo.take() {
+            None => {}
+            Some(Echoed::Text(text)) => out.text.push_str(&text),
+            Some(Echoed::Scored { first, .. }) => {
+                let mut text = String::new();
+                self.detokenizer.push(first, &mut text);
+                if let Some(scores) = &mut self.scores {
+                    scores.begun(first, &text);
+                }
+                self.show(StopMatch::None, &text, out);
+            }
         }
     }
 
-    fn append(&mut self, token: TokenId, scored: Option<TokenLogprobs>, out: &mut Piece) -> StopMatch {
+    /// Whether the output ends with this token.
+    fn append(&mut self, token: TokenId, scored: Option<TokenLogprobs>, out: &mut Piece) -> bool {
         let mut text = String::new();
         self.detokenizer.push(token, &mut text);
         if let Some(scores) = &mut self.scores {
             scores.produced(token, scored, &text);
         }
-        let before = out.text.len();
-        let found = if self.output_tokens <= self.min_tokens {
-            out.text.push_str(&text);
+        let mut shown = String::new();
+        let found = if self.taken <= self.given || self.output_tokens() <= self.min_tokens {
+            shown = text;
             StopMatch::None
         } else {
-            self.stop.push(&text, &mut out.text)
+            self.stop.push(&text, &mut shown)
         };
-        self.shown(found, before, out);
-        found
+        self.show(found, &shown, out)
     }
 
-    /// Lets the entries out whose text is: the piece's from `before` on is new.
-    fn shown(&mut self, found: StopMatch, before: usize, out: &mut Piece) {
-        let Some(scores) = &mut self.scores else { return };
-        scores.shown(out.text.len() - before, &mut out.scores);
-        if found == StopMatch::Stopped {
-            scores.stopped(&mut out.scores);
+    /// Lets out text that no stop string takes back any more, and the entries whose text is out. Whether the output
+    /// ends.
+    fn show(&mut self, found: StopMatch, text: &str, out: &mut Piece) -> bool {
+        if let Some(scores) = &mut self.scores {
+            scores.shown(text.len(), &mut out.scores);
+            if found == StopMatch::Stopped {
+                scores.stopped(&mut out.scores);
+            }
         }
+        let Some(calls) = &mut self.calls else {
+            out.text.push_str(text);
+            return found == StopMatch::Stopped;
+        };
+        calls.push(text, &mut out.text, &mut out.calls);
+        found == StopMatch::Stopped || calls.is_done()
     }
 }

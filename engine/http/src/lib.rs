@@ -20,6 +20,7 @@ mod server;
 mod sse;
 mod stall;
 mod tokenize;
+mod tools;
 pub mod vllm;
 mod whole;
 

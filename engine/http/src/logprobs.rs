@@ -15,7 +15,8 @@ use std::sync::Arc;
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Score {
     bytes: Vec<u8>,
-    logprob: f32,
+    /// None for the first token of a prompt.
+    logprob: Option<f32>,
     top: Vec<(Vec<u8>, f32)>,
     /// Where its text begins in the output's text, characters.
     text_offset: u32,
@@ -47,16 +48,28 @@ impl Scores {
         let start = self.produced_bytes;
         self.produced_bytes += text.len();
         if let Some(TokenLogprobs { logprob, top }) = logprobs {
-            let bytes = |id| self.text.token_bytes(id).to_vec();
-            let score = Score {
-                bytes: bytes(token),
-                logprob,
-                top: top.into_iter().map(|(id, logprob)| (bytes(id), logprob)).collect(),
-                text_offset: u32::try_from(self.produced_chars).unwrap_or(u32::MAX),
-            };
-            self.waiting.push_back(Waiting { start, end: self.produced_bytes, score });
+            self.wait(token, start, Some(logprob), top);
         }
         self.produced_chars += text.chars().count();
+    }
+
+    /// The same for the first token of a prompt, which has an entry without a number.
+    pub fn begun(&mut self, token: TokenId, text: &str) {
+        let start = self.produced_bytes;
+        self.produced_bytes += text.len();
+        self.wait(token, start, None, Vec::new());
+        self.produced_chars += text.chars().count();
+    }
+
+    fn wait(&mut self, token: TokenId, start: usize, logprob: Option<f32>, top: Vec<(TokenId, f32)>) {
+        let bytes = |id| self.text.token_bytes(id).to_vec();
+        let score = Score {
+            bytes: bytes(token),
+            logprob,
+            top: top.into_iter().map(|(id, logprob)| (bytes(id), logprob)).collect(),
+            text_offset: u32::try_from(self.produced_chars).unwrap_or(u32::MAX),
+        };
+        self.waiting.push_back(Waiting { start, end: self.produced_bytes, score });
     }
 
     /// So many more bytes of text are out: gives the entries of the tokens that are wholly out.
@@ -83,7 +96,8 @@ pub(crate) fn chat_logprobs(scores: &[Score]) -> Option<ChatLogprobs> {
     };
     let entry = |score: &Score| ChatTokenLogprob {
         token: token_text(&score.bytes),
-        logprob: score.logprob,
+        // Only a prompt's first token has none, and chats do not show prompts.
+        logprob: score.logprob.unwrap_or(0.0),
         bytes: score.bytes.clone(),
         top_logprobs: score.top.iter().map(alternative).collect(),
     };
@@ -99,8 +113,8 @@ pub(crate) fn completion_logprobs(scores: &[Score]) -> Option<CompletionLogprobs
     for score in scores {
         let token = token_text(&score.bytes);
         let mut top: Vec<(String, f32)> = Vec::with_capacity(score.top.len() + 1);
-        let chosen = (token.clone(), score.logprob);
-        for (text, logprob) in score.top.iter().map(|(bytes, logprob)| (token_text(bytes), *logprob)).chain([chosen]) {
+        let chosen = score.logprob.map(|logprob| (token.clone(), logprob));
+        for (text, logprob) in score.top.iter().map(|(bytes, logprob)| (token_text(bytes), *logprob)).chain(chosen) {
             // Keys of a JSON object are unique: of tokens with the same text the likeliest stands for all.
             if top.iter().all(|(known, _)| *known != text) {
                 top.push((text, logprob));
@@ -109,7 +123,7 @@ pub(crate) fn completion_logprobs(scores: &[Score]) -> Option<CompletionLogprobs
         out.text_offset.push(score.text_offset);
         out.token_logprobs.push(score.logprob);
         out.tokens.push(token);
-        out.top_logprobs.push(LogprobMap(top));
+        out.top_logprobs.push(score.logprob.map(|_| LogprobMap(top)));
     }
     Some(out)
 }

@@ -1,12 +1,16 @@
 //! From a checked API request to token requests: template, tokens, limits of the model.
 
 use crate::context::random_u64;
+use crate::tools::constraint;
 use crate::{ApiError, Backend, RequestContext};
+use engine_grammar::GrammarError;
 use engine_text::TextModel;
 use engine_wire::TokenId;
+use engine_wire::constraint::Constraint;
 use engine_wire::hop::GenerateRequest;
-use engine_wire::openai::{ChatMessage, GenerateOptions, Prompt};
+use engine_wire::openai::{ChatMessage, GenerateOptions, Prompt, ToolChoice, ToolOptions};
 use engine_wire::sampling::{Sampling, StopRule, choice_seed};
+use std::borrow::Cow;
 use std::future::Future;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
@@ -20,8 +24,18 @@ const INLINE_BYTES: usize = 2048;
 
 /// What is to be turned into tokens.
 pub(crate) enum Input {
-    Chat(Vec<ChatMessage>),
+    Chat { messages: Vec<ChatMessage>, tools: Arc<ToolOptions> },
     Prompts(Vec<Prompt>),
+}
+
+impl Input {
+    /// The tools that go with it.
+    pub fn tools(&self) -> Arc<ToolOptions> {
+        match self {
+            Self::Chat { tools, .. } => tools.clone(),
+            Self::Prompts(_) => Arc::default(),
+        }
+    }
 }
 
 /// What one API request comes to.
@@ -36,8 +50,19 @@ pub(crate) struct Prepared {
 /// One output that is asked for.
 pub(crate) struct Output {
     pub request: GenerateRequest,
-    /// The prompt's text, where the answer is to begin with it.
-    pub echo: Option<Arc<str>>,
+    /// How the answer is to begin with the prompt, if it is.
+    pub echo: Option<Echoed>,
+}
+
+/// The prompt at the head of an answer.
+#[derive(Clone, Debug)]
+pub(crate) enum Echoed {
+    Text(Arc<str>),
+    /// With log-probabilities: its first token, which has none, and how many more of its tokens the output begins with.
+    Scored {
+        first: TokenId,
+        given: u32,
+    },
 }
 
 /// A prompt in tokens.
@@ -62,7 +87,12 @@ pub(crate) async fn prepare<B: Backend>(
     check_ids(&options.stop_token_ids, "stop_token_ids", text.vocab())?;
     let biased: Vec<TokenId> = options.logit_bias.iter().map(|(token, _)| *token).collect();
     check_ids(&biased, "logit_bias", text.vocab())?;
-    let is_chat = matches!(input, Input::Chat(_));
+    let options = &*with_calls(options, &input.tools(), &text)?;
+    if let Some(constraint) = &options.constraint {
+        let check = check_constraint(constraint.clone(), options.constraint_param.clone(), tokenizers);
+        before_deadline(context, "while its constraint was checked", check).await??;
+    }
+    let is_chat = matches!(input, Input::Chat { .. });
     let tokenized = tokenize(text.clone(), input, Echo::of(options), tokenizers);
     let prompts = before_deadline(context, "while the prompt was tokenized", tokenized).await??;
     // Drawn once, so that a stream that goes on elsewhere makes the same draws.
@@ -77,10 +107,26 @@ pub(crate) async fn prepare<B: Backend>(
         let max_tokens = output_limit(text.context_tokens, ids.len(), options.max_tokens, is_chat)?;
         for choice in 0..options.n {
             let request = request(options, ids.clone(), max_tokens, choice_seed(seed, choice));
-            outputs.push(Output { request, echo: echo.clone() });
+            outputs.push(with_echo(request, echo.clone()));
         }
     }
     Ok(Prepared { text, outputs, prompt_tokens: u32::try_from(prompt_tokens).unwrap_or(u32::MAX) })
+}
+
+/// With log-probabilities wanted, all of the prompt but its first token is given as output, because only output is scored:
+/// the same tokens at the same positions.
+fn with_echo(mut request: GenerateRequest, text: Option<Arc<str>>) -> Output {
+    if text.is_none() || request.top_logprobs.is_none() {
+        return Output { request, echo: text.map(Echoed::Text) };
+    }
+    request.given = request.prompt.split_off(1);
+    let given = u32::try_from(request.given.len()).unwrap_or(u32::MAX);
+    request.stop.max_tokens = request.stop.max_tokens.saturating_add(given);
+    if request.stop.min_tokens > 0 {
+        request.stop.min_tokens = request.stop.min_tokens.saturating_add(given);
+    }
+    let echo = Some(Echoed::Scored { first: request.prompt[0], given });
+    Output { request, echo }
 }
 
 fn request(options: &GenerateOptions, prompt: Vec<TokenId>, max_tokens: u32, seed: u64) -> GenerateRequest {
@@ -88,6 +134,7 @@ fn request(options: &GenerateOptions, prompt: Vec<TokenId>, max_tokens: u32, see
         model: options.model.clone(),
         prompt,
         emitted: Vec::new(),
+        given: Vec::new(),
         sampling: Sampling {
             temperature: options.temperature,
             top_p: options.top_p,
@@ -107,7 +154,47 @@ fn request(options: &GenerateOptions, prompt: Vec<TokenId>, max_tokens: u32, see
         },
         top_logprobs: options.top_logprobs,
         priority: options.priority,
+        constraint: options.constraint.clone(),
     }
+}
+
+/// The options with the constraint that calls of these tools must follow, if there is one.
+fn with_calls<'a>(
+    options: &'a GenerateOptions,
+    tools: &ToolOptions,
+    text: &TextModel,
+) -> Result<Cow<'a, GenerateOptions>, ApiError> {
+    let must_call = matches!(tools.choice, ToolChoice::Required | ToolChoice::Function(_));
+    if options.constraint.is_some() {
+        let message =
+            format!("Invalid 'tool_choice': an answer cannot be a call and follow '{}'.", options.constraint_param);
+        return if must_call { Err(invalid("tool_choice", message)) } else { Ok(Cow::Borrowed(options)) };
+    }
+    let constraint = constraint(tools, text.tool_format());
+    match constraint.map_err(|error| invalid("tools", format!("Invalid 'tools': {error}.")))? {
+        None => Ok(Cow::Borrowed(options)),
+        Some(constraint) => Ok(Cow::Owned(GenerateOptions {
+            constraint: Some(Arc::new(constraint)),
+            constraint_param: "tools".to_owned(),
+            ..options.clone()
+        })),
+    }
+}
+
+/// Refuses a constraint that no output can follow, before an instance is woken for it.
+async fn check_constraint(
+    constraint: Arc<Constraint>,
+    param: String,
+    tokenizers: &Arc<Semaphore>,
+) -> Result<(), ApiError> {
+    // Compiling takes milliseconds whatever the length is, so never in place.
+    let work = move || {
+        engine_grammar::check(&constraint).map_err(|error| match error {
+            GrammarError::Failed { message } => ApiError::Internal { message },
+            error => invalid(&param, format!("Invalid '{param}': {error}.")),
+        })
+    };
+    in_turn(usize::MAX, tokenizers, work).await
 }
 
 /// Whether the text of a prompt is kept, to be the beginning of the answer.
@@ -142,7 +229,10 @@ async fn tokenize(
     let text_bytes = longest_text_bytes(&input);
     // Before it waits for its turn, so that what cannot fit is not kept in memory.
     refuse_hopeless(&text, text_bytes)?;
-    in_turn(text_bytes, tokenizers, move || encode_all(&text, input, echo)).await
+    // Of tools it is not known how much of their text comes into the prompt.
+    let tool_bytes: usize =
+        input.tools().offered().iter().filter_map(|tool| tool.parameters.as_ref().map(String::len)).sum();
+    in_turn(text_bytes + tool_bytes, tokenizers, move || encode_all(&text, input, echo)).await
 }
 
 /// Does work on a text: in place when the text is short, else on a blocking thread when its turn has come.
@@ -167,7 +257,7 @@ pub(crate) async fn in_turn<T: Send + 'static>(
 fn longest_text_bytes(input: &Input) -> usize {
     let text = |prompt: &Prompt| if let Prompt::Text(text) = prompt { text.len() } else { 0 };
     match input {
-        Input::Chat(messages) => messages.iter().map(|message| message.content.len()).sum(),
+        Input::Chat { messages, .. } => messages.iter().map(ChatMessage::text_bytes).sum(),
         Input::Prompts(prompts) => prompts.iter().map(text).max().unwrap_or(0),
     }
 }
@@ -184,8 +274,8 @@ pub(crate) fn refuse_hopeless(model: &TextModel, text_bytes: usize) -> Result<()
 
 fn encode_all(text: &TextModel, input: Input, echo: Echo) -> Result<Vec<Tokenized>, ApiError> {
     match input {
-        Input::Chat(messages) => {
-            let rendered = text.render_chat(&messages)?;
+        Input::Chat { messages, tools } => {
+            let rendered = text.render_chat(&messages, tools.offered())?;
             Ok(vec![Tokenized { ids: encode(text, &rendered, false, "messages")?, echo: None }])
         }
         Input::Prompts(prompts) => prompts.into_iter().map(|prompt| encode_prompt(text, prompt, echo)).collect(),

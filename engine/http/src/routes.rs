@@ -8,6 +8,7 @@ use crate::prepare::{Input, Output, before_deadline, prepare};
 use crate::respond::{NO_MODEL, counted, error_response, json_response, text_response, with_allow, with_request_id};
 use crate::sse::{Api, Envelope, SseBody};
 use crate::tokenize::{Direction, convert};
+use crate::tools::Reading;
 use crate::whole::collect;
 use crate::{ApiError, Backend, Limits, ModelCard, RequestContext, TokenStream};
 use bytes::Buf;
@@ -226,6 +227,7 @@ async fn answer<B: Backend, D: Buf>(
     check_content_type(&headers)?;
     let body = read_body(&headers, body, &service.options.limits).await?;
     let (input, options) = parse(api, &body)?;
+    let tools = input.tools();
     drop(body);
     access.record.model = options.model.clone();
     access.record.stream = options.stream;
@@ -235,10 +237,11 @@ async fn answer<B: Backend, D: Buf>(
     }
     let prepared = prepared?;
     access.record.prompt_tokens = prepared.prompt_tokens;
-    let (text, options) = (&prepared.text, &options);
+    let (text, options, tools) = (&prepared.text, &options, &tools);
     let starts = prepared.outputs.into_iter().map(|Output { request, echo }| async move {
         let stream = service.backend.generate(context.clone(), request).await?;
-        Ok::<_, ApiError>((stream, Choice::new(text, options, echo)))
+        let calls = Reading::of(tools, text, options.stream);
+        Ok::<_, ApiError>((stream, Choice::new(text, options, echo, calls)))
     });
     let parts = before_deadline(context, "before an instance took the request", try_join_all(starts)).await??;
     let envelope = Envelope::new(api, &context.request_id, options);
@@ -254,7 +257,7 @@ fn parse(api: Api, body: &[u8]) -> Result<(Input, GenerateOptions), ApiError> {
     match api {
         Api::Chat => {
             let request = parse_chat(body)?;
-            Ok((Input::Chat(request.messages), request.options))
+            Ok((Input::Chat { messages: request.messages, tools: Arc::new(request.tools) }, request.options))
         }
         Api::Completion => {
             let request = parse_completion(body)?;

@@ -9,11 +9,13 @@ use crate::backend::{StreamEvent, TokenStream};
 use crate::choice::{Choice, Piece};
 use crate::clock::unix_s;
 use crate::logprobs::{chat_logprobs, completion_logprobs};
+use crate::tools::CallDelta;
 use bytes::Bytes;
 use engine_wire::TokenId;
 use engine_wire::hop::{FinishReason, HopEvent, TokenLogprobs};
 use engine_wire::openai::{
-    ChatChunk, ChatChunkChoice, ChatDelta, CompletionChoice, GenerateOptions, TextCompletion, Usage,
+    ChatChunk, ChatChunkChoice, ChatDelta, ChatFinish, CompletionChoice, FunctionDelta, GenerateOptions,
+    TextCompletion, ToolCallDelta, Usage,
 };
 use futures_util::Stream;
 use std::collections::VecDeque;
@@ -85,17 +87,25 @@ impl Envelope {
 
     /// A chat choice's opening: who speaks.
     fn write_role(&self, index: u32, out: &mut String) {
-        let delta = ChatDelta { role: Some("assistant"), content: Some("") };
+        let delta = ChatDelta { role: Some("assistant"), content: Some(""), ..ChatDelta::default() };
         self.chat_event(&[ChatChunkChoice { index, delta, logprobs: None, finish_reason: None }], self.no_usage(), out);
     }
 
     fn write_piece(&self, index: u32, piece: &Piece, out: &mut String) {
         match self.api {
             Api::Chat => {
-                let delta = ChatDelta { role: None, content: Some(&piece.text) };
-                let logprobs = chat_logprobs(&piece.scores);
-                let choice = ChatChunkChoice { index, delta, logprobs, finish_reason: None };
-                self.chat_event(&[choice], self.no_usage(), out);
+                if !piece.text.is_empty() || !piece.scores.is_empty() {
+                    let delta = ChatDelta { content: Some(&piece.text), ..ChatDelta::default() };
+                    let logprobs = chat_logprobs(&piece.scores);
+                    let choice = ChatChunkChoice { index, delta, logprobs, finish_reason: None };
+                    self.chat_event(&[choice], self.no_usage(), out);
+                }
+                // One to an event: many clients look at the first only.
+                for call in piece.calls.iter().filter_map(call_delta) {
+                    let delta = ChatDelta { tool_calls: Some([call]), ..ChatDelta::default() };
+                    let choice = ChatChunkChoice { index, delta, logprobs: None, finish_reason: None };
+                    self.chat_event(&[choice], self.no_usage(), out);
+                }
             }
             Api::Completion => {
                 let logprobs = completion_logprobs(&piece.scores);
@@ -105,14 +115,15 @@ impl Envelope {
         }
     }
 
-    fn write_finish(&self, index: u32, reason: FinishReason, out: &mut String) {
-        let finish_reason = Some(reason);
+    fn write_finish(&self, index: u32, reason: FinishReason, called: bool, out: &mut String) {
         match self.api {
             Api::Chat => {
+                let finish_reason = Some(chat_finish(reason, called));
                 let choice = ChatChunkChoice { index, delta: ChatDelta::default(), logprobs: None, finish_reason };
                 self.chat_event(&[choice], self.no_usage(), out);
             }
             Api::Completion => {
+                let finish_reason = Some(reason);
                 let choice = CompletionChoice { text: "", index, logprobs: None, finish_reason };
                 self.completion_event(&[choice], self.no_usage(), out);
             }
@@ -124,6 +135,29 @@ impl Envelope {
             Api::Chat => self.chat_event(&[], Some(Some(usage)), out),
             Api::Completion => self.completion_event(&[], Some(Some(usage)), out),
         }
+    }
+}
+
+/// Why a chat's answer ended, by why its tokens did.
+pub(crate) fn chat_finish(reason: FinishReason, called: bool) -> ChatFinish {
+    match reason {
+        FinishReason::Stop if called => ChatFinish::ToolCalls,
+        FinishReason::Stop => ChatFinish::Stop,
+        FinishReason::Length => ChatFinish::Length,
+    }
+}
+
+fn call_delta(delta: &CallDelta) -> Option<ToolCallDelta<'_>> {
+    match delta {
+        CallDelta::Begin { index, id, name } => {
+            let function = FunctionDelta { name: Some(name), arguments: "" };
+            Some(ToolCallDelta { index: *index, id: Some(id), kind: Some("function"), function })
+        }
+        CallDelta::Arguments { index, text } => {
+            let function = FunctionDelta { name: None, arguments: text };
+            Some(ToolCallDelta { index: *index, id: None, kind: None, function })
+        }
+        CallDelta::Withdrawn { .. } => None,
     }
 }
 
@@ -237,7 +271,7 @@ impl SseBody {
 
     /// Queues what one event of the backend gives: all of it in one write.
     fn on_piece(&mut self, index: usize, piece: &Piece, finish: Option<FinishReason>) {
-        self.access.record.output_tokens = self.parts.iter().map(|part| part.choice.output_tokens).sum();
+        self.access.record.output_tokens = self.parts.iter().map(|part| part.choice.output_tokens()).sum();
         let mut out = String::new();
         if !std::mem::replace(&mut self.parts[index].opened, true) {
             self.envelope.write_role(index as u32, &mut out);
@@ -246,7 +280,8 @@ impl SseBody {
             self.envelope.write_piece(index as u32, piece, &mut out);
         }
         if let Some(reason) = finish {
-            self.envelope.write_finish(index as u32, reason, &mut out);
+            let called = self.parts[index].choice.has_called();
+            self.envelope.write_finish(index as u32, reason, called, &mut out);
             // Dropping the stream tells the backend that a stop string ended it.
             self.parts[index].stream = None;
             self.access.record.finish = Some(reason);
@@ -255,7 +290,7 @@ impl SseBody {
             }
         }
         if !out.is_empty() {
-            let tokens = !piece.text.is_empty() || finish.is_none();
+            let tokens = !piece.text.is_empty() || !piece.calls.is_empty() || finish.is_none();
             self.writes.push_back(Write { bytes: out.into(), tokens });
         }
     }

@@ -8,7 +8,9 @@ use crate::{ApiError, Backend, RequestContext, logprobs};
 use bytes::Buf;
 use engine_text::TextModel;
 use engine_wire::TokenId;
-use engine_wire::openai::{Detokenized, TokenizeInput, TokenizeRequest, Tokenized, parse_detokenize, parse_tokenize};
+use engine_wire::openai::{
+    ChatMessage, Detokenized, TokenizeInput, TokenizeRequest, Tokenized, parse_detokenize, parse_tokenize,
+};
 use futures_util::Stream;
 use serde_json::value::{RawValue, to_raw_value};
 use std::sync::Arc;
@@ -75,15 +77,15 @@ async fn answer<B: Backend, D: Buf>(
 fn text_bytes(input: &TokenizeInput) -> usize {
     match input {
         TokenizeInput::Prompt { text, .. } => text.len(),
-        TokenizeInput::Messages(messages) => messages.iter().map(|message| message.content.len()).sum(),
+        TokenizeInput::Messages { messages, .. } => messages.iter().map(ChatMessage::text_bytes).sum(),
     }
 }
 
 fn tokenize(text: &Arc<TextModel>, request: TokenizeRequest) -> Result<Box<RawValue>, ApiError> {
     let tokens = match request.input {
         TokenizeInput::Prompt { text: prompt, add_special } => text.encode(&prompt, add_special)?,
-        TokenizeInput::Messages(messages) => {
-            let rendered = text.render_chat(&messages)?;
+        TokenizeInput::Messages { messages, tools } => {
+            let rendered = text.render_chat(&messages, &tools)?;
             refuse_hopeless(text, rendered.len())?;
             text.encode(&rendered, false)?
         }

@@ -5,9 +5,12 @@ use crate::access::AccessGuard;
 use crate::backend::{StreamEvent, TokenStream};
 use crate::choice::{Choice, Piece};
 use crate::logprobs::{chat_logprobs, completion_logprobs};
-use crate::sse::{Api, Envelope};
+use crate::sse::{Api, Envelope, chat_finish};
+use crate::tools::put_together;
 use engine_wire::hop::{FinishReason, HopEvent};
-use engine_wire::openai::{ChatChoice, ChatCompletion, ChatReply, CompletionChoice, TextCompletion, Usage};
+use engine_wire::openai::{
+    ChatChoice, ChatCompletion, ChatReply, CompletionChoice, FunctionReply, TextCompletion, ToolCallReply, Usage,
+};
 use futures_util::future::try_join_all;
 use serde_json::value::{RawValue, to_raw_value};
 
@@ -15,6 +18,7 @@ use serde_json::value::{RawValue, to_raw_value};
 struct Output {
     piece: Piece,
     finish: FinishReason,
+    called: bool,
     output_tokens: u32,
     cached_tokens: u32,
 }
@@ -53,19 +57,31 @@ pub(crate) async fn collect(
 }
 
 fn chat_completion(envelope: &Envelope, outputs: Vec<Output>, usage: Usage) -> ChatCompletion<'_> {
-    let choice = |(index, output): (usize, Output)| ChatChoice {
-        index: index as u32,
-        logprobs: chat_logprobs(&output.piece.scores),
-        message: ChatReply { role: "assistant", content: output.piece.text, refusal: None },
-        finish_reason: output.finish,
-    };
+    let choices = outputs.into_iter().enumerate().map(|(index, output)| chat_choice(index, output)).collect();
     ChatCompletion {
         id: &envelope.id,
         object: "chat.completion",
         created: envelope.created,
         model: &envelope.model,
-        choices: outputs.into_iter().enumerate().map(choice).collect(),
+        choices,
         usage,
+    }
+}
+
+fn chat_choice(index: usize, output: Output) -> ChatChoice {
+    let Piece { text, calls, scores } = output.piece;
+    let reply = |call: crate::tools::Call| ToolCallReply {
+        id: call.id,
+        kind: "function",
+        function: FunctionReply { name: call.name, arguments: call.arguments },
+    };
+    let tool_calls: Vec<ToolCallReply> = put_together(calls).into_iter().map(reply).collect();
+    let content = (tool_calls.is_empty() || !text.is_empty()).then_some(text);
+    ChatChoice {
+        index: index as u32,
+        logprobs: chat_logprobs(&scores),
+        message: ChatReply { role: "assistant", content, refusal: None, tool_calls },
+        finish_reason: chat_finish(output.finish, output.called),
     }
 }
 
@@ -105,6 +121,7 @@ async fn drain(mut stream: TokenStream, mut choice: Choice) -> Result<Output, Ap
                 return Err(ApiError::Unavailable { message, retry_after_s: None });
             }
         };
-        return Ok(Output { piece, finish, output_tokens: choice.output_tokens, cached_tokens });
+        let (called, output_tokens) = (choice.has_called(), choice.output_tokens());
+        return Ok(Output { piece, finish, called, output_tokens, cached_tokens });
     }
 }

@@ -1,6 +1,7 @@
 //! This engine as a [`Backend`]: the OpenAI routes and the hop hand their requests to the step thread.
 
 use crate::delivery::{CHANNEL_EVENTS, Delivery};
+use crate::guides::Guides;
 use crate::limits;
 use crate::request::{Message, Work};
 use crate::shared::Shared;
@@ -20,6 +21,7 @@ pub struct LocalBackend {
     /// Never full: a slot is taken first, and there is room for every slot.
     messages: SyncSender<Message>,
     text: Arc<LazyText>,
+    guides: Arc<Guides>,
     created_unix_s: u64,
 }
 
@@ -30,7 +32,8 @@ impl LocalBackend {
         text: Arc<LazyText>,
         created_unix_s: u64,
     ) -> Self {
-        Self { shared, messages, text, created_unix_s }
+        let guides = Arc::new(Guides::new(text.clone()));
+        Self { shared, messages, text, guides, created_unix_s }
     }
 
     fn check_name(&self, model: &str) -> Result<(), ApiError> {
@@ -64,12 +67,17 @@ impl Backend for LocalBackend {
             limits::check(&request, facts)?;
         }
         let slot = self.shared.enter()?;
+        let guided = match request.constraint.clone() {
+            Some(constraint) => Some(self.guides.guide(constraint, request.emitted.clone()).await?),
+            None => None,
+        };
         let (sender, events) = mpsc::channel(CHANNEL_EVENTS);
         let work = Work {
             request_id: context.request_id,
             tenant: context.tenant,
             arrived_at_ns: context.arrived_at_ns,
             request,
+            guided,
             delivery: Delivery::new(sender, context.arrived_at, context.deadline, slot),
         };
         self.shared.ledger().request_began();

@@ -12,6 +12,7 @@ mod delivery;
 mod ends;
 mod error;
 mod exposition;
+mod guides;
 mod hop;
 mod ledger;
 mod life;

@@ -20,6 +20,13 @@ pub(crate) fn check(request: &GenerateRequest, facts: &ModelFacts) -> Result<(),
     }
     check_vocabulary(&request.prompt, facts.shape.vocab, "prompt")?;
     check_vocabulary(&request.emitted, facts.shape.vocab, "emitted")?;
+    check_vocabulary(&request.given, facts.shape.vocab, "given")?;
+    if request.given.len() > request.stop.max_tokens as usize {
+        return invalid("max_tokens must count the tokens that are given.", "given");
+    }
+    if !request.given.is_empty() && request.constraint.is_some() {
+        return invalid("Tokens that are given follow no constraint.", "given");
+    }
     check_sampling(request)?;
     check_logits(request, facts.shape.vocab)?;
     let (prompt_tokens, max_tokens) = (request.prompt.len(), request.stop.max_tokens);
@@ -115,8 +122,10 @@ mod tests {
             emitted: Vec::new(),
             sampling: Sampling::default(),
             stop: StopRule { max_tokens: 8, ..StopRule::default() },
+            given: Vec::new(),
             top_logprobs: None,
             priority: 0,
+            constraint: None,
         };
         change(&mut request);
         let message = check(&request, &facts).err().map(|error| error.to_string());
@@ -133,6 +142,9 @@ mod tests {
         check_case(|r| r.prompt.clear(), Some("empty"));
         check_case(|r| r.prompt[1] = 50, Some("prompt[1] is 50"));
         check_case(|r| r.emitted = vec![4, 99], Some("emitted[1] is 99"));
+        check_case(|r| r.given = vec![7; 8], None);
+        check_case(|r| r.given = vec![7; 9], Some("max_tokens must count"));
+        check_case(|r| r.given = vec![50], Some("given[0] is 50"));
         check_case(|r| r.stop.max_tokens = 29, None);
         check_case(|r| r.stop.max_tokens = 30, Some("maximum context length is 32"));
         check_case(|r| r.prompt = vec![1; 19], None);

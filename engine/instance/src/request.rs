@@ -1,7 +1,9 @@
 //! One request inside the step thread: its parameters, its delivery, and the times of its life.
 
 use crate::delivery::Delivery;
-use engine_core::{EndReason, Limits};
+use crate::guides::Guided;
+use engine_core::{EndReason, Limits, Sampled};
+use engine_grammar::GrammarError;
 use engine_runtime::History;
 use engine_wire::TokenId;
 use engine_wire::control::{FinishedRequest, Outcome};
@@ -16,6 +18,8 @@ pub(crate) struct Work {
     /// CLOCK_MONOTONIC, ns.
     pub arrived_at_ns: u64,
     pub request: GenerateRequest,
+    /// Its grammar, if it has a constraint.
+    pub guided: Option<Guided>,
     pub delivery: Delivery,
 }
 
@@ -36,44 +40,113 @@ pub(crate) struct Live {
     pub top_logprobs: Option<u32>,
     /// Log-probabilities of the tokens that were drawn and are on their way through the scheduler.
     pub logprobs: VecDeque<TokenLogprobs>,
+    /// What its output must follow.
+    pub guided: Option<Guided>,
+    /// Why the grammar could not go on.
+    pub failure: Option<GrammarError>,
+    pub ignore_eos: bool,
+    /// Output that is given, and the position where it begins.
+    given: Vec<TokenId>,
+    given_at: usize,
+    /// How many of it are still to come.
+    given_left: usize,
     pub delivery: Delivery,
 }
 
 impl Live {
-    pub fn new(request: &GenerateRequest, times: Times, delivery: Delivery) -> Self {
+    pub fn new(request: &GenerateRequest, times: Times, guided: Option<Guided>, delivery: Delivery) -> Self {
         Self {
             times,
-            history: History::new(&request.sampling, &request.prompt, &request.emitted),
+            history: history_of(request),
             sampling: request.sampling.clone(),
             top_logprobs: request.top_logprobs,
             logprobs: VecDeque::new(),
+            guided,
+            failure: None,
+            ignore_eos: request.stop.ignore_eos,
+            given: request.given.clone(),
+            given_at: request.prompt.len(),
+            given_left: request.given.len().saturating_sub(request.emitted.len()),
             delivery,
         }
     }
 
-    /// Chooses the next token from a logits row, which is changed by it; none when the row cannot be used. `ends` are
-    /// the tokens that may not be drawn yet. What is drawn is at once part of the history, since the next row of
-    /// the same step may depend on it.
-    pub fn draw(
-        &mut self,
-        logits: &mut [f32],
-        position: usize,
-        ends: impl IntoIterator<Item = TokenId>,
-    ) -> Option<TokenId> {
-        let raw = self.top_logprobs.map(|top| (top as usize, logits.to_vec()));
-        engine_runtime::adjust(logits, &self.sampling, &self.history);
-        suppress(logits, ends);
-        let token = engine_runtime::sample(logits, &self.sampling, position).ok()?;
-        self.logprobs.extend(raw.map(|(top, raw)| engine_runtime::logprobs(&raw, token, top)));
-        self.history.push(token);
-        Some(token)
+    /// The token that is given for this position, if one is.
+    fn given(&self, position: usize) -> Option<TokenId> {
+        self.given.get(position.checked_sub(self.given_at)?).copied()
     }
 
-    /// Passes on a token that was drawn; it goes out with [`Delivery::flush`].
-    pub fn take_token(&mut self, token: TokenId, now_ns: u64) {
-        self.delivery.token(token, self.logprobs.pop_front());
-        self.times.token(now_ns);
+    /// Chooses the next token from a logits row, which is changed by it. `ends` are the tokens that may not be drawn yet;
+    /// they are when a grammar leaves nothing else. What is drawn is at once part of the history, since the next row of the
+    /// same step may depend on it.
+    pub fn draw(&mut self, logits: &mut [f32], position: usize, ends: &[TokenId]) -> Sampled {
+        if let Some(token) = self.given(position) {
+            let top = self.top_logprobs;
+            self.logprobs.extend(top.map(|top| engine_runtime::logprobs(logits, token, top as usize)));
+            return Sampled::Token(token);
+        }
+        let raw = self.top_logprobs.map(|top| (top as usize, logits.to_vec()));
+        engine_runtime::adjust(logits, &self.sampling, &self.history);
+        let drawn = match &self.guided {
+            None => {
+                suppress(logits, ends);
+                engine_runtime::sample(logits, &self.sampling, position).ok().map(Sampled::Token)
+            }
+            Some(guided) => match draw_guided(guided, logits, &self.sampling, position, ends) {
+                Ok(drawn) => drawn,
+                Err(error) => {
+                    self.failure = Some(error);
+                    None
+                }
+            },
+        };
+        if let Some(Sampled::Token(token) | Sampled::Last(token)) = drawn {
+            self.logprobs.extend(raw.map(|(top, raw)| engine_runtime::logprobs(&raw, token, top)));
+            self.history.push(token);
+        }
+        drawn.unwrap_or(Sampled::Failed)
     }
+
+    /// Passes on a token that was drawn or given, to go out with [`Delivery::flush`]; whether it was drawn.
+    pub fn take_token(&mut self, token: TokenId, now_ns: u64) -> bool {
+        self.delivery.token(token, self.logprobs.pop_front());
+        let is_given = self.given_left > 0;
+        if is_given {
+            self.given_left -= 1;
+        } else {
+            self.times.token(now_ns);
+        }
+        !is_given
+    }
+}
+
+/// What is given is part of the prompt for penalties.
+fn history_of(request: &GenerateRequest) -> History {
+    let drawn = &request.emitted[request.given.len().min(request.emitted.len())..];
+    if request.given.is_empty() {
+        return History::new(&request.sampling, &request.prompt, drawn);
+    }
+    let prompt = [request.prompt.as_slice(), &request.given].concat();
+    History::new(&request.sampling, &prompt, drawn)
+}
+
+/// As [`Live::draw`] for an output that follows a grammar; none when the logits cannot be used.
+fn draw_guided(
+    guided: &Guided,
+    logits: &mut [f32],
+    sampling: &Sampling,
+    position: usize,
+    ends: &[TokenId],
+) -> Result<Option<Sampled>, GrammarError> {
+    let mask = guided.mask()?;
+    mask.apply(logits);
+    if mask.allows_beyond(ends) {
+        suppress(logits, ends);
+    }
+    let Ok(token) = engine_runtime::sample(logits, sampling, position) else { return Ok(None) };
+    // Refuses what the mask does not allow: it could only be drawn from a row without any usable token.
+    let complete = guided.take(token)?;
+    Ok(Some(if complete { Sampled::Last(token) } else { Sampled::Token(token) }))
 }
 
 /// What is measured of a request. All times are CLOCK_MONOTONIC, ns.
@@ -148,8 +221,9 @@ impl Times {
 }
 
 /// The core's limits for a stop rule.
-pub(crate) fn limits(stop: StopRule) -> Limits {
+pub(crate) fn limits(stop: StopRule, given_tokens: usize) -> Limits {
     Limits {
+        given_tokens,
         max_tokens: stop.max_tokens as usize,
         min_tokens: stop.min_tokens as usize,
         ignore_eos: stop.ignore_eos,
@@ -168,9 +242,9 @@ pub(crate) fn finished(reason: EndReason, cached_tokens: u32) -> HopEvent {
 
 /// Takes the tokens that may not be drawn yet out of a logits row. The lowest finite number, so that the
 /// row stays finite and nothing that divides or subtracts makes a NaN of it.
-fn suppress(row: &mut [f32], tokens: impl IntoIterator<Item = TokenId>) {
+fn suppress(row: &mut [f32], tokens: &[TokenId]) {
     for token in tokens {
-        if let Some(logit) = row.get_mut(token as usize) {
+        if let Some(logit) = row.get_mut(*token as usize) {
             *logit = f32::MIN;
         }
     }

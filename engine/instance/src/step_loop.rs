@@ -5,13 +5,14 @@
 //! away has dropped its end of the channel, which needs no message and cannot be lost in a full queue.
 
 use crate::clock;
+use crate::guides::{self, Guided};
 use crate::limits;
 use crate::request::{self, Live, Message, Times, Work};
 use crate::shared::Shared;
 use crate::timings::{Lap, Timings};
 use engine_core::{
-    Forward, ForwardError, LogitsRow, Sampled, Scheduler, SequenceEvent, SequenceId, Step, Submission, SubmitError,
-    Submitted,
+    EndReason, Forward, ForwardError, LogitsRow, Sampled, Scheduler, SequenceEvent, SequenceId, Step, Submission,
+    SubmitError, Submitted,
 };
 use engine_http::ApiError;
 use engine_wire::control::{Outcome, StepPhases};
@@ -94,11 +95,14 @@ impl StepLoop {
     }
 
     fn accept(&mut self, work: Work) {
-        let Work { request_id, tenant, arrived_at_ns, request, delivery } = work;
+        let Work { request_id, tenant, arrived_at_ns, request, guided, delivery } = work;
         self.shared.ledger().request_taken();
         let deadline_ns = delivery.deadline_ns(arrived_at_ns);
-        let times = Times::new(request_id, request.prompt.len(), arrived_at_ns);
-        let live = Live::new(&request, times, delivery);
+        let times = Times::new(request_id, request.prompt_tokens(), arrived_at_ns);
+        let complete = guided.as_ref().is_some_and(Guided::is_complete);
+        let live = Live::new(&request, times, guided, delivery);
+        // A grammar's state moves on as tokens are delivered, and given tokens have nothing to look up.
+        let speculate = live.guided.is_none() && request.given.is_empty();
         if live.delivery.is_abandoned() {
             return self.end(live, Outcome::Cancelled, None);
         }
@@ -108,6 +112,10 @@ impl StepLoop {
         {
             return self.end(live, Outcome::Failed, Some(Err(error)));
         }
+        if complete {
+            // Nothing may follow what was emitted, or the grammar is that of the empty text.
+            return self.end(live, Outcome::Finished, Some(Ok(request::finished(EndReason::Stop, 0))));
+        }
         let id = SequenceId(self.next_id);
         self.next_id += 1;
         let submission = Submission {
@@ -115,10 +123,10 @@ impl StepLoop {
             tenant: tenant.into(),
             prompt: request.prompt,
             emitted: request.emitted,
-            limits: request::limits(request.stop),
+            limits: request::limits(request.stop, request.given.len()),
             priority: request.priority,
             deadline_ns,
-            speculate: true,
+            speculate,
         };
         match self.scheduler.submit(submission) {
             Ok(Submitted::Queued) => {
@@ -219,8 +227,14 @@ impl StepLoop {
         if !engine_runtime::all_finite(logits) {
             return Sampled::Failed;
         }
-        let ends = row.suppress_stop.then(|| self.scheduler.stop_tokens(row.sequence));
-        live.draw(logits, row.position, ends.into_iter().flatten()).map_or(Sampled::Failed, Sampled::Token)
+        let mut ends = Vec::new();
+        if row.suppress_stop {
+            ends.extend(self.scheduler.stop_tokens(row.sequence));
+        }
+        if live.guided.is_some() && live.ignore_eos {
+            ends.extend_from_slice(&self.scheduler.rule().eos_token_ids);
+        }
+        live.draw(logits, row.position, &ends)
     }
 
     /// A step that failed: one sequence is lost when its logits are to blame, otherwise all that were in it.
@@ -238,8 +252,7 @@ impl StepLoop {
         match event {
             SequenceEvent::Token { id, token } => {
                 let Some(live) = self.live.get_mut(&id) else { return };
-                live.take_token(token, now_ns);
-                self.output_tokens_total += 1;
+                self.output_tokens_total += u64::from(live.take_token(token, now_ns));
                 self.note_first_token(now_ns);
             }
             SequenceEvent::Ended { id, reason } => {
@@ -249,8 +262,9 @@ impl StepLoop {
             }
             SequenceEvent::Failed { id } => {
                 let Some(live) = self.live.remove(&id) else { return };
+                let error = live.failure.as_ref().map(|error| guides::refusal(error, "constraint"));
                 let message = "The model could not compute the next token of this request.".to_string();
-                self.end(live, Outcome::Failed, Some(Err(ApiError::Internal { message })));
+                self.end(live, Outcome::Failed, Some(Err(error.unwrap_or(ApiError::Internal { message }))));
             }
         }
     }

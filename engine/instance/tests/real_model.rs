@@ -265,7 +265,8 @@ fn logits_are_the_same_bits_with_and_without_a_hit() {
         let config = SchedulerConfig { step_tokens: 40, ..SchedulerConfig::default() };
         let mut scheduler = Scheduler::new(forward.shape(), config).expect("room");
         let mut logits = |id: u64, tenant: &str, prompt: &[TokenId]| {
-            let limits = Limits { max_tokens: 2, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() };
+            let limits =
+                Limits { max_tokens: 2, min_tokens: 0, given_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() };
             let (id, prompt) = (SequenceId(id), prompt.to_vec());
             let submission = Submission {
                 id,

@@ -91,6 +91,7 @@ fn serve(
         let limits = engine_core::Limits {
             max_tokens: stop.max_tokens as usize,
             min_tokens: stop.min_tokens as usize,
+            given_tokens: 0,
             ignore_eos: stop.ignore_eos,
             stop_token_ids: stop.stop_token_ids.clone(),
         };

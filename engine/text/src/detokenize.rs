@@ -41,6 +41,11 @@ impl Pieces {
         starts.zip(&self.ends).map(|(start, end)| end - start).max().unwrap_or(0)
     }
 
+    /// Ids outside the vocabulary are no text either.
+    pub fn is_special(&self, id: TokenId) -> bool {
+        self.special.get(id as usize).copied().unwrap_or(true)
+    }
+
     pub fn bytes(&self, id: TokenId, skip_special: bool) -> &[u8] {
         let index = id as usize;
         match self.special.get(index) {
@@ -58,18 +63,27 @@ impl Pieces {
 pub struct Detokenizer {
     pieces: Arc<Pieces>,
     skip_special: bool,
+    /// Text of special tokens that are not left out with the others.
+    shown: &'static str,
     /// Start of a character that is not complete yet: at most 3 bytes between calls.
     held: Vec<u8>,
 }
 
 impl Detokenizer {
     pub(crate) fn new(pieces: Arc<Pieces>, skip_special: bool) -> Self {
-        Self { pieces, skip_special, held: Vec::new() }
+        Self { pieces, skip_special, shown: "", held: Vec::new() }
+    }
+
+    /// Shows the special tokens of this text, whatever becomes of others: text is all that who reads it goes by.
+    pub fn showing(self, text: &'static str) -> Self {
+        Self { shown: text, ..self }
     }
 
     /// Appends what this token completes to `out`.
     pub fn push(&mut self, id: TokenId, out: &mut String) {
-        self.held.extend_from_slice(self.pieces.bytes(id, self.skip_special));
+        let bytes = self.pieces.bytes(id, false);
+        let skip = self.skip_special && (self.shown.is_empty() || bytes != self.shown.as_bytes());
+        self.held.extend_from_slice(self.pieces.bytes(id, skip));
         let kept = drain_complete(&self.held, out);
         self.held.drain(..self.held.len() - kept);
     }

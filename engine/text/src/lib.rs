@@ -7,6 +7,7 @@
 mod byte_level;
 mod detokenize;
 mod error;
+mod hermes;
 mod hugging_face;
 mod model;
 mod parts;
@@ -15,6 +16,7 @@ mod python;
 mod sentencepiece;
 mod stop;
 mod template;
+mod tool_format;
 
 pub use detokenize::Detokenizer;
 /// What [`TextModel::from_gguf`] reads.
@@ -23,3 +25,4 @@ pub use error::TextError;
 pub use hugging_face::end_tokens;
 pub use model::{END_TEXTS, TextModel};
 pub use stop::{StopMatch, StopMatcher};
+pub use tool_format::ToolFormat;

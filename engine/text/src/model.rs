@@ -7,9 +7,10 @@ use crate::parts::{Method, Parts, TokenKind};
 use crate::pretokenize::family;
 use crate::sentencepiece::{self, SentencePiece};
 use crate::template::ChatTemplate;
+use crate::tool_format::ToolFormat;
 use engine_store::{Gguf, TextFiles};
 use engine_wire::TokenId;
-use engine_wire::openai::ChatMessage;
+use engine_wire::openai::{ChatMessage, Tool};
 use std::path::Path;
 use std::sync::Arc;
 use tokenizers::models::bpe::{BPE, Vocab};
@@ -166,6 +167,11 @@ impl TextModel {
         self.pieces.bytes(id, false)
     }
 
+    /// Whether a token is special: no part of a text, whatever bytes stand for it.
+    pub fn is_special(&self, id: TokenId) -> bool {
+        self.pieces.is_special(id)
+    }
+
     /// A detokenizer for one output stream.
     pub fn detokenizer(&self, skip_special_tokens: bool) -> Detokenizer {
         Detokenizer::new(self.pieces.clone(), skip_special_tokens)
@@ -176,9 +182,15 @@ impl TextModel {
         self.template().err().map(|error| error.to_string())
     }
 
-    /// The prompt of a conversation, with the opening of the assistant's answer at its end.
-    pub fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, TextError> {
-        self.template()?.render(messages)
+    /// The prompt of a conversation with these tools, with the opening of the assistant's answer at its end. A template
+    /// that knows no tools has them written into its messages in the Hermes form.
+    pub fn render_chat(&self, messages: &[ChatMessage], tools: &[Tool]) -> Result<String, TextError> {
+        self.template()?.render(messages, tools)
+    }
+
+    /// How the model writes calls of tools.
+    pub fn tool_format(&self) -> ToolFormat {
+        self.template().map_or(ToolFormat::Hermes, ChatTemplate::tool_format)
     }
 
     fn template(&self) -> Result<&ChatTemplate, TextError> {

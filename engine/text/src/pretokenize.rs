@@ -28,6 +28,7 @@ const SUPPORTED: &[&str] = &[
     "llama3",
     "llama-v3",
     "qwen2",
+    "deepseek-r1-qwen",
 ];
 
 /// What a family of tokenizers does before merging.
@@ -48,7 +49,8 @@ pub fn family(pre: &str) -> Result<Family, TextError> {
         }
         "gpt-2" | "gpt2" | "default" => Ok(plain(vec![ByteLevel::new(false, false, true).into()])),
         "llama-bpe" | "llama3" | "llama-v3" => Ok(Family { ignore_merges: true, ..plain(split_by(LLAMA3)?) }),
-        "qwen2" => Ok(Family { normalizer: Some(NFC.into()), ..plain(split_by(QWEN2)?) }),
+        // DeepSeek's distillations keep the tokenizer of their base; those of Llama have its name too.
+        "qwen2" | "deepseek-r1-qwen" => Ok(Family { normalizer: Some(NFC.into()), ..plain(split_by(QWEN2)?) }),
         other => Err(TextError::PreTokenizer { pre: other.to_owned(), supported: SUPPORTED.join(", ") }),
     }
 }
@@ -84,6 +86,7 @@ mod tests {
         check("smollm", &["Hello", "Ġ", "Ġworld", "'", "S", "Ġ", "1", "2", "3", "4", "5", "ĊĊ", "Ġx"]);
         check("llama-bpe", &["Hello", "Ġ", "Ġworld", "'S", "Ġ", "123", "45", "ĊĊ", "Ġx"]);
         check("qwen2", &["Hello", "Ġ", "Ġworld", "'S", "Ġ", "1", "2", "3", "4", "5", "ĊĊ", "Ġx"]);
+        check("deepseek-r1-qwen", &["Hello", "Ġ", "Ġworld", "'S", "Ġ", "1", "2", "3", "4", "5", "ĊĊ", "Ġx"]);
     }
 
     #[test]

@@ -34,10 +34,25 @@ fn write_json(value: &Value, indent: Option<usize>, depth: usize, out: &mut Stri
             break_line(indent, depth, out);
             out.push('}');
         }
-        // Scalars, `[]` and `{}` are written alike by both.
+        Value::Number(number) if number.is_f64() => out.push_str(&float(number.as_f64().unwrap_or(0.0))),
+        // Other scalars, `[]` and `{}` are written alike by both.
         other => {
             let _ = write!(out, "{other}");
         }
+    }
+}
+
+/// `repr(number)`: the shortest digits that are this number, as Rust finds them too, with an exponent of two digits at
+/// least where it is below -4 or above 15.
+fn float(number: f64) -> String {
+    let scientific = format!("{number:e}");
+    let Some((digits, exponent)) = scientific.split_once('e') else { return scientific };
+    match exponent.parse::<i32>() {
+        Ok(exponent @ (..=-5 | 16..)) => {
+            let sign = if exponent < 0 { '-' } else { '+' };
+            format!("{digits}e{sign}{:02}", exponent.abs())
+        }
+        _ => format!("{number:?}"),
     }
 }
 
@@ -138,6 +153,12 @@ mod tests {
     fn json_is_pythons() {
         let value = serde_json::json!({"a": [1, 2.5, "x\n\"é"], "b": {}, "c": null});
         assert_eq!(json_dumps(&value, None), r#"{"a": [1, 2.5, "x\n\"é"], "b": {}, "c": null}"#);
+        // Expected values from Python's json.
+        let numbers = serde_json::json!([1.0, -0.5, 1e16, 123456789012345680.0, 1e-5, 0.0001, 1e100, 2.5e-7, 1e15]);
+        assert_eq!(
+            json_dumps(&numbers, None),
+            "[1.0, -0.5, 1e+16, 1.2345678901234568e+17, 1e-05, 0.0001, 1e+100, 2.5e-07, 1000000000000000.0]"
+        );
         assert_eq!(
             json_dumps(&serde_json::json!({"a": [1, true]}), Some(2)),
             "{\n  \"a\": [\n    1,\n    true\n  ]\n}"

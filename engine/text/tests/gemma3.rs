@@ -54,8 +54,8 @@ fn metadata_is_taken_over() {
 
 #[test]
 fn without_a_template_chats_are_refused_with_the_way_out() {
-    let message = ChatMessage { role: Role::User, content: "Hi".to_owned(), name: None };
-    let error = MODEL.render_chat(&[message]).expect_err("there is no template").to_string();
+    let message = ChatMessage::text(Role::User, "Hi");
+    let error = MODEL.render_chat(&[message], &[]).expect_err("there is no template").to_string();
     assert!(error.contains("/v1/completions"), "{error}");
 }
 

@@ -105,14 +105,14 @@ proptest! {
 
 #[test]
 fn chats_are_rendered_alike_wherever_the_template_stands() {
-    let message = ChatMessage { role: Role::User, content: "Hi\n there ".to_owned(), name: None };
+    let message = ChatMessage::text(Role::User, "Hi\n there ");
     let messages = [message];
-    let expected = SMOLLM2.gguf.render_chat(&messages).expect("a prompt");
-    assert_eq!(SMOLLM2.folder.render_chat(&messages).expect("a prompt"), expected);
+    let expected = SMOLLM2.gguf.render_chat(&messages, &[]).expect("a prompt");
+    assert_eq!(SMOLLM2.folder.render_chat(&messages, &[]).expect("a prompt"), expected);
     let folder = Edited::new();
     folder.write("chat_template.jinja", "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}");
     let text = TextModel::open(folder.0.path()).expect("a tokenizer");
-    assert_eq!(text.render_chat(&messages).expect("a prompt"), "<|im_start|>Hi\n there <|im_end|>");
+    assert_eq!(text.render_chat(&messages, &[]).expect("a prompt"), "<|im_start|>Hi\n there <|im_end|>");
     // The file of its own went before the field; without either there is none.
     folder.remove("chat_template.jinja");
     folder.edit("tokenizer_config.json", |config| config["chat_template"] = Value::Null);
@@ -122,7 +122,7 @@ fn chats_are_rendered_alike_wherever_the_template_stands() {
     folder.edit("tokenizer_config.json", |config| {
         config["chat_template"] = json!([{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]);
     });
-    assert_eq!(TextModel::open(folder.0.path()).expect("a tokenizer").render_chat(&messages).expect("d"), "d");
+    assert_eq!(TextModel::open(folder.0.path()).expect("a tokenizer").render_chat(&messages, &[]).expect("d"), "d");
 }
 
 /// A copy of SmolLM2's folder.

@@ -49,14 +49,14 @@ fn metadata_is_taken_over() {
 }
 
 fn message(role: Role, content: &str) -> ChatMessage {
-    ChatMessage { role, content: content.to_owned(), name: None }
+    ChatMessage::text(role, content)
 }
 
 #[test]
 fn a_conversation_becomes_chatml() {
     let user = message(Role::User, "Hi\n there ");
     let check = |messages: &[ChatMessage], expected: &str| {
-        assert_eq!(MODEL.render_chat(messages).expect("a prompt"), expected);
+        assert_eq!(MODEL.render_chat(messages, &[]).expect("a prompt"), expected);
     };
     check(
         std::slice::from_ref(&user),

@@ -7,9 +7,11 @@
 //! Trace context, deadline, tenant and request id travel as headers, named here.
 
 use crate::TokenId;
+use crate::constraint::Constraint;
 use crate::sampling::{Sampling, StopRule};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
+use std::sync::Arc;
 
 /// Path of the hop on an engine's port.
 pub const GENERATE_PATH: &str = "/v1/foreshock/generate";
@@ -33,6 +35,10 @@ pub struct GenerateRequest {
     /// Tokens already sent to the client by an instance that died; the stream goes on after them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub emitted: Vec<TokenId>,
+    /// Tokens that the output begins with, whatever would be drawn; they count in `stop`, and none of them ends it. They
+    /// are the rest of a prompt whose log-probabilities are wanted: `prompt` is then its first token.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub given: Vec<TokenId>,
     #[serde(default)]
     pub sampling: Sampling,
     #[serde(default)]
@@ -44,6 +50,21 @@ pub struct GenerateRequest {
     /// Lower goes first among its tenant's, as vLLM's.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub priority: i32,
+    /// What the text of the output must be, `emitted` included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub constraint: Option<Arc<Constraint>>,
+}
+
+impl GenerateRequest {
+    /// Tokens of the prompt, as its sender counts them.
+    pub fn prompt_tokens(&self) -> usize {
+        self.prompt.len() + self.given.len()
+    }
+
+    /// How many of so many tokens of the output were drawn, not given.
+    pub fn drawn(&self, output_tokens: usize) -> usize {
+        output_tokens.saturating_sub(self.given.len())
+    }
 }
 
 /// Not written, so that a peer that does not know priorities understands requests without one.

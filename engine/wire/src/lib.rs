@@ -3,6 +3,7 @@
 //!
 //! Serde only, so that every process and test can speak them without pulling in a runtime.
 
+pub mod constraint;
 pub mod control;
 pub mod hop;
 pub mod openai;

@@ -59,9 +59,8 @@ fn every_option_is_taken_over() {
         "include_stop_str_in_output":true,"stop_token_ids":[7],"ignore_eos":true,"skip_special_tokens":false,"stream":true,"stream_options":{"include_usage":true}}"#;
     let request = parse_chat(body).expect("a request");
     let message = |role, content: &str, name: Option<&str>| ChatMessage {
-        role,
-        content: content.to_owned(),
         name: name.map(str::to_owned),
+        ..ChatMessage::text(role, content)
     };
     assert_eq!(request.messages, [message(Role::Assistant, "", None), message(Role::User, "q", Some("n"))]);
     let options = request.options;

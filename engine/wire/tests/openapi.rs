@@ -31,6 +31,7 @@ fn check_parameters(schema: &str, base: Value, accepts: impl Fn(&[u8]) -> Result
             // Some parameters mean nothing without another one.
             match name.as_str() {
                 "top_logprobs" => body["logprobs"] = true.into(),
+                "tool_choice" => body["tools"] = json!([{"type": "function", "function": {"name": "now"}}]),
                 "min_tokens" => body["max_tokens"] = 9.into(),
                 "prompt" | "messages" => drop(body.as_object_mut().map(|body| body.remove("prompt"))),
                 "add_generation_prompt" => body = json!({"model": "m", "messages": [{"role": "user", "content": "a"}]}),

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 impl Active {
     pub(super) fn record(&self, hold: Duration, outcome: Outcome, error: Option<String>) -> RequestRecord {
         let progress = &self.progress;
-        let output_tokens = self.request.emitted.len() - progress.emitted_before;
+        let output_tokens =
+            self.request.drawn(self.request.emitted.len()) - self.request.drawn(progress.emitted_before);
         let since_arrival = |at: Instant| ms(at.saturating_duration_since(self.context.arrived_at));
         let itl_ms = match (progress.first_token_at, progress.last_token_at) {
             (Some(first), Some(last)) if output_tokens > 1 => Some(ms(last - first) / (output_tokens - 1) as f64),
@@ -23,7 +24,7 @@ impl Active {
             peer: self.context.peer,
             arrived_at_ns: self.context.arrived_at_ns,
             arrived_unix_ms: now_unix.saturating_sub(duration).as_millis() as u64,
-            prompt_tokens: u32::try_from(self.request.prompt.len()).unwrap_or(u32::MAX),
+            prompt_tokens: u32::try_from(self.request.prompt_tokens()).unwrap_or(u32::MAX),
             output_tokens: u32::try_from(output_tokens).unwrap_or(u32::MAX),
             cached_tokens: progress.cached_tokens,
             hold_ms: ms(hold),

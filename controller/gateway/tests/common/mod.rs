@@ -96,10 +96,12 @@ pub fn request(prompt: u32, max_tokens: u32) -> GenerateRequest {
         model: MODEL.to_owned(),
         prompt: vec![prompt, 7],
         emitted: Vec::new(),
+        given: Vec::new(),
         sampling: Sampling::default(),
         stop: StopRule { max_tokens, ..StopRule::default() },
         top_logprobs: None,
         priority: 0,
+        constraint: None,
     }
 }
 

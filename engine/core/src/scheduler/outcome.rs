@@ -167,10 +167,13 @@ impl Scheduler {
 /// Answers how many drafted tokens were drawn as well and so are computed already, and why it ends, if it does.
 fn take_draws(sequence: &mut Sequence, rule: &EndRule, part: &Part, sampled: &[Sampled]) -> (usize, Option<Close>) {
     for (row, result) in sampled.iter().enumerate() {
-        let Sampled::Token(token) = *result else { return (row, Some(Close::Failed)) };
+        let (Sampled::Token(token) | Sampled::Last(token)) = *result else { return (row, Some(Close::Failed)) };
         sequence.decoding = true;
         sequence.tokens.push(token);
-        let end = rule.end(&sequence.limits, token, sequence.output_tokens(), sequence.tokens.len());
+        let end = match result {
+            Sampled::Last(_) => Some(EndReason::Stop),
+            _ => rule.end(&sequence.limits, token, sequence.output_tokens(), sequence.tokens.len()),
+        };
         if let Some(reason) = end {
             return (row, Some(Close::Ended(reason)));
         }

@@ -88,6 +88,35 @@ async fn the_prompt_comes_first_where_it_is_wanted() {
 }
 
 #[tokio::test]
+async fn a_prompt_is_scored_where_it_is_echoed() {
+    // All but its first token is given as output; an end in it ends nothing, and it is not counted as output.
+    let script = vec![Step::Scored(vec![TURN_END]), Step::Scored(ids("bc")), Step::Finish(FinishReason::Length)];
+    let setup = Setup { scripts: vec![script.clone(), script], ..Setup::default() };
+    let mut server = setup.start().await;
+    let body = |rest: &str| {
+        format!(
+            r#"{{"model":"tiny","prompt":[97,{TURN_END},98],"echo":true,"logprobs":1,"max_tokens":1,"stop":"b"{rest}}}"#
+        )
+    };
+    let answer = server.post(TEXT, &body("")).await.body();
+    let expected = r#""text":"abc","index":0,"logprobs":{"text_offset":[0,1,1,2],"token_logprobs":[null,-0.5,-0.5,-0.5],"tokens":["a","<|im_end|>","b","c"],"top_logprobs":[null,{"!":-1.5,"<|im_end|>":-0.5},{"!":-1.5,"b":-0.5},{"!":-1.5,"c":-0.5}]},"finish_reason":"length""#;
+    assert!(answer.contains(expected), "{answer}");
+    assert!(answer.contains(r#""usage":{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4,"#), "{answer}");
+    let record = server.record().await;
+    assert_eq!((record.prompt_tokens, record.output_tokens), (3, 1));
+    let asked = server.asked.lock().expect("no poison").remove(0);
+    assert_eq!((asked.prompt, asked.given, asked.stop.max_tokens), (ids("a"), vec![TURN_END, 98], 3));
+    let streamed = server.post(TEXT, &body(r#","stream":true"#)).await.body();
+    let offsets: Vec<String> = events(&streamed, r#""text_offset":["#);
+    assert!(offsets.first().is_some_and(|event| event.contains(r#""token_logprobs":[null"#)), "{streamed}");
+
+    // How likely a text is, and nothing more.
+    let script = vec![Step::Scored(ids("b")), Step::Finish(FinishReason::Length)];
+    let only = choices(vec![script], r#""prompt":"ab","echo":true,"logprobs":0,"max_tokens":0"#).await;
+    assert!(only.contains(r#""text":"ab""#) && only.contains(r#""token_logprobs":[null,-0.5]"#), "{only}");
+}
+
+#[tokio::test]
 async fn what_stops_is_shown_on_request() {
     let shown = r#""prompt":"x","include_stop_str_in_output":true"#;
     let stopped = choices(vec![says("aENDb")], &format!(r#"{shown},"stop":"END""#)).await;

@@ -39,7 +39,7 @@ async fn invalid(path: &str, body: &str, message: &str, param: &str) {
 }
 
 /// The same for a field added to an otherwise good completion.
-async fn invalid_field(field: &str, message: &str, param: &str) {
+pub(crate) async fn invalid_field(field: &str, message: &str, param: &str) {
     invalid(TEXT, &format!(r#"{{"model":"tiny","prompt":"x",{field}}}"#), message, param).await;
 }
 
@@ -128,15 +128,6 @@ async fn parameters_that_are_unknown_or_not_supported() {
     let message = "Unrecognized request argument supplied: messages[0].contents";
     let body = r#"{"model":"tiny","messages":[{"role":"user","content":"a","contents":"b"}]}"#;
     invalid(CHAT, body, message, "messages[0].contents").await;
-    for (field, param) in
-        [(r#""tools":[{"type":"function"}]"#, "tools"), (r#""tool_choice":"required""#, "tool_choice")]
-    {
-        let message = format!("'{param}' is not supported yet with this value. Leave it out.");
-        let body = format!(r#"{{"model":"tiny","messages":[{{"role":"user","content":"a"}}],{field}}}"#);
-        invalid(CHAT, &body, &message, param).await;
-    }
-    let message = "'response_format' other than {\"type\": \"text\"} is not supported yet.";
-    invalid_field(r#""response_format":{"type":"json_object"}"#, message, "response_format").await;
 }
 
 #[tokio::test]
@@ -168,8 +159,11 @@ async fn penalties_choices_and_probabilities_out_of_bounds() {
     invalid_field(r#""best_of":3,"n":2"#, message, "best_of").await;
     let message = "Invalid value for 'logprobs': 6 is not an integer from 0 to 5.";
     invalid_field(r#""logprobs":6"#, message, "logprobs").await;
-    let message = "'echo' together with 'logprobs' is not supported: only generated tokens have log-probabilities. Leave one of them out.";
-    invalid_field(r#""logprobs":1,"echo":true"#, message, "echo").await;
+    let message = "'response_format' is not supported together with 'echo' and 'logprobs'. Leave one of them out.";
+    let fields = r#""logprobs":1,"echo":true,"response_format":{"type":"json_object"}"#;
+    invalid_field(fields, message, "response_format").await;
+    let message = "Invalid value for 'max_tokens': 0 is not an integer of at least 1.";
+    invalid_field(r#""max_tokens":0,"logprobs":1"#, message, "max_tokens").await;
     let chat = |field: &str| format!(r#"{{"model":"tiny","messages":[{{"role":"user","content":"a"}}],{field}}}"#);
     let message = "Invalid type for 'logprobs': expected a boolean, but got a number (3) instead.";
     invalid(CHAT, &chat(r#""logprobs":3"#), message, "logprobs").await;

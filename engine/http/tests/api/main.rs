@@ -6,5 +6,7 @@ mod choices;
 mod errors;
 mod server;
 mod stream;
+mod structured;
 mod support;
+mod tools;
 mod whole;

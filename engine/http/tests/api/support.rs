@@ -137,6 +137,8 @@ pub struct Setup {
     pub refusal: Option<ApiError>,
     pub limits: Limits,
     pub serve: ServeOptions,
+    /// Context of the model where the usual one is too short.
+    pub context_tokens: Option<u32>,
 }
 
 /// A server that plays one script.
@@ -149,8 +151,10 @@ impl Setup {
         let (access, records) = mpsc::unbounded_channel();
         let (cancelled_sender, cancelled) = mpsc::unbounded_channel();
         let asked = Arc::default();
+        let mut text = text_model();
+        text.context_tokens = self.context_tokens.unwrap_or(text.context_tokens);
         let backend = Scripted {
-            text: Arc::new(text_model()),
+            text: Arc::new(text),
             scripts: Arc::new(Mutex::new(self.scripts)),
             refusal: self.refusal,
             asked: Arc::clone(&asked),

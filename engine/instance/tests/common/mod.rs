@@ -254,10 +254,12 @@ pub fn request(prompt: &[TokenId], max_tokens: u32) -> GenerateRequest {
         model: MODEL.into(),
         prompt: prompt.to_vec(),
         emitted: Vec::new(),
+        given: Vec::new(),
         sampling: Sampling { temperature: 0.0, ..Sampling::default() },
         stop: StopRule { max_tokens, ignore_eos: true, ..StopRule::default() },
         top_logprobs: None,
         priority: 0,
+        constraint: None,
     }
 }
 

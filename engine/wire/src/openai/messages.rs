@@ -2,6 +2,7 @@
 //! templates that want a string.
 
 use super::fields::{Fields, RequestError, elements, kind_of, parse, wrong_type};
+use super::tools::{ToolCall, parse_tool_calls};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -15,13 +16,30 @@ pub enum Role {
     Tool,
 }
 
-/// One message, as templates see it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// One message.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChatMessage {
     pub role: Role,
-    pub content: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// None only beside tool calls: templates tell that from an empty text.
+    pub content: Option<String>,
     pub name: Option<String>,
+    /// An assistant's calls.
+    pub tool_calls: Vec<ToolCall>,
+    /// Of a tool's message: the call that it answers.
+    pub tool_call_id: Option<String>,
+}
+
+impl ChatMessage {
+    /// A message that is only text.
+    pub fn text(role: Role, content: impl Into<String>) -> Self {
+        Self { role, content: Some(content.into()), name: None, tool_calls: Vec::new(), tool_call_id: None }
+    }
+
+    /// Bytes of what it brings into a prompt.
+    pub fn text_bytes(&self) -> usize {
+        let calls = self.tool_calls.iter().map(|call| call.name.len() + call.arguments.len());
+        self.content.as_ref().map_or(0, String::len) + calls.sum::<usize>()
+    }
 }
 
 /// Reads `messages`.
@@ -37,19 +55,33 @@ fn parse_message(raw: &RawValue, index: usize) -> Result<ChatMessage, RequestErr
     let mut fields = Fields::of_object(raw, format!("messages[{index}]."))?;
     let role = parse_role(&fields.require::<String>("role", "a string")?, &fields.param("role"))?;
     let name = fields.take("name", "a string")?;
+    let tool_calls = match fields.take_raw("tool_calls") {
+        None => Vec::new(),
+        Some(raw) => parse_tool_calls(raw, &fields.param("tool_calls"))?,
+    };
+    if role != Role::Assistant && !tool_calls.is_empty() {
+        let param = fields.param("tool_calls");
+        let message = format!("Invalid '{param}': only messages of role 'assistant' have tool calls.");
+        return Err(RequestError::at(param, message));
+    }
     let content = match fields.take_raw("content") {
-        Some(content) => parse_content(content, &fields.param("content"))?,
-        // An assistant's message may be a refusal or a tool call without content.
-        None if role == Role::Assistant => String::new(),
+        Some(content) => Some(parse_content(content, &fields.param("content"))?),
+        None if !tool_calls.is_empty() => None,
+        // An assistant's message may be a refusal without content.
+        None if role == Role::Assistant => Some(String::new()),
         None => return Err(fields.missing("content")),
     };
+    let tool_call_id = match fields.take::<String>("tool_call_id", "a string")? {
+        None if role == Role::Tool => return Err(fields.missing("tool_call_id")),
+        id => id.filter(|_| role == Role::Tool),
+    };
     let empty = |value: &str| matches!(value, "[]" | "{}" | "\"\"");
-    for neutral in ["tool_calls", "function_call", "audio", "refusal"] {
+    for neutral in ["function_call", "audio", "refusal"] {
         fields.unsupported(neutral, empty)?;
     }
-    fields.ignore(&["tool_call_id", "annotations"]);
+    fields.ignore(&["annotations"]);
     fields.finish()?;
-    Ok(ChatMessage { role, content, name })
+    Ok(ChatMessage { role, content, name, tool_calls, tool_call_id })
 }
 
 fn parse_role(role: &str, param: &str) -> Result<Role, RequestError> {

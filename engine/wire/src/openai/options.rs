@@ -2,9 +2,12 @@
 //! shown. Every bound has an error that names its parameter.
 
 use super::fields::{Fields, RequestError, kind_of, map_entries, parse, shorten};
+use super::structured::parse_constraint;
 use crate::TokenId;
+use crate::constraint::Constraint;
 use crate::hop::MAX_TOP_LOGPROBS;
 use serde_json::value::RawValue;
+use std::sync::Arc;
 
 /// Stop strings of one request. OpenAI allows 4; other servers allow more.
 pub const MAX_STOP_STRINGS: usize = 16;
@@ -67,6 +70,10 @@ pub struct GenerateOptions {
     pub include_stop: bool,
     pub stop_token_ids: Vec<TokenId>,
     pub ignore_eos: bool,
+    /// What the output must be.
+    pub constraint: Option<Arc<Constraint>>,
+    /// The parameter that asked for it, for errors; empty without one.
+    pub constraint_param: String,
     /// Whether special tokens are left out of the text.
     pub skip_special_tokens: bool,
     pub stream: bool,
@@ -76,7 +83,7 @@ pub struct GenerateOptions {
 
 pub(super) fn parse_options(fields: &mut Fields<'_>) -> Result<GenerateOptions, RequestError> {
     let model = parse_model(fields)?;
-    let max_tokens = fields.integer("max_tokens", "an integer of at least 1", |n| n >= 1)?.map(clamp_u32);
+    let max_tokens = fields.integer("max_tokens", "an integer of at least 1", |n| n >= 0)?.map(clamp_u32);
     let min_tokens =
         fields.integer("min_tokens", "an integer from 0 on", |n| (0..=i64::from(u32::MAX)).contains(&n))?;
     let temperature = fields.number("temperature", "between 0 and 2", |t| (0.0..=2.0).contains(&t))?;
@@ -99,7 +106,8 @@ pub(super) fn parse_options(fields: &mut Fields<'_>) -> Result<GenerateOptions, 
     let skip_special_tokens = fields.take("skip_special_tokens", "a boolean")?.unwrap_or(true);
     let stream = fields.take("stream", "a boolean")?.unwrap_or(false);
     let include_usage = parse_stream_options(fields)?;
-    refuse_unsupported(fields)?;
+    let constraint = parse_constraint(fields)?;
+    fields.ignore(IGNORED);
     Ok(GenerateOptions {
         model,
         max_tokens,
@@ -123,24 +131,12 @@ pub(super) fn parse_options(fields: &mut Fields<'_>) -> Result<GenerateOptions, 
         include_stop,
         stop_token_ids,
         ignore_eos,
+        constraint_param: constraint.as_ref().map(|(param, _)| param.clone()).unwrap_or_default(),
+        constraint: constraint.map(|(_, constraint)| Arc::new(constraint)),
         skip_special_tokens,
         stream,
         include_usage,
     })
-}
-
-fn refuse_unsupported(fields: &mut Fields<'_>) -> Result<(), RequestError> {
-    if let Some(format) = fields.take_raw("response_format") {
-        let mut format = Fields::of_object(format, "response_format.".to_owned())?;
-        let kind: String = format.require("type", "a string")?;
-        if kind != "text" {
-            let message = "'response_format' other than {\"type\": \"text\"} is not supported yet.";
-            return Err(RequestError::at("response_format", message));
-        }
-        format.finish()?;
-    }
-    fields.ignore(IGNORED);
-    Ok(())
 }
 
 pub(super) fn parse_model(fields: &mut Fields<'_>) -> Result<String, RequestError> {

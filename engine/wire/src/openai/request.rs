@@ -8,6 +8,7 @@ use super::messages::{ChatMessage, parse_messages};
 use super::options::{
     GenerateOptions, check_best_of, clamp_u32, parse_chat_logprobs, parse_completion_logprobs, parse_options,
 };
+use super::tools::{ToolOptions, parse_tool_options};
 use crate::TokenId;
 use serde_json::value::RawValue;
 
@@ -20,6 +21,7 @@ const MAX_OUTPUTS: usize = 64;
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChatRequest {
     pub messages: Vec<ChatMessage>,
+    pub tools: ToolOptions,
     pub options: GenerateOptions,
 }
 
@@ -42,16 +44,14 @@ pub enum Prompt {
 pub fn parse_chat(body: &[u8]) -> Result<ChatRequest, RequestError> {
     let mut fields = Fields::of_body(body)?;
     let raw = fields.take_raw("messages");
+    let tools = parse_tool_options(&mut fields)?;
     let mut options = parse_options(&mut fields)?;
     let newer = fields.integer("max_completion_tokens", "an integer of at least 1", |n| n >= 1)?;
     options.max_tokens = newer.map(clamp_u32).or(options.max_tokens);
+    refuse_no_tokens(&options, false)?;
     options.top_logprobs = parse_chat_logprobs(&mut fields)?;
     let messages = parse_messages(raw.ok_or_else(|| fields.missing("messages"))?)?;
     let empty = |value: &str| matches!(value, "[]" | "{}");
-    fields.unsupported("tools", empty)?;
-    fields.unsupported("functions", empty)?;
-    fields.unsupported("tool_choice", |value| matches!(value, "\"none\"" | "\"auto\""))?;
-    fields.unsupported("function_call", |value| matches!(value, "\"none\"" | "\"auto\""))?;
     fields.unsupported("audio", empty)?;
     fields.unsupported("prediction", empty)?;
     fields.unsupported("reasoning_effort", |_| false)?;
@@ -59,7 +59,7 @@ pub fn parse_chat(body: &[u8]) -> Result<ChatRequest, RequestError> {
     fields.unsupported("modalities", |value| value.replace(char::is_whitespace, "") == "[\"text\"]")?;
     fields.unsupported("verbosity", |value| value == "\"medium\"")?;
     fields.finish()?;
-    Ok(ChatRequest { messages, options })
+    Ok(ChatRequest { messages, tools, options })
 }
 
 /// Reads the body of a completion request.
@@ -71,14 +71,25 @@ pub fn parse_completion(body: &[u8]) -> Result<CompletionRequest, RequestError> 
     check_outputs(prompts.len(), options.n)?;
     options.top_logprobs = parse_completion_logprobs(&mut fields)?;
     options.echo = fields.take("echo", "a boolean")?.unwrap_or(false);
-    if options.echo && options.top_logprobs.is_some() {
-        let message = "'echo' together with 'logprobs' is not supported: only generated tokens have log-probabilities. Leave one of them out.";
-        return Err(RequestError::at("echo", message));
+    if options.echo && options.top_logprobs.is_some() && options.constraint.is_some() {
+        let param = &options.constraint_param;
+        let message = format!("'{param}' is not supported together with 'echo' and 'logprobs'. Leave one of them out.");
+        return Err(RequestError::at(param, message));
     }
+    // Nothing is produced: what evaluations ask for, who want to know how likely a text is.
+    refuse_no_tokens(&options, options.echo)?;
     check_best_of(&mut fields, options.n)?;
     fields.unsupported("suffix", |value| value == "\"\"")?;
     fields.finish()?;
     Ok(CompletionRequest { prompts, options })
+}
+
+fn refuse_no_tokens(options: &GenerateOptions, allowed: bool) -> Result<(), RequestError> {
+    if options.max_tokens != Some(0) || allowed {
+        return Ok(());
+    }
+    let message = "Invalid value for 'max_tokens': 0 is not an integer of at least 1.";
+    Err(RequestError::at("max_tokens", message))
 }
 
 fn check_outputs(prompts: usize, n: u32) -> Result<(), RequestError> {

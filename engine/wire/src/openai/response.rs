@@ -51,7 +51,17 @@ pub struct ChatChoice {
     pub index: u32,
     pub message: ChatReply,
     pub logprobs: Option<ChatLogprobs>,
-    pub finish_reason: FinishReason,
+    pub finish_reason: ChatFinish,
+}
+
+/// Why a chat's answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChatFinish {
+    Stop,
+    Length,
+    /// It ended by itself and has calls, which the client is to make.
+    ToolCalls,
 }
 
 /// What the assistant says.
@@ -59,8 +69,49 @@ pub struct ChatChoice {
 pub struct ChatReply {
     /// `assistant`
     pub role: &'static str,
-    pub content: String,
+    /// None where there are only calls.
+    pub content: Option<String>,
     pub refusal: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCallReply>,
+}
+
+/// A call that the client is to make.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ToolCallReply {
+    pub id: String,
+    /// `function`
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    pub function: FunctionReply,
+}
+
+/// Which function, with what.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FunctionReply {
+    pub name: String,
+    /// JSON text of an object, as the model wrote it.
+    pub arguments: String,
+}
+
+/// What a chunk adds to a call: its opening has id, type and name, and then come pieces of arguments.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ToolCallDelta<'a> {
+    /// Of the call among the answer's calls.
+    pub index: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<&'a str>,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<&'static str>,
+    pub function: FunctionDelta<'a>,
+}
+
+/// Part of [`ToolCallDelta`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FunctionDelta<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<&'a str>,
+    pub arguments: &'a str,
 }
 
 /// One event of a chat stream.
@@ -83,7 +134,7 @@ pub struct ChatChunkChoice<'a> {
     pub index: u32,
     pub delta: ChatDelta<'a>,
     pub logprobs: Option<ChatLogprobs>,
-    pub finish_reason: Option<FinishReason>,
+    pub finish_reason: Option<ChatFinish>,
 }
 
 /// What a chunk adds.
@@ -93,6 +144,8 @@ pub struct ChatDelta<'a> {
     pub role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_calls: Option<[ToolCallDelta<'a>; 1]>,
 }
 
 /// A completion, whole or one event of its stream: OpenAI uses one shape for both.
@@ -149,10 +202,11 @@ pub struct TopLogprob {
 pub struct CompletionLogprobs {
     /// Where the token's text begins in the choice's text, characters.
     pub text_offset: Vec<u32>,
-    pub token_logprobs: Vec<f32>,
+    /// None for the first token of a prompt that is echoed: there is nothing that it follows from.
+    pub token_logprobs: Vec<Option<f32>>,
     pub tokens: Vec<String>,
     /// The likeliest tokens by their text, likeliest first, and the chosen one if it is not among them.
-    pub top_logprobs: Vec<LogprobMap>,
+    pub top_logprobs: Vec<Option<LogprobMap>>,
 }
 
 /// Texts of tokens with their log-probabilities, as a JSON object in this order.

@@ -4,11 +4,12 @@ use super::fields::{Fields, RequestError};
 use super::messages::{ChatMessage, parse_messages};
 use super::options::parse_model;
 use super::request::parse_ids;
+use super::tools::{Tool, parse_tools};
 use crate::TokenId;
 use serde::Serialize;
 
 /// `POST /tokenize`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct TokenizeRequest {
     pub model: String,
     pub input: TokenizeInput,
@@ -17,12 +18,12 @@ pub struct TokenizeRequest {
 }
 
 /// What is to be tokenized.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum TokenizeInput {
     /// A plain prompt; with the tokens that the model puts around it, if `add_special`.
     Prompt { text: String, add_special: bool },
     /// A conversation, as a chat completion would send it to the model.
-    Messages(Vec<ChatMessage>),
+    Messages { messages: Vec<ChatMessage>, tools: Vec<Tool> },
 }
 
 /// Answer of `/tokenize`.
@@ -64,7 +65,7 @@ pub fn parse_tokenize(body: &[u8]) -> Result<TokenizeRequest, RequestError> {
             fields.unsupported("add_special_tokens", |value| value == "false")?;
             fields.unsupported("add_generation_prompt", |value| value == "true")?;
             fields.unsupported("continue_final_message", |value| value == "false")?;
-            TokenizeInput::Messages(parse_messages(messages)?)
+            TokenizeInput::Messages { messages: parse_messages(messages)?, tools: parse_tools(&mut fields)? }
         }
         (None, None) => return Err(fields.missing("prompt")),
         (Some(_), Some(_)) => {

@@ -13,19 +13,28 @@ pub(super) fn schemas() -> Map<String, Value> {
 fn completions() -> Map<String, Value> {
     let finish = json!({ "enum": ["stop", "length", null] });
     let usage = any_of_null("Usage");
-    let message = object(&[("role", string()), ("content", string()), ("refusal", json!({ "type": "null" }))]);
+    let chat_finish = json!({ "enum": ["stop", "length", "tool_calls", null] });
+    let function = object(&[("name", string()), ("arguments", string())]);
+    let call = [("id", string()), ("type", json!({ "const": "function" })), ("function", function)];
+    let message = object(&[
+        ("role", string()),
+        ("content", json!({ "type": ["string", "null"] })),
+        ("refusal", json!({ "type": "null" })),
+        ("tool_calls", array(object(&call))),
+    ]);
+    let call_delta = [("index", integer())].into_iter().chain(call).collect::<Vec<_>>();
     let choice = object(&[
         ("index", integer()),
         ("message", message),
         ("logprobs", any_of_null("ChatLogprobs")),
-        ("finish_reason", finish.clone()),
+        ("finish_reason", chat_finish.clone()),
     ]);
-    let delta = object(&[("role", string()), ("content", string())]);
+    let delta = object(&[("role", string()), ("content", string()), ("tool_calls", array(object(&call_delta)))]);
     let chunk_choice = object(&[
         ("index", integer()),
         ("delta", delta),
         ("logprobs", any_of_null("ChatLogprobs")),
-        ("finish_reason", finish.clone()),
+        ("finish_reason", chat_finish),
     ]);
     let text_choice = object(&[
         ("text", string()),
@@ -60,9 +69,9 @@ fn logprobs() -> Map<String, Value> {
             "CompletionLogprobs",
             object(&[
                 ("text_offset", array(integer())),
-                ("token_logprobs", array(number())),
+                ("token_logprobs", array(json!({ "type": ["number", "null"] }))),
                 ("tokens", array(string())),
-                ("top_logprobs", array(json!({ "type": "object", "additionalProperties": number() }))),
+                ("top_logprobs", array(json!({ "type": ["object", "null"], "additionalProperties": number() }))),
             ]),
         ),
     ])

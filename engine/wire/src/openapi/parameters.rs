@@ -27,7 +27,13 @@ const ON: &str = r#"{"type":"boolean","default":true}"#;
 const SHARE: &str = r#"{"type":"number","minimum":0,"maximum":1,"default":0}"#;
 const PENALTY: &str = r#"{"type":"number","minimum":-2,"maximum":2,"default":0}"#;
 const IDS: &str = r#"{"type":"array","items":{"type":"integer","minimum":0}}"#;
-const MESSAGES: &str = r#"{"type":"array","minItems":1,"items":{"type":"object","required":["role"],"properties":{"role":{"enum":["system","developer","user","assistant","tool"]},"content":{"type":["string","array","null"]},"name":{"type":"string"}}}}"#;
+const MESSAGES: &str = r#"{"type":"array","minItems":1,"items":{"type":"object","required":["role"],"properties":{"role":{"enum":["system","developer","user","assistant","tool"]},"content":{"type":["string","array","null"]},"name":{"type":"string"},"tool_calls":{"type":"array","maxItems":128,"items":{"type":"object","required":["id","function"],"properties":{"id":{"type":"string"},"type":{"const":"function"},"function":{"type":"object","required":["name","arguments"],"properties":{"name":{"type":"string"},"arguments":{"type":"string"}}}}}},"tool_call_id":{"type":"string"}}}}"#;
+const TOOLS: Parameter = optional(
+    "tools",
+    r#"{"type":"array","maxItems":128,"items":{"type":"object","required":["type","function"],"properties":{"type":{"const":"function"},"function":{"type":"object","required":["name"],"properties":{"name":{"type":"string","pattern":"^[a-zA-Z0-9_-]{1,64}$"},"description":{"type":"string"},"parameters":{"type":"object"},"strict":{"type":"boolean"}}}}}}"#,
+    r#"[{"type":"function","function":{"name":"now","parameters":{"type":"object","properties":{}}}}]"#,
+    "Functions that the model may call; together at most 256 KiB. Shown by the chat template; a template that knows none has them put into the system message in the Hermes form.",
+);
 const MESSAGES_EXAMPLE: &str = r#"[{"role":"user","content":"Hello"}]"#;
 
 /// Of `/v1/chat/completions` alone.
@@ -46,6 +52,19 @@ pub(super) const CHAT: &[Parameter] = &[
         "0",
         "Of how many of the likeliest tokens too. Needs logprobs.",
     ),
+    TOOLS,
+    optional(
+        "tool_choice",
+        r#"{"anyOf":[{"enum":["none","auto","required"]},{"type":"object","required":["type","function"],"properties":{"type":{"const":"function"},"function":{"type":"object","required":["name"],"properties":{"name":{"type":"string"}}}}}]}"#,
+        r#""none""#,
+        "Whether the model calls: not at all, as it likes (the default), at least once, or this function. Needs tools.",
+    ),
+    optional(
+        "parallel_tool_calls",
+        ON,
+        "true",
+        "Whether one answer may have several calls; it ends after one otherwise.",
+    ),
 ];
 
 /// Of `/v1/completions` alone.
@@ -60,9 +79,9 @@ pub(super) const COMPLETION: &[Parameter] = &[
         "logprobs",
         r#"{"type":"integer","minimum":0,"maximum":5}"#,
         "2",
-        "Returns log-probabilities of the output's tokens and of so many of the likeliest: of the model's own distribution, before temperature, penalties and bias. Not with echo.",
+        "Returns log-probabilities of the output's tokens and of so many of the likeliest: of the model's own distribution, before temperature, penalties and bias. With echo, of the prompt's too, but for its first token.",
     ),
-    optional("echo", FLAG, "true", "Begins the answer with the prompt."),
+    optional("echo", FLAG, "true", "Begins the answer with the prompt. max_tokens may then be 0."),
     optional("best_of", COUNT, "1", "Accepted when it is n."),
 ];
 
@@ -151,9 +170,29 @@ pub(super) const GENERATE: &[Parameter] = &[
     ),
     optional(
         "response_format",
-        r#"{"type":"object","properties":{"type":{"const":"text"}}}"#,
-        r#"{"type":"text"}"#,
-        "Plain text.",
+        r#"{"type":"object","required":["type"],"properties":{"type":{"enum":["text","json_object","json_schema"]},"json_schema":{"type":"object","required":["name","schema"],"properties":{"name":{"type":"string","pattern":"^[a-zA-Z0-9_-]{1,64}$"},"description":{"type":"string"},"schema":{"type":["object","boolean"]},"strict":{"type":"boolean","default":false}}}}}"#,
+        r#"{"type":"json_schema","json_schema":{"name":"n","schema":{"type":"integer"},"strict":true}}"#,
+        "Text, any JSON object, or JSON of a schema. The output always meets the schema; strict refuses one with keywords that cannot be enforced. Properties come in the schema's order.",
+    ),
+    optional(
+        "structured_outputs",
+        r#"{"type":"object","properties":{"json":{"type":["object","boolean","string"]},"regex":{"type":"string","maxLength":16384},"grammar":{"type":"string"},"choice":{"type":"array","items":{"type":"string"},"minItems":1,"maxItems":1024},"json_object":{"type":"boolean"},"disable_any_whitespace":{"type":"boolean","default":false}}}"#,
+        r#"{"choice":["yes","no"]}"#,
+        "What the output must be, as vLLM says it: exactly one of a JSON schema, a regular expression (of the whole output, without look-around), a grammar (llguidance's Lark), a choice of texts and any JSON object. At most 131072 bytes.",
+    ),
+    optional(
+        "guided_json",
+        r#"{"type":["object","boolean","string"]}"#,
+        r#"{"type":"integer"}"#,
+        "structured_outputs.json by its older name.",
+    ),
+    optional("guided_regex", STRING, r#""[0-9]+""#, "structured_outputs.regex by its older name."),
+    optional("guided_grammar", STRING, r#""start: \"a\"""#, "structured_outputs.grammar by its older name."),
+    optional(
+        "guided_choice",
+        r#"{"type":"array","items":{"type":"string"},"minItems":1,"maxItems":1024}"#,
+        r#"["yes","no"]"#,
+        "structured_outputs.choice by its older name.",
     ),
 ];
 
@@ -174,6 +213,7 @@ pub(super) const TOKENIZE: &[Parameter] = &[
         "true",
         "With messages: the opening of the answer is always part of it.",
     ),
+    TOOLS,
     optional("return_token_strs", FLAG, "true", "Returns each token's text too."),
 ];
 
