@@ -14,7 +14,8 @@ pub(crate) enum Syntax {
     Lark,
 }
 
-/// Refuses what nests too deeply, and in Lark what names tokens: those differ from model to model.
+/// Refuses what nests too deeply, and in Lark what names tokens, which differ from model to
+/// model, and what makes compiling explode.
 pub(crate) fn check(source: &str, syntax: Syntax, what: &'static str) -> Result<(), GrammarError> {
     let (mut depth, mut deepest) = (0usize, 0usize);
     let mut quote = None;
@@ -37,6 +38,11 @@ pub(crate) fn check(source: &str, syntax: Syntax, what: &'static str) -> Result<
             },
             (None, b'<') if syntax == Syntax::Lark => {
                 let message = "tokens cannot be named (<...>): a grammar is about text".to_owned();
+                return Err(GrammarError::Invalid { message });
+            }
+            (None, b'&' | b'~') if syntax == Syntax::Lark => {
+                let message =
+                    "terminals cannot be intersected or negated (& and ~): the work has no useful bound".to_owned();
                 return Err(GrammarError::Invalid { message });
             }
             (None, _) => {}
@@ -72,5 +78,6 @@ mod tests {
         check_case(r#"start: "<[" "a" /<[a]/"#, Syntax::Lark, true);
         check_case("start: <[12]>", Syntax::Lark, false);
         check_case("start: <|im_end|>", Syntax::Lark, false);
+        check_case("start: /a/ & ~/b/", Syntax::Lark, false);
     }
 }

@@ -191,6 +191,7 @@ async fn check_constraint(
     let work = move || {
         engine_grammar::check(&constraint).map_err(|error| match error {
             GrammarError::Failed { message } => ApiError::Internal { message },
+            GrammarError::Busy => ApiError::Unavailable { message: error.to_string(), retry_after_s: None },
             error => invalid(&param, format!("Invalid '{param}': {error}.")),
         })
     };

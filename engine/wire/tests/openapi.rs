@@ -34,6 +34,9 @@ fn check_parameters(schema: &str, base: Value, accepts: impl Fn(&[u8]) -> Result
                 "tool_choice" => body["tools"] = json!([{"type": "function", "function": {"name": "now"}}]),
                 "min_tokens" => body["max_tokens"] = 9.into(),
                 "prompt" | "messages" => drop(body.as_object_mut().map(|body| body.remove("prompt"))),
+                "tools" if body.get("prompt").is_some() => {
+                    body = json!({"model": "m", "messages": [{"role": "user", "content": "a"}]});
+                }
                 "add_generation_prompt" => body = json!({"model": "m", "messages": [{"role": "user", "content": "a"}]}),
                 _ => {}
             }

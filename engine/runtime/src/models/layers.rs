@@ -147,9 +147,17 @@ impl Device {
         out.fill(&mut self.pool, self.isa, x);
     }
 
-    pub(super) fn multiply(&mut self, tokens: usize, real: &[f32], quantised: &Quantised, jobs: Vec<Job<'_>>) {
+    /// `next` are the matrices of the product after this one.
+    pub(super) fn multiply(
+        &mut self,
+        tokens: usize,
+        real: &[f32],
+        quantised: &Quantised,
+        jobs: Vec<Job<'_>>,
+        next: &[&Matrix],
+    ) {
         let quantised = self.integer.then_some(quantised);
-        matmul::multiply(&mut self.pool, self.isa, Input { tokens, real, quantised }, jobs);
+        matmul::multiply(&mut self.pool, self.isa, Input { tokens, real, quantised }, jobs, next);
     }
 
     /// Rows in parallel, several per item; what is little work is done in place.
@@ -189,6 +197,6 @@ impl Device {
         }
         self.norm(wanted, norm.0, norm.1, &mut buffers.normed, &mut buffers.quantised);
         let job = Job { matrix, out: &mut out[..], accumulate: false };
-        self.multiply(count, &buffers.normed, &buffers.quantised, vec![job]);
+        self.multiply(count, &buffers.normed, &buffers.quantised, vec![job], &[]);
     }
 }

@@ -91,6 +91,10 @@ impl Weights {
             },
         })
     }
+
+    fn output(&self) -> &Matrix {
+        self.output.as_ref().unwrap_or(&self.embedding)
+    }
 }
 
 /// A llama on this machine's cores. `E` is how keys and values are stored.
@@ -133,7 +137,7 @@ impl<E: KvElement> Llama<E> {
             Job { matrix: &layer.k, out: &mut buffers.k, accumulate: false },
             Job { matrix: &layer.v, out: &mut buffers.v, accumulate: false },
         ];
-        device.multiply(tokens, &buffers.normed, &buffers.quantised, jobs);
+        device.multiply(tokens, &buffers.normed, &buffers.quantised, jobs, &[&layer.attention_out]);
 
         if let Some([q, k, v]) = &layer.biases {
             for (x, bias) in [(&mut buffers.q, q), (&mut buffers.k, k), (&mut buffers.v, v)] {
@@ -171,7 +175,7 @@ impl<E: KvElement> Llama<E> {
         attention::attend(&mut device.pool, device.isa, job);
         device.quantise(&buffers.attended, config.q_width(), &mut buffers.quantised);
         let job = Job { matrix: &layer.attention_out, out: &mut buffers.x, accumulate: true };
-        device.multiply(tokens, &buffers.attended, &buffers.quantised, vec![job]);
+        device.multiply(tokens, &buffers.attended, &buffers.quantised, vec![job], &[&layer.gate, &layer.up]);
         if let Some(bias) = &layer.attention_out_bias {
             device.add_bias(&mut buffers.x, bias);
         }
@@ -180,6 +184,10 @@ impl<E: KvElement> Llama<E> {
     fn feed_forward(&mut self, index: usize, tokens: usize) {
         let (config, layer, buffers, device) =
             (&self.config, &self.weights.layers[index], &mut self.buffers, &mut self.device);
+        let next = match self.weights.layers.get(index + 1) {
+            Some(layer) => vec![&layer.q, &layer.k, &layer.v],
+            None => vec![self.weights.output()],
+        };
         device.norm(&buffers.x, &layer.ffn_norm, config.norm_epsilon, &mut buffers.normed, &mut buffers.quantised);
         buffers.gate.resize(tokens * config.ffn_width, 0.0);
         buffers.up.resize(tokens * config.ffn_width, 0.0);
@@ -187,14 +195,14 @@ impl<E: KvElement> Llama<E> {
             Job { matrix: &layer.gate, out: &mut buffers.gate, accumulate: false },
             Job { matrix: &layer.up, out: &mut buffers.up, accumulate: false },
         ];
-        device.multiply(tokens, &buffers.normed, &buffers.quantised, jobs);
+        device.multiply(tokens, &buffers.normed, &buffers.quantised, jobs, &[&layer.down]);
         let (isa, width, up) = (device.isa, config.ffn_width, &buffers.up);
         device.each_row(&mut buffers.gate, width, |token, row| {
             elementwise::silu_times(isa, row, &up[token * width..(token + 1) * width]);
         });
         device.quantise(&buffers.gate, width, &mut buffers.quantised);
         let job = Job { matrix: &layer.down, out: &mut buffers.x, accumulate: true };
-        device.multiply(tokens, &buffers.gate, &buffers.quantised, vec![job]);
+        device.multiply(tokens, &buffers.gate, &buffers.quantised, vec![job], &next);
     }
 }
 
@@ -223,7 +231,7 @@ impl<E: KvElement> Forward for Llama<E> {
             self.feed_forward(layer, batch.tokens.len());
         }
         let weights = &self.weights;
-        let matrix = weights.output.as_ref().unwrap_or(&weights.embedding);
+        let matrix = weights.output();
         let epsilon = self.config.norm_epsilon;
         self.device.logits(&mut self.buffers, &plan, (&weights.output_norm, epsilon), matrix, out);
         batch::check_finite(batch, self.shape.vocab, out)
