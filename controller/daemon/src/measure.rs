@@ -23,6 +23,12 @@ pub fn telemetry(model: &str, last: Option<&Telemetry>, now: &Telemetry) {
             counter!(telemetry::ENGINE_TOKENS_TOTAL.name, "model" => model.clone(), "phase" => phase)
                 .increment(after.saturating_sub(before));
         }
+        let drafted = now.draft_tokens_total.saturating_sub(last.draft_tokens_total);
+        let accepted = now.draft_tokens_accepted_total.saturating_sub(last.draft_tokens_accepted_total);
+        for (outcome, tokens) in [("accepted", accepted), ("rejected", drafted.saturating_sub(accepted))] {
+            counter!(telemetry::SPEC_TOKENS_TOTAL.name, "model" => model.clone(), "outcome" => outcome)
+                .increment(tokens);
+        }
         for (outcome, before, after) in [
             ("hit", last.prefix_hit_tokens_total, now.prefix_hit_tokens_total),
             ("miss", last.prefix_miss_tokens_total, now.prefix_miss_tokens_total),

@@ -158,6 +158,7 @@ fn request(options: &GenerateOptions, prompt: Vec<TokenId>, max_tokens: u32, see
             stop_token_ids: options.stop_token_ids.clone(),
         },
         top_logprobs: options.top_logprobs,
+        priority: options.priority,
         constraint: options.constraint.clone(),
     }
 }

@@ -32,6 +32,7 @@ mod timings;
 
 pub use backend::LocalBackend;
 pub use ends::end_tokens;
+pub use engine_core::Speculation;
 pub use error::EngineError;
 pub use load::{Loaded, LoadedEncoder, LoadedModel, Loader};
 pub use options::{Compute, EngineOptions, KvType, Supervision};

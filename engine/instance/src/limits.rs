@@ -124,6 +124,7 @@ mod tests {
             stop: StopRule { max_tokens: 8, ..StopRule::default() },
             given: Vec::new(),
             top_logprobs: None,
+            priority: 0,
             constraint: None,
         };
         change(&mut request);

@@ -194,6 +194,9 @@ fn decoder(
 ) -> Result<StepLoop, EngineError> {
     let shape = model.forward.shape();
     scheduling.eos_token_ids = model.eos_token_ids;
+    scheduling.itl_target_ns = u64::try_from(options.itl_target.as_nanos()).unwrap_or(u64::MAX);
+    scheduling.speculation = options.speculation;
+    scheduling.window_tokens = model.forward.window_tokens();
     // The slots bound what is inside; the scheduler's own bound must not be the tighter one.
     scheduling.max_waiting = usize::MAX;
     // All that decides what a KV block of these tokens holds.

@@ -62,7 +62,7 @@ fn step(device: &mut dyn Forward, parts: &[(usize, usize, usize)]) -> Result<(),
     for &(stream, start, new_tokens) in parts {
         batch.tokens.extend((0..new_tokens).map(|index| ((start + index) * 7919 % 49_000) as u32));
         let blocks = (0..512).map(|block| (stream * if parts.len() == 1 { 0 } else { 64 } + block) as u32).collect();
-        batch.sequences.push(BatchSequence { new_tokens, start, blocks, logits: true });
+        batch.sequences.push(BatchSequence { new_tokens, start, blocks, logits: 1 });
     }
     Ok(device.forward(&batch, &mut Vec::new())?)
 }

@@ -93,6 +93,13 @@ pub struct Telemetry {
     pub prefix_hit_tokens_total: u64,
     #[serde(default)]
     pub prefix_miss_tokens_total: u64,
+    /// Drafts made, their tokens, and those of these that were drawn as well.
+    #[serde(default)]
+    pub drafts_total: u64,
+    #[serde(default)]
+    pub draft_tokens_total: u64,
+    #[serde(default)]
+    pub draft_tokens_accepted_total: u64,
     pub requests_total: u64,
     pub cancelled_total: u64,
     pub steps_total: u64,

@@ -54,6 +54,9 @@ pub struct GenerateRequest {
     /// at most [`MAX_TOP_LOGPROBS`]. They are of the model's own distribution, before temperature, penalties and bias.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub top_logprobs: Option<u32>,
+    /// Lower goes first among its tenant's, as vLLM's.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub priority: i32,
     /// What the text of the output must be, `emitted` included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub constraint: Option<Arc<Constraint>>,
@@ -69,6 +72,11 @@ impl GenerateRequest {
     pub fn drawn(&self, output_tokens: usize) -> usize {
         output_tokens.saturating_sub(self.given.len())
     }
+}
+
+/// Not written, so that a peer that does not know priorities understands requests without one.
+fn is_zero(priority: &i32) -> bool {
+    *priority == 0
 }
 
 /// Texts whose vectors are wanted, in tokens.

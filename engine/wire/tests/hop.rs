@@ -56,6 +56,7 @@ fn a_request_that_uses_nothing_new_is_written_as_it_always_was() {
         sampling: Sampling::default(),
         stop: StopRule::default(),
         top_logprobs: None,
+        priority: 0,
         constraint: None,
     };
     let json = r#"{"model":"m","prompt":[1],"sampling":{"temperature":1.0,"top_p":1.0,"top_k":0,"min_p":0.0,"seed":0},"stop":{"max_tokens":16,"min_tokens":0,"ignore_eos":false,"stop_token_ids":[]}}"#;

@@ -259,6 +259,7 @@ pub fn request(prompt: &[TokenId], max_tokens: u32) -> GenerateRequest {
         sampling: Sampling { temperature: 0.0, ..Sampling::default() },
         stop: StopRule { max_tokens, ignore_eos: true, ..StopRule::default() },
         top_logprobs: None,
+        priority: 0,
         constraint: None,
     }
 }

@@ -211,9 +211,15 @@ impl<E: KvElement> Forward for Llama<E> {
         self.shape
     }
 
+    fn window_tokens(&self) -> Option<usize> {
+        // The widest, if every layer has one.
+        let windows: Option<Vec<usize>> = (0..self.config.layers).map(|layer| self.config.window(layer)).collect();
+        windows?.into_iter().max()
+    }
+
     fn forward(&mut self, batch: &Batch, out: &mut Vec<f32>) -> Result<(), ForwardError> {
         self.device.caller.pin();
-        let plan = batch::plan(batch, &self.shape)?;
+        let plan = batch::plan_within(batch, &self.shape, self.window_tokens())?;
         if batch.tokens.is_empty() {
             out.clear();
             return Ok(());
