@@ -124,12 +124,20 @@ pub const KV_BLOCKS_USED: Metric =
     gauge("foreshock_kv_blocks_used", &["model"], "KV blocks in use, over all instances.");
 pub const KV_BLOCKS_TOTAL: Metric =
     gauge("foreshock_kv_blocks", &["model"], "KV blocks there are, over all instances.");
-pub const ENGINE_TOKENS_TOTAL: Metric =
-    counter("foreshock_engine_tokens_total", &["model", "phase"], "Tokens computed by engines in prefill and decode.");
+pub const ENGINE_TOKENS_TOTAL: Metric = counter(
+    "foreshock_engine_tokens_total",
+    &["model", "phase"],
+    "Tokens computed by engines, by phase: prefill, decode, encode (embeddings).",
+);
 pub const PREFIX_CACHE_TOKENS_TOTAL: Metric = counter(
     "foreshock_prefix_cache_tokens_total",
     &["model", "outcome"],
     "Tokens of requests as they joined a batch: found in the prefix cache (hit), or to be computed (miss).",
+);
+pub const SPEC_TOKENS_TOTAL: Metric = counter(
+    "foreshock_spec_tokens_total",
+    &["model", "outcome"],
+    "Tokens drafted by looking up what a sequence said before: drawn as well (accepted), or not (rejected).",
 );
 pub const ENGINE_BUSY_SECONDS_TOTAL: Metric =
     counter("foreshock_engine_busy_seconds_total", &["model"], "Time engines spent in forward steps.");
@@ -213,6 +221,7 @@ pub const METRICS: &[Metric] = &[
     KV_BLOCKS_TOTAL,
     ENGINE_TOKENS_TOTAL,
     PREFIX_CACHE_TOKENS_TOTAL,
+    SPEC_TOKENS_TOTAL,
     ENGINE_BUSY_SECONDS_TOTAL,
     ENGINE_STEP_SECONDS,
     ENGINE_STEP_TOKENS,

@@ -18,9 +18,16 @@ pub fn telemetry(model: &str, last: Option<&Telemetry>, now: &Telemetry) {
         for (phase, before, after) in [
             ("prefill", last.prefill_tokens_total, now.prefill_tokens_total),
             ("decode", last.decode_tokens_total, now.decode_tokens_total),
+            ("encode", last.encode_tokens_total, now.encode_tokens_total),
         ] {
             counter!(telemetry::ENGINE_TOKENS_TOTAL.name, "model" => model.clone(), "phase" => phase)
                 .increment(after.saturating_sub(before));
+        }
+        let drafted = now.draft_tokens_total.saturating_sub(last.draft_tokens_total);
+        let accepted = now.draft_tokens_accepted_total.saturating_sub(last.draft_tokens_accepted_total);
+        for (outcome, tokens) in [("accepted", accepted), ("rejected", drafted.saturating_sub(accepted))] {
+            counter!(telemetry::SPEC_TOKENS_TOTAL.name, "model" => model.clone(), "outcome" => outcome)
+                .increment(tokens);
         }
         for (outcome, before, after) in [
             ("hit", last.prefix_hit_tokens_total, now.prefix_hit_tokens_total),

@@ -98,6 +98,16 @@ pub enum Compute {
     Fast,
 }
 
+/// When an engine drafts.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speculation {
+    Off,
+    /// When measured rates say that it pays.
+    Auto,
+    /// Whenever there is something to draft: for measurements.
+    Always,
+}
+
 /// How keys and values are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum KvType {
@@ -142,6 +152,12 @@ pub struct EngineArgs {
     /// Requests that may wait inside before more are refused.
     #[arg(long, default_value_t = 256)]
     pub max_queue: usize,
+    /// Time between two tokens of a stream that the prompts of others should leave to it, milliseconds.
+    #[arg(long, default_value_t = 100)]
+    pub itl_target_ms: u64,
+    /// When to draft tokens from what a stream has said before; drafts save time and change no output.
+    #[arg(long, value_enum, default_value_t = Speculation::Auto)]
+    pub speculation: Speculation,
     /// Identity given by the controller.
     #[arg(long, requires = "control", hide = true)]
     pub instance: Option<String>,

@@ -9,7 +9,7 @@
 //! The index knows nothing of who holds a block; that is [`BlockPool`](crate::BlockPool)'s part.
 
 use crate::forward::{BlockId, TokenId};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Name of a block's tokens and of all that comes before them.
@@ -141,19 +141,7 @@ impl PrefixIndex {
 
     /// Forgets these blocks and all that come after them; answers which were known.
     pub fn remove_chains(&mut self, blocks: &[BlockId]) -> Vec<BlockId> {
-        let mut doomed: BTreeSet<BlockId> = blocks.iter().copied().filter(|block| self.contains(*block)).collect();
-        // One generation a round; a chain has few, and this happens after faults only.
-        loop {
-            let before = doomed.len();
-            for (block, entry) in self.entries.iter().enumerate() {
-                if entry.as_ref().and_then(|entry| entry.parent).is_some_and(|parent| doomed.contains(&parent)) {
-                    doomed.insert(block as BlockId);
-                }
-            }
-            if doomed.len() == before {
-                break;
-            }
-        }
+        let doomed = self.and_after(blocks);
         for block in &doomed {
             let Some(entry) = self.entries[*block as usize].take() else { continue };
             self.by_key.remove(&entry.key);
@@ -162,7 +150,33 @@ impl PrefixIndex {
                 parent.children -= 1;
             }
         }
-        doomed.into_iter().collect()
+        doomed
+    }
+
+    /// These blocks, as far as they are known, and all that come after them.
+    fn and_after(&self, blocks: &[BlockId]) -> Vec<BlockId> {
+        let mut verdicts: Vec<Option<bool>> = vec![None; self.entries.len()];
+        for block in blocks {
+            if let Some(verdict) = verdicts.get_mut(*block as usize) {
+                *verdict = Some(true);
+            }
+        }
+        let mut path = Vec::new();
+        for block in 0..self.entries.len() {
+            // Up to an ancestor of which it is known; what is learnt there holds for the whole way.
+            let (mut at, mut doomed) = (Some(block), false);
+            while let Some(block) = at {
+                if let Some(verdict) = verdicts[block] {
+                    doomed = verdict;
+                    break;
+                }
+                path.push(block);
+                at = self.entries[block].as_ref().and_then(|entry| entry.parent).map(|parent| parent as usize);
+            }
+            path.drain(..).for_each(|block| verdicts[block] = Some(doomed));
+        }
+        let known = (0..self.entries.len()).filter(|block| self.entries[*block].is_some());
+        known.filter(|block| verdicts[*block] == Some(true)).map(|block| block as BlockId).collect()
     }
 
     /// Whether a block is known to hold these tokens of this tenant and adapter; true also when it is not known.
@@ -208,6 +222,7 @@ impl PrefixIndex {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
 
     fn link<'a>(key: BlockKey, tenant: &'a Arc<str>, parent: Option<BlockId>, tokens: &'a [TokenId]) -> Link<'a> {
         Link { key, tenant, adapter: None, parent, tokens }

@@ -8,6 +8,9 @@ use llguidance::api::TopLevelGrammar;
 use llguidance::regex_to_lark;
 use serde_json::{Map, Value, json};
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 /// Between the parts of a JSON value: a blank, or a line feed and its indentation. Bounded, because a model that falls into
 /// writing blanks would never come out.
@@ -19,6 +22,13 @@ const OPTIONS_KEY: &str = "x-guidance";
 /// leads to another, and a stack that overflows ends the process. Sources are bounded, so this is enough; pages that are not
 /// used cost nothing.
 const STACK_BYTES: usize = 256 << 20;
+
+/// Longest time that a request waits for its grammar. The limits on work do not bound time well where expressions are
+/// intersected; everything that people write takes milliseconds.
+const COMPILE_LIMIT: Duration = Duration::from_secs(5);
+/// Grammars compiled at a time in this process, those that nobody waits for any more among them.
+const MAX_COMPILING: usize = 8;
+static COMPILING: AtomicUsize = AtomicUsize::new(0);
 
 /// Checks a constraint without a model. What passes here fails later only at limits that depend on a vocabulary.
 pub fn check(constraint: &Constraint) -> Result<(), GrammarError> {
@@ -92,15 +102,49 @@ fn bounded(what: &'static str, got: usize, limit: usize) -> Result<(), GrammarEr
     if got > limit { Err(GrammarError::TooLarge { what, got, limit, unit: "bytes" }) } else { Ok(()) }
 }
 
-/// Runs work that recurses as deep as a client's source leads it.
-pub(crate) fn on_deep_stack<T: Send>(work: impl FnOnce() -> Result<T, GrammarError> + Send) -> Result<T, GrammarError> {
+/// Counts a thread that compiles, as long as it does.
+struct Compiling;
+
+impl Compiling {
+    fn begin() -> Result<Self, GrammarError> {
+        let one_more = |running: usize| (running < MAX_COMPILING).then_some(running + 1);
+        match COMPILING.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more) {
+            Ok(_) => Ok(Self),
+            Err(_) => Err(GrammarError::Busy),
+        }
+    }
+}
+
+impl Drop for Compiling {
+    fn drop(&mut self) {
+        COMPILING.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Runs work that recurses as deep as a client's source leads it, and waits for it no longer than [`COMPILE_LIMIT`]. What
+/// goes on after that comes to an end by its own limits, and until then is one of the few that may run.
+pub(crate) fn on_deep_stack<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, GrammarError> + Send + 'static,
+) -> Result<T, GrammarError> {
     let failed = |message: String| GrammarError::Failed { message };
-    std::thread::scope(|scope| {
-        let builder = std::thread::Builder::new().name("grammar".into()).stack_size(STACK_BYTES);
-        let thread = builder.spawn_scoped(scope, work).map_err(|error| failed(error.to_string()))?;
+    let compiling = Compiling::begin()?;
+    let (sender, done) = mpsc::sync_channel(1);
+    let body = move || {
+        let result = work();
+        drop(compiling);
+        let _ = sender.send(result);
+    };
+    let builder = std::thread::Builder::new().name("grammar".into()).stack_size(STACK_BYTES);
+    builder.spawn(body).map_err(|error| failed(error.to_string()))?;
+    match done.recv_timeout(COMPILE_LIMIT) {
+        Ok(result) => result,
+        Err(RecvTimeoutError::Timeout) => {
+            let message = format!("it is not compiled after {} s", COMPILE_LIMIT.as_secs());
+            Err(GrammarError::TooComplex { message })
+        }
         // llguidance catches its panics itself; this is for those outside of what it guards.
-        thread.join().unwrap_or_else(|_| Err(failed("it panicked".to_owned())))
-    })
+        Err(RecvTimeoutError::Disconnected) => Err(failed("it panicked".to_owned())),
+    }
 }
 
 /// An error of compiling, in words for a client. A source on which llguidance panics is no better than one that it refuses:

@@ -3,7 +3,7 @@
 use engine_wire::TokenId;
 use thiserror::Error;
 
-/// An error of this crate. All but `Vocabulary` are the request's own fault, and end only that request.
+/// An error of this crate. All but `Busy` and `Vocabulary` are the request's own fault, and end only that request.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum GrammarError {
     /// The source does not parse, contradicts itself, or uses what cannot be enforced.
@@ -12,8 +12,11 @@ pub enum GrammarError {
     #[error("{what} has {got} {unit}, but at most {limit} are accepted")]
     TooLarge { what: &'static str, got: usize, limit: usize, unit: &'static str },
     /// A limit on work or memory was reached while the output was produced.
-    #[error("the grammar is too complex to go on with: {message}")]
+    #[error("the grammar is too complex: {message}")]
     TooComplex { message: String },
+    /// Too many grammars are being compiled; the client may come back.
+    #[error("too many grammars are being compiled at this moment")]
+    Busy,
     /// No token of the model's vocabulary leads on, and the output may not end here.
     #[error("no token of the model's vocabulary continues the output as its grammar wants it")]
     DeadEnd,

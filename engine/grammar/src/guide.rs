@@ -24,7 +24,10 @@ pub struct Guide {
 impl Guide {
     pub(crate) fn new(factory: &ParserFactory, grammar: TopLevelGrammar) -> Result<Self, GrammarError> {
         let parser = factory.create_parser(grammar).map_err(|error| compile_error(&error.to_string()))?;
-        Ok(Self { matcher: Matcher::new(Ok(parser)), position: 0 })
+        let mut guide = Self { matcher: Matcher::new(Ok(parser)), position: 0 };
+        // Finds out whether the empty text is already all that there is.
+        guide.matcher.consume_tokens(&[]).map_err(|error| guide.failure(&error.to_string()))?;
+        Ok(guide)
     }
 
     /// Takes the next token of the output. An end token is taken where the output may end.

@@ -6,6 +6,10 @@ use crate::GrammarError;
 /// Deepest nesting of brackets in any source.
 pub(crate) const MAX_DEPTH: usize = 64;
 
+/// Intersections and negations of terminals in one grammar: each may multiply the work of compiling. A text without a certain
+/// string takes two.
+const MAX_COMBINED: usize = 4;
+
 /// What a source is written in.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Syntax {
@@ -14,9 +18,11 @@ pub(crate) enum Syntax {
     Lark,
 }
 
-/// Refuses what nests too deeply, and in Lark what names tokens: those differ from model to model.
+/// Refuses what nests too deeply, and in Lark what names tokens, which differ from model to
+/// model, and what makes compiling explode.
 pub(crate) fn check(source: &str, syntax: Syntax, what: &'static str) -> Result<(), GrammarError> {
     let (mut depth, mut deepest) = (0usize, 0usize);
+    let mut combined = 0;
     let mut quote = None;
     let mut bytes = source.bytes().peekable();
     while let Some(byte) = bytes.next() {
@@ -39,8 +45,13 @@ pub(crate) fn check(source: &str, syntax: Syntax, what: &'static str) -> Result<
                 let message = "tokens cannot be named (<...>): a grammar is about text".to_owned();
                 return Err(GrammarError::Invalid { message });
             }
+            (None, b'&' | b'~') if syntax == Syntax::Lark => combined += 1,
             (None, _) => {}
         }
+    }
+    if combined > MAX_COMBINED {
+        let unit = "intersections and negations (& and ~)";
+        return Err(GrammarError::TooLarge { what, got: combined, limit: MAX_COMBINED, unit });
     }
     if deepest > MAX_DEPTH {
         return Err(GrammarError::TooLarge { what, got: deepest, limit: MAX_DEPTH, unit: "levels of nesting" });
@@ -72,5 +83,7 @@ mod tests {
         check_case(r#"start: "<[" "a" /<[a]/"#, Syntax::Lark, true);
         check_case("start: <[12]>", Syntax::Lark, false);
         check_case("start: <|im_end|>", Syntax::Lark, false);
+        check_case("start: A\nA: /a/ & ~/b/", Syntax::Lark, true);
+        check_case(&format!("start: A\nA: /a/ {}", "& /b/ ".repeat(MAX_COMBINED + 1)), Syntax::Lark, false);
     }
 }

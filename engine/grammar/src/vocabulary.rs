@@ -22,8 +22,8 @@ pub(crate) fn limits() -> ParserLimits {
     ParserLimits {
         // Ways in which one position may be read at a time.
         max_items_in_row: 2000,
-        // Work to build the lexer: 50 units take 1 us, so 20 ms.
-        initial_lexer_fuel: 1_000_000,
+        // Work to build the lexer: 50 units take 1 us, so 4 ms; where expressions are intersected much more.
+        initial_lexer_fuel: 200_000,
         // Work for one mask: 14 units take 1 us, so 7 ms.
         step_lexer_fuel: 100_000,
         step_max_items: 50_000,
@@ -44,7 +44,7 @@ fn slices() -> Vec<String> {
 
 /// The vocabulary of one model. All methods take `&self`; guides share it.
 pub struct Vocabulary {
-    factory: ParserFactory,
+    factory: Arc<ParserFactory>,
     bytes: usize,
 }
 
@@ -77,7 +77,7 @@ impl Vocabulary {
         *factory.limits_mut() = limits();
         factory.quiet();
         let bytes = memory_bytes(tokens.len(), text_bytes, slices.len());
-        Ok(Self { factory, bytes })
+        Ok(Self { factory: Arc::new(factory), bytes })
     }
 
     /// Bytes without a model: what a constraint is checked against where none is loaded.
@@ -90,7 +90,8 @@ impl Vocabulary {
     /// A guide for one output. Takes milliseconds for a large schema.
     pub fn guide(&self, constraint: &Constraint) -> Result<Guide, GrammarError> {
         let grammar = compile(constraint)?;
-        on_deep_stack(|| Guide::new(&self.factory, grammar))
+        let factory = self.factory.clone();
+        on_deep_stack(move || Guide::new(&factory, grammar))
     }
 
     /// Number of tokens.

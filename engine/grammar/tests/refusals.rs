@@ -169,6 +169,45 @@ fn what_is_too_large_or_too_deep_names_its_limit() {
     "###);
 }
 
+/// What multiplies when it is compiled: each comes to a verdict, in time and memory that the limits bound.
+#[test]
+fn explosions_have_a_verdict() {
+    let object = |n: usize, m: usize| {
+        format!(r#"{{"type":"object","properties":{{"p{n}_{m}":{{"type":"integer"}}}},"required":["p{n}_{m}"]}}"#)
+    };
+    let any_of = |n: usize| format!(r#"{{"anyOf":[{}]}}"#, (0..5).map(|m| object(n, m)).collect::<Vec<_>>().join(","));
+    let products = format!(r#"{{"allOf":[{}]}}"#, (0..12).map(any_of).collect::<Vec<_>>().join(","));
+    let many = (0..3000).map(|n| format!(r#""property number {n}":{{"type":"number"}}"#)).collect::<Vec<_>>().join(",");
+    let texts = (0..9000).map(|n| format!(r#""value {n}""#)).collect::<Vec<_>>().join(",");
+    for (name, constraint) in [
+        ("products of anyOf", json(&products, true)),
+        ("many properties", json(&format!(r#"{{"type":"object","properties":{{{many}}}}}"#), true)),
+        ("a large enum", json(&format!(r#"{{"enum":[{texts}]}}"#), true)),
+        (
+            "large arrays",
+            json(
+                r#"{"type":"array","items":{"type":"array","minItems":5000},"minItems":100000,"maxItems":1000000}"#,
+                true,
+            ),
+        ),
+        ("a long string", json(r#"{"type":"string","minLength":100000,"maxLength":1000000}"#, true)),
+        ("a fine number", json(r#"{"type":"number","multipleOf":0.000000001,"minimum":-1e300,"maximum":1e300}"#, true)),
+        ("nested repetition", Constraint::Regex("((a{1000}){1000}){1000}".to_owned())),
+        ("alternatives", Constraint::Regex("(a|aa|aaa)*b(.{0,5000}x){0,5000}".to_owned())),
+        (
+            "intersections",
+            json(r#"{"type":"string","allOf":[{"pattern":"a.{12}"},{"pattern":"b.{11}"},{"pattern":"c.{10}"}]}"#, true),
+        ),
+        ("ambiguity", Constraint::Lark("start: a\na: a a a | \"x\" | \"xx\" | ".to_owned())),
+        ("repeated rules", Constraint::Lark("start: a{0,100000}\na: \"x\"{0,100000} \"y\"".to_owned())),
+    ] {
+        let began = std::time::Instant::now();
+        let verdict = check(&constraint);
+        println!("{name}: {verdict:?} in {:?}", began.elapsed());
+        assert!(!matches!(verdict, Err(GrammarError::Failed { .. } | GrammarError::Vocabulary { .. })), "{name}");
+    }
+}
+
 /// Chains of references are followed by recursion: as long as a source may be, they must not overflow a stack.
 #[test]
 fn long_chains_of_references_are_answered() {

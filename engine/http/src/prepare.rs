@@ -81,6 +81,11 @@ pub(crate) async fn prepare<B: Backend>(
 ) -> Result<Prepared, ApiError> {
     let text =
         before_deadline(context, "while the model's tokenizer was loaded", backend.text(&options.model)).await??;
+    if text.vectors().is_some() {
+        let message =
+            format!("The model `{}` makes embeddings and generates no text: use /v1/embeddings.", options.model);
+        return Err(invalid("model", message));
+    }
     if options.max_tokens.is_some_and(|max_tokens| options.min_tokens > max_tokens) {
         return Err(invalid("min_tokens", "Invalid 'min_tokens': it is greater than max_tokens.".to_owned()));
     }
@@ -154,6 +159,7 @@ fn request(options: &GenerateOptions, prompt: Vec<TokenId>, max_tokens: u32, see
             stop_token_ids: options.stop_token_ids.clone(),
         },
         top_logprobs: options.top_logprobs,
+        priority: options.priority,
         constraint: options.constraint.clone(),
     }
 }
@@ -191,6 +197,7 @@ async fn check_constraint(
     let work = move || {
         engine_grammar::check(&constraint).map_err(|error| match error {
             GrammarError::Failed { message } => ApiError::Internal { message },
+            GrammarError::Busy => ApiError::Unavailable { message: error.to_string(), retry_after_s: None },
             error => invalid(&param, format!("Invalid '{param}': {error}.")),
         })
     };

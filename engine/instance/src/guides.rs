@@ -82,6 +82,7 @@ pub(crate) fn refusal(error: &GrammarError, param: &str) -> ApiError {
         GrammarError::Failed { .. } | GrammarError::Vocabulary { .. } => {
             ApiError::Internal { message: error.to_string() }
         }
+        GrammarError::Busy => ApiError::Unavailable { message: error.to_string(), retry_after_s: None },
         error => ApiError::InvalidRequest { message: error.to_string(), param: Some(param.to_owned()) },
     }
 }

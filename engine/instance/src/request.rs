@@ -1,6 +1,7 @@
 //! One request inside the step thread: its parameters, its delivery, and the times of its life.
 
 use crate::delivery::Delivery;
+use crate::embed::EmbedWork;
 use crate::guides::Guided;
 use crate::shelf::HeldAdapter;
 use engine_core::{EndReason, Limits, Sampled};
@@ -10,6 +11,7 @@ use engine_wire::TokenId;
 use engine_wire::control::{FinishedRequest, Outcome};
 use engine_wire::hop::{FinishReason, GenerateRequest, HopEvent, TokenLogprobs};
 use engine_wire::sampling::{Sampling, StopRule};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// A request as it is handed to the step thread.
@@ -29,6 +31,7 @@ pub(crate) struct Work {
 /// A message to the step thread.
 pub(crate) enum Message {
     Work(Box<Work>),
+    Embed(Box<EmbedWork>),
     /// End now: what is still running is told so.
     Stop,
 }
@@ -43,8 +46,8 @@ pub(crate) struct Live {
     pub history: History,
     /// Alternatives wanted with the log-probabilities, if those are.
     pub top_logprobs: Option<u32>,
-    /// Log-probabilities of the token that was drawn and is on its way through the scheduler.
-    pub logprobs: Option<TokenLogprobs>,
+    /// Log-probabilities of the tokens that were drawn and are on their way through the scheduler.
+    pub logprobs: VecDeque<TokenLogprobs>,
     /// What its output must follow.
     pub guided: Option<Guided>,
     /// Why the grammar could not go on.
@@ -72,7 +75,7 @@ impl Live {
             history: history_of(request),
             sampling: request.sampling.clone(),
             top_logprobs: request.top_logprobs,
-            logprobs: None,
+            logprobs: VecDeque::new(),
             guided,
             failure: None,
             ignore_eos: request.stop.ignore_eos,
@@ -89,10 +92,12 @@ impl Live {
     }
 
     /// Chooses the next token from a logits row, which is changed by it. `ends` are the tokens that may not be drawn yet;
-    /// they are when a grammar leaves nothing else.
+    /// they are when a grammar leaves nothing else. What is drawn is at once part of the history, since the next row of the
+    /// same step may depend on it.
     pub fn draw(&mut self, logits: &mut [f32], position: usize, ends: &[TokenId]) -> Sampled {
         if let Some(token) = self.given(position) {
-            self.logprobs = self.top_logprobs.map(|top| engine_runtime::logprobs(logits, token, top as usize));
+            let top = self.top_logprobs;
+            self.logprobs.extend(top.map(|top| engine_runtime::logprobs(logits, token, top as usize)));
             return Sampled::Token(token);
         }
         let raw = self.top_logprobs.map(|top| (top as usize, logits.to_vec()));
@@ -110,20 +115,20 @@ impl Live {
                 }
             },
         };
-        if let (Some(Sampled::Token(token) | Sampled::Last(token)), Some((top, raw))) = (drawn, raw) {
-            self.logprobs = Some(engine_runtime::logprobs(&raw, token, top));
+        if let Some(Sampled::Token(token) | Sampled::Last(token)) = drawn {
+            self.logprobs.extend(raw.map(|(top, raw)| engine_runtime::logprobs(&raw, token, top)));
+            self.history.push(token);
         }
         drawn.unwrap_or(Sampled::Failed)
     }
 
-    /// Passes on the token that was drawn or given; whether it was drawn.
+    /// Passes on a token that was drawn or given, to go out with [`Delivery::flush`]; whether it was drawn.
     pub fn take_token(&mut self, token: TokenId, now_ns: u64) -> bool {
-        self.delivery.token(token, self.logprobs.take());
+        self.delivery.token(token, self.logprobs.pop_front());
         let is_given = self.given_left > 0;
         if is_given {
             self.given_left -= 1;
         } else {
-            self.history.push(token);
             self.times.token(now_ns);
         }
         !is_given
@@ -189,6 +194,11 @@ impl Times {
     pub fn joined(&mut self, at_ns: u64, cached_tokens: usize) {
         self.joined_at_ns = Some(at_ns);
         self.cached_tokens = u32::try_from(cached_tokens).unwrap_or(u32::MAX);
+    }
+
+    /// Where it is, for messages.
+    pub fn stage(&self) -> &'static str {
+        if self.joined_at_ns.is_some() { "in the engine" } else { "while it waited in the engine's queue" }
     }
 
     pub fn cached_tokens(&self) -> u32 {

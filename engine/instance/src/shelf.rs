@@ -2,7 +2,6 @@
 //! line); each is read when a request first names it, and given back when it is off the list and its last request
 //! has ended.
 
-use crate::limits::ModelFacts;
 use engine_http::{ApiError, ModelCard};
 use engine_runtime::{Adapters, Compute, LoadedAdapter};
 use engine_store::{Adapter, AdapterError, ModelConfig, adapter_digest};
@@ -141,8 +140,7 @@ impl Shelf {
     }
 
     /// Rows of `/v1/models`.
-    pub fn cards(&self, created_unix_s: u64, facts: Option<&ModelFacts>) -> Vec<ModelCard> {
-        let context_tokens = facts.map_or(0, |facts| facts.shape.context_tokens);
+    pub fn cards(&self, created_unix_s: u64, context_tokens: usize) -> Vec<ModelCard> {
         let card = |entry: &Arc<Entry>| ModelCard {
             name: entry.spec.name.clone(),
             revision: entry.spec.revision.clone(),
@@ -182,7 +180,7 @@ mod tests {
         assert_eq!(shelf.set(vec![spec("a", "2")]), Ok(()));
         check("a", Some("2"), true);
         check("b", None, false);
-        let cards = shelf.cards(7, None);
+        let cards = shelf.cards(7, 0);
         assert_eq!((cards.len(), cards[0].root.as_str(), cards[0].parent.as_deref()), (1, "folder", Some("base")));
     }
 

@@ -5,6 +5,7 @@
 //! away has dropped its end of the channel, which needs no message and cannot be lost in a full queue.
 
 use crate::clock;
+use crate::embed::{self, EmbedWork};
 use crate::guides::{self, Guided};
 use crate::limits;
 use crate::request::{self, Live, Message, Times, Work};
@@ -82,24 +83,35 @@ impl StepLoop {
         if self.scheduler.is_idle() {
             match self.messages.recv() {
                 Ok(Message::Work(work)) => self.accept(*work),
+                Ok(Message::Embed(work)) => self.refuse(*work),
                 Ok(Message::Stop) | Err(_) => return false,
             }
         }
         loop {
             match self.messages.try_recv() {
                 Ok(Message::Work(work)) => self.accept(*work),
+                Ok(Message::Embed(work)) => self.refuse(*work),
                 Ok(Message::Stop) | Err(TryRecvError::Disconnected) => return false,
                 Err(TryRecvError::Empty) => return true,
             }
         }
     }
 
+    /// A request for vectors that came before it was known that there are none here.
+    fn refuse(&self, work: EmbedWork) {
+        self.shared.ledger().request_taken();
+        work.answer.send(Err(embed::generates_text(&self.shared.identity.model)));
+    }
+
     fn accept(&mut self, work: Work) {
         let Work { request_id, tenant, arrived_at_ns, request, guided, adapter, delivery } = work;
         self.shared.ledger().request_taken();
+        let deadline_ns = delivery.deadline_ns(arrived_at_ns);
         let times = Times::new(request_id, request.prompt_tokens(), arrived_at_ns);
         let complete = guided.as_ref().is_some_and(Guided::is_complete);
         let live = Live::new(&request, times, guided, delivery, adapter);
+        // A grammar's state moves on as tokens are delivered, and given tokens have nothing to look up.
+        let speculate = live.guided.is_none() && request.given.is_empty();
         if live.delivery.is_abandoned() {
             return self.end(live, Outcome::Cancelled, None);
         }
@@ -122,6 +134,9 @@ impl StepLoop {
             prompt: request.prompt,
             emitted: request.emitted,
             limits: request::limits(request.stop, request.given.len()),
+            priority: request.priority,
+            deadline_ns,
+            speculate,
         };
         match self.scheduler.submit(submission) {
             Ok(Submitted::Queued) => {
@@ -158,7 +173,7 @@ impl StepLoop {
             if live.delivery.is_abandoned() {
                 self.end(live, Outcome::Cancelled, None);
             } else {
-                let error = live.delivery.deadline_exceeded();
+                let error = live.delivery.deadline_exceeded(live.times.stage());
                 self.end(live, Outcome::Failed, Some(Err(error)));
             }
         }
@@ -183,18 +198,29 @@ impl StepLoop {
             Err(error) => self.fail(&step, &error),
         };
         let sample_ns = lap.ns();
-        for event in events {
-            self.deliver(event);
+        self.scheduler.observe_step(step.batch.tokens.len(), forward_ns + sample_ns);
+        for event in &events {
+            self.deliver(*event);
         }
+        self.flush(&events);
         let phases = StepPhases { schedule_ns, forward_ns, sample_ns, deliver_ns: lap.ns() };
         self.timings.step(phases, step.batch.tokens.len());
     }
 
-    /// Draws a token from each logits row.
+    /// Draws a token from each logits row, but for those that go on from a draft that was wrong.
     fn sample(&mut self, step: &Step) -> Vec<SequenceEvent> {
         let mut sampled = Vec::with_capacity(step.rows.len());
+        let mut void = None;
         for (index, row) in step.rows.iter().enumerate() {
-            sampled.push(self.sample_row(index, row));
+            if void == Some(row.sequence) {
+                sampled.push(Sampled::Skipped);
+                continue;
+            }
+            let drawn = self.sample_row(index, row);
+            if row.draft.is_some_and(|draft| drawn != Sampled::Token(draft)) {
+                void = Some(row.sequence);
+            }
+            sampled.push(drawn);
         }
         self.scheduler.complete(step.id, &sampled).unwrap_or_else(|error| {
             // Not reachable: the rows are counted from the very step that is in flight.
@@ -253,6 +279,19 @@ impl StepLoop {
         }
     }
 
+    /// Sends what a step has brought, one event for each sequence that goes on.
+    fn flush(&mut self, events: &[SequenceEvent]) {
+        let mut last = None;
+        for event in events {
+            if let SequenceEvent::Token { id, .. } = event
+                && last.replace(*id) != Some(*id)
+                && let Some(live) = self.live.get_mut(id)
+            {
+                live.delivery.flush();
+            }
+        }
+    }
+
     /// Counts a request and sends its last event, if anybody waits for one. The count comes first: who has
     /// read the end of a stream finds it in the next report.
     fn end(&self, live: Live, outcome: Outcome, last: Option<Result<HopEvent, ApiError>>) {
@@ -274,9 +313,13 @@ impl StepLoop {
             self.scheduler.cancel(id);
             self.end(live, Outcome::Failed, Some(Err(ApiError::ShuttingDown)));
         }
-        while let Ok(Message::Work(work)) = self.messages.try_recv() {
+        while let Ok(message) = self.messages.try_recv() {
             self.shared.ledger().request_taken();
-            work.delivery.finish(Err(ApiError::ShuttingDown), &self.runtime);
+            match message {
+                Message::Work(work) => work.delivery.finish(Err(ApiError::ShuttingDown), &self.runtime),
+                Message::Embed(work) => work.answer.send(Err(ApiError::ShuttingDown)),
+                Message::Stop => {}
+            }
         }
         self.publish();
     }

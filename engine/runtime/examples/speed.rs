@@ -75,7 +75,7 @@ fn step(
     for &(stream, start, new_tokens) in parts {
         batch.tokens.extend((0..new_tokens).map(|index| ((start + index) * 7919 % 49_000) as u32));
         let blocks = (0..512).map(|block| (stream * if parts.len() == 1 { 0 } else { 64 } + block) as u32).collect();
-        batch.sequences.push(BatchSequence { new_tokens, start, blocks, logits: true, adapter });
+        batch.sequences.push(BatchSequence { new_tokens, start, blocks, logits: 1, adapter });
     }
     Ok(device.forward(&batch, &mut Vec::new())?)
 }

@@ -106,6 +106,9 @@ pub struct Telemetry {
     pub kv_blocks_used: u32,
     pub prefill_tokens_total: u64,
     pub decode_tokens_total: u64,
+    /// Tokens of which vectors were made; 0 from an engine that is older than this field.
+    #[serde(default)]
+    pub encode_tokens_total: u64,
     /// Tokens handed to requests; the first of each comes out of its prefill.
     #[serde(default)]
     pub output_tokens_total: u64,
@@ -115,6 +118,13 @@ pub struct Telemetry {
     pub prefix_hit_tokens_total: u64,
     #[serde(default)]
     pub prefix_miss_tokens_total: u64,
+    /// Drafts made, their tokens, and those of these that were drawn as well.
+    #[serde(default)]
+    pub drafts_total: u64,
+    #[serde(default)]
+    pub draft_tokens_total: u64,
+    #[serde(default)]
+    pub draft_tokens_accepted_total: u64,
     pub requests_total: u64,
     pub cancelled_total: u64,
     pub steps_total: u64,

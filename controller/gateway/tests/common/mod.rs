@@ -102,6 +102,7 @@ pub fn request(prompt: u32, max_tokens: u32) -> GenerateRequest {
         sampling: Sampling::default(),
         stop: StopRule { max_tokens, ..StopRule::default() },
         top_logprobs: None,
+        priority: 0,
         constraint: None,
     }
 }

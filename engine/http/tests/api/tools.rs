@@ -57,7 +57,7 @@ async fn a_whole_answer_has_its_calls() {
     assert!(answer.body().contains(&format!(r#""completion_tokens":{tokens},"#)), "{answer:?}");
     // Cut short, not called, and not offered: text.
     let answer = ask(says(&CALL[..40]), &format!(r#""tools":{TOOLS}"#)).await;
-    insta::assert_snapshot!(choice(&answer), @r#"{"role":"assistant","content":"<tool_call>{\"name\": \"f\", \"arguments\": {","refusal":null},"logprobs":null,"finish_reason":"length""#);
+    insta::assert_snapshot!(choice(&answer), @r#"{"role":"assistant","content":"<tool_call>{\"name\": \"f\", \"arguments\": {\"","refusal":null},"logprobs":null,"finish_reason":"length""#);
     let answer = ask(said("No."), &format!(r#""tools":{TOOLS},"tool_choice":"auto""#)).await;
     insta::assert_snapshot!(choice(&answer), @r#"{"role":"assistant","content":"No.","refusal":null},"logprobs":null,"finish_reason":"stop""#);
     let answer = ask(said(CALL), &format!(r#""tools":{TOOLS},"tool_choice":"none""#)).await;

@@ -72,6 +72,10 @@ impl Weights {
             output: if config.tied { None } else { Some(matrix("output.weight")?) },
         })
     }
+
+    fn output(&self) -> &Matrix {
+        self.output.as_ref().unwrap_or(&self.embedding)
+    }
 }
 
 /// A Gemma 3 on this machine's cores. `E` is how keys and values are stored.
@@ -121,7 +125,7 @@ impl<E: KvElement> Gemma3<E> {
             Job { matrix: &layer.k, out: &mut buffers.k, accumulate: false },
             Job { matrix: &layer.v, out: &mut buffers.v, accumulate: false },
         ];
-        device.multiply(tokens, &buffers.normed, &buffers.quantised, jobs);
+        device.multiply(tokens, &buffers.normed, &buffers.quantised, jobs, &[&layer.attention_out]);
 
         let mut outputs =
             [(Linear::Q, &mut buffers.q[..]), (Linear::K, &mut buffers.k[..]), (Linear::V, &mut buffers.v[..])];
@@ -151,7 +155,7 @@ impl<E: KvElement> Gemma3<E> {
         attention::attend(&mut device.pool, isa, job);
         device.quantise(&buffers.attended, config.q_width(), &mut buffers.quantised);
         let job = Job { matrix: &layer.attention_out, out: &mut self.branch, accumulate: false };
-        device.multiply(tokens, &buffers.attended, &buffers.quantised, vec![job]);
+        device.multiply(tokens, &buffers.attended, &buffers.quantised, vec![job], &[&layer.gate, &layer.up]);
         device.adapt(plan, index, &buffers.attended, &mut [(Linear::Output, &mut self.branch[..])]);
         device.join(&self.branch, &layer.attention_post_norm, epsilon, &mut buffers.x);
     }
@@ -161,6 +165,10 @@ impl<E: KvElement> Gemma3<E> {
         let (config, layer, buffers, device) =
             (&self.config, &self.weights.layers[index], &mut self.buffers, &mut self.device);
         let (width, epsilon, isa) = (config.ffn_width, config.norm_epsilon, device.isa);
+        let next = match self.weights.layers.get(index + 1) {
+            Some(layer) => vec![&layer.q, &layer.k, &layer.v],
+            None => vec![self.weights.output()],
+        };
         device.norm(&buffers.x, &layer.ffn_norm, epsilon, &mut buffers.normed, &mut buffers.quantised);
         buffers.gate.resize(tokens * width, 0.0);
         buffers.up.resize(tokens * width, 0.0);
@@ -168,7 +176,7 @@ impl<E: KvElement> Gemma3<E> {
             Job { matrix: &layer.gate, out: &mut buffers.gate, accumulate: false },
             Job { matrix: &layer.up, out: &mut buffers.up, accumulate: false },
         ];
-        device.multiply(tokens, &buffers.normed, &buffers.quantised, jobs);
+        device.multiply(tokens, &buffers.normed, &buffers.quantised, jobs, &[&layer.down]);
         let mut outputs = [(Linear::Gate, &mut buffers.gate[..]), (Linear::Up, &mut buffers.up[..])];
         device.adapt(plan, index, &buffers.normed, &mut outputs);
         let up = &buffers.up;
@@ -177,7 +185,7 @@ impl<E: KvElement> Gemma3<E> {
         });
         device.quantise(&buffers.gate, width, &mut buffers.quantised);
         let job = Job { matrix: &layer.down, out: &mut self.branch, accumulate: false };
-        device.multiply(tokens, &buffers.gate, &buffers.quantised, vec![job]);
+        device.multiply(tokens, &buffers.gate, &buffers.quantised, vec![job], &next);
         device.adapt(plan, index, &buffers.gate, &mut [(Linear::Down, &mut self.branch[..])]);
         device.join(&self.branch, &layer.ffn_post_norm, epsilon, &mut buffers.x);
     }
@@ -202,7 +210,7 @@ impl<E: KvElement> Forward for Gemma3<E> {
             self.feed_forward(layer, &plan);
         }
         let weights = &self.weights;
-        let matrix = weights.output.as_ref().unwrap_or(&weights.embedding);
+        let matrix = weights.output();
         let epsilon = self.config.norm_epsilon;
         self.device.logits(&mut self.buffers, &plan, (&weights.output_norm, epsilon), matrix, out);
         batch::check_finite(batch, self.shape.vocab, out)

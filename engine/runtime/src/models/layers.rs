@@ -15,7 +15,7 @@ use crate::{
     },
 };
 use engine_core::{ForwardShape, TokenId};
-use engine_store::{Checkpoint, CheckpointError, Linear, ModelConfig};
+use engine_store::{Checkpoint, CheckpointError, Linear, ModelConfig, TensorData};
 
 /// A matrix as it lies in the file, or quantised at load.
 pub(super) fn matrix(checkpoint: &Checkpoint, name: &str) -> Result<Matrix, CheckpointError> {
@@ -28,6 +28,13 @@ pub(super) fn vector(checkpoint: &Checkpoint, name: &str) -> Result<Vec<f32>, Ch
     let mut out = vec![0.0; data.dims().iter().product::<u64>() as usize];
     quant::dequantise(data.kind(), &data, &mut out);
     Ok(out)
+}
+
+/// All numbers of a tensor, copied out as f32.
+pub(super) fn numbers(data: &TensorData) -> Vec<f32> {
+    let mut out = vec![0.0; data.dims().iter().product::<u64>() as usize];
+    quant::dequantise(data.kind(), data, &mut out);
+    out
 }
 
 /// What the scheduler is told of a model with this KV pool.
@@ -152,9 +159,17 @@ impl Device {
         out.fill(&mut self.pool, self.isa, x);
     }
 
-    pub(super) fn multiply(&mut self, tokens: usize, real: &[f32], quantised: &Quantised, jobs: Vec<Job<'_>>) {
+    /// `next` are the matrices of the product after this one.
+    pub(super) fn multiply(
+        &mut self,
+        tokens: usize,
+        real: &[f32],
+        quantised: &Quantised,
+        jobs: Vec<Job<'_>>,
+        next: &[&Matrix],
+    ) {
         let quantised = self.integer.then_some(quantised);
-        matmul::multiply(&mut self.pool, self.isa, Input { tokens, real, quantised }, jobs);
+        matmul::multiply(&mut self.pool, self.isa, Input { tokens, real, quantised }, jobs, next);
     }
 
     /// Adds to products of `real` what the adapters of their rows change of them.
@@ -213,6 +228,6 @@ impl Device {
         }
         self.norm(wanted, norm.0, norm.1, &mut buffers.normed, &mut buffers.quantised);
         let job = Job { matrix, out: &mut out[..], accumulate: false };
-        self.multiply(count, &buffers.normed, &buffers.quantised, vec![job]);
+        self.multiply(count, &buffers.normed, &buffers.quantised, vec![job], &[]);
     }
 }

@@ -91,6 +91,10 @@ impl Weights {
             },
         })
     }
+
+    fn output(&self) -> &Matrix {
+        self.output.as_ref().unwrap_or(&self.embedding)
+    }
 }
 
 /// A llama on this machine's cores. `E` is how keys and values are stored.
@@ -133,7 +137,7 @@ impl<E: KvElement> Llama<E> {
             Job { matrix: &layer.k, out: &mut buffers.k, accumulate: false },
             Job { matrix: &layer.v, out: &mut buffers.v, accumulate: false },
         ];
-        device.multiply(tokens, &buffers.normed, &buffers.quantised, jobs);
+        device.multiply(tokens, &buffers.normed, &buffers.quantised, jobs, &[&layer.attention_out]);
 
         if let Some([q, k, v]) = &layer.biases {
             for (x, bias) in [(&mut buffers.q, q), (&mut buffers.k, k), (&mut buffers.v, v)] {
@@ -174,7 +178,7 @@ impl<E: KvElement> Llama<E> {
         attention::attend(&mut device.pool, device.isa, job);
         device.quantise(&buffers.attended, config.q_width(), &mut buffers.quantised);
         let job = Job { matrix: &layer.attention_out, out: &mut buffers.x, accumulate: true };
-        device.multiply(tokens, &buffers.attended, &buffers.quantised, vec![job]);
+        device.multiply(tokens, &buffers.attended, &buffers.quantised, vec![job], &[&layer.gate, &layer.up]);
         if let Some(bias) = &layer.attention_out_bias {
             device.add_bias(&mut buffers.x, bias);
         }
@@ -185,6 +189,10 @@ impl<E: KvElement> Llama<E> {
         let tokens = plan.positions.len();
         let (config, layer, buffers, device) =
             (&self.config, &self.weights.layers[index], &mut self.buffers, &mut self.device);
+        let next = match self.weights.layers.get(index + 1) {
+            Some(layer) => vec![&layer.q, &layer.k, &layer.v],
+            None => vec![self.weights.output()],
+        };
         device.norm(&buffers.x, &layer.ffn_norm, config.norm_epsilon, &mut buffers.normed, &mut buffers.quantised);
         buffers.gate.resize(tokens * config.ffn_width, 0.0);
         buffers.up.resize(tokens * config.ffn_width, 0.0);
@@ -192,7 +200,7 @@ impl<E: KvElement> Llama<E> {
             Job { matrix: &layer.gate, out: &mut buffers.gate, accumulate: false },
             Job { matrix: &layer.up, out: &mut buffers.up, accumulate: false },
         ];
-        device.multiply(tokens, &buffers.normed, &buffers.quantised, jobs);
+        device.multiply(tokens, &buffers.normed, &buffers.quantised, jobs, &[&layer.down]);
         let mut outputs = [(Linear::Gate, &mut buffers.gate[..]), (Linear::Up, &mut buffers.up[..])];
         device.adapt(plan, index, &buffers.normed, &mut outputs);
         let (isa, width, up) = (device.isa, config.ffn_width, &buffers.up);
@@ -201,7 +209,7 @@ impl<E: KvElement> Llama<E> {
         });
         device.quantise(&buffers.gate, width, &mut buffers.quantised);
         let job = Job { matrix: &layer.down, out: &mut buffers.x, accumulate: true };
-        device.multiply(tokens, &buffers.gate, &buffers.quantised, vec![job]);
+        device.multiply(tokens, &buffers.gate, &buffers.quantised, vec![job], &next);
         device.adapt(plan, index, &buffers.gate, &mut [(Linear::Down, &mut buffers.x[..])]);
     }
 }
@@ -211,9 +219,15 @@ impl<E: KvElement> Forward for Llama<E> {
         self.shape
     }
 
+    fn window_tokens(&self) -> Option<usize> {
+        // The widest, if every layer has one.
+        let windows: Option<Vec<usize>> = (0..self.config.layers).map(|layer| self.config.window(layer)).collect();
+        windows?.into_iter().max()
+    }
+
     fn forward(&mut self, batch: &Batch, out: &mut Vec<f32>) -> Result<(), ForwardError> {
         self.device.caller.pin();
-        let plan = batch::plan(batch, &self.shape, &self.device.adapters)?;
+        let plan = batch::plan_within(batch, &self.shape, &self.device.adapters, self.window_tokens())?;
         if batch.tokens.is_empty() {
             out.clear();
             return Ok(());
@@ -225,7 +239,7 @@ impl<E: KvElement> Forward for Llama<E> {
             self.feed_forward(layer, &plan);
         }
         let weights = &self.weights;
-        let matrix = weights.output.as_ref().unwrap_or(&weights.embedding);
+        let matrix = weights.output();
         let epsilon = self.config.norm_epsilon;
         self.device.logits(&mut self.buffers, &plan, (&weights.output_norm, epsilon), matrix, out);
         batch::check_finite(batch, self.shape.vocab, out)

@@ -91,7 +91,7 @@ fn an_adapter_that_is_gone_is_named_and_the_device_goes_on() {
     let mut driver = SMOLLM2.device_on(Compute::Fast, 1, engine_runtime::kernels::cpu::simd::Isa::detect());
     let loaded = adapter(&driver, SMOLLM2_SHAPE, 30, 8, 1);
     assert!(loaded.bytes() > 4_000_000, "{}", loaded.bytes());
-    let part = BatchSequence { new_tokens: 1, start: 0, blocks: vec![0], logits: true, adapter: Some(loaded.id()) };
+    let part = BatchSequence { new_tokens: 1, start: 0, blocks: vec![0], logits: 1, adapter: Some(loaded.id()) };
     let batch = Batch { tokens: vec![1], sequences: vec![part] };
     assert_eq!(driver.device.forward(&batch, &mut Vec::new()), Ok(()));
     drop(loaded);

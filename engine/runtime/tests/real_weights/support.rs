@@ -124,7 +124,7 @@ impl Driver {
             let start = sequence.done;
             sequence.done += new_tokens;
             batch.tokens.extend(&sequence.tokens[start..sequence.done]);
-            let logits = sequence.done == sequence.tokens.len();
+            let logits = usize::from(sequence.done == sequence.tokens.len());
             let (blocks, adapter) = (sequence.blocks.clone(), sequence.adapter);
             batch.sequences.push(BatchSequence { new_tokens, start, blocks, logits, adapter });
         }

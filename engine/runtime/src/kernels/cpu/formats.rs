@@ -1,5 +1,5 @@
 //! ggml's quantised formats (ggml-quants.c), decoded 32 columns at a time: the one definition that
-//! dequantisation, the portable kernels and, bit for bit, the AVX2 kernels follow.
+//! dequantisation, the portable kernels and, bit for bit, all others follow.
 //!
 //! A decoded value is `d * w + m`, `d` and `m` holding for 16 columns each.
 
@@ -43,15 +43,27 @@ pub(super) const fn row_bytes(kind: u8, blocks: usize) -> usize {
     blocks / blocks_stored(kind) * stored_bytes(kind)
 }
 
-/// Whether values have a minimum (an offset) for 32 columns.
+/// Whether values have a minimum: an f32 offset for 32 columns.
 pub(super) const fn has_min(kind: u8) -> bool {
-    matches!(kind, Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q4_K | Q5_K)
+    matches!(kind, Q4_1 | Q5_1 | Q4_K | Q5_K)
 }
 
-/// Into how many parts a block's integer dot product is cut: two where the scale changes after 16 columns
-/// or where i16 sums hold no more (16 products of 5-bit weights: 16 * 31 * 127 = 62992 in two lanes).
+/// Into how many parts a block's dot product is cut: two where the scale changes after 16 columns.
 pub(super) const fn parts(kind: u8) -> usize {
-    if matches!(kind, Q4_0 | Q4_1 | Q8_0 | Q4_K) { 1 } else { 2 }
+    if matches!(kind, Q2_K | Q3_K | Q6_K) { 2 } else { 1 }
+}
+
+/// What is added to a decoded value, in powers of two, to make it unsigned: dot products of unsigned bytes are made
+/// good by `-(sum of activations) << bits`. None where stored values are unsigned and a minimum follows.
+pub(super) const fn offset_bits(kind: u8) -> Option<u32> {
+    match kind {
+        Q3_K => Some(2),
+        Q4_0 => Some(3),
+        Q5_0 => Some(4),
+        Q6_K => Some(5),
+        Q8_0 => Some(7),
+        _ => None,
+    }
 }
 
 /// 32 columns of one row.
@@ -69,10 +81,10 @@ pub(super) fn decode<const KIND: u8>(row: &[u8], index: usize) -> Decoded {
     let block = &row[start..start + stored_bytes(KIND)];
     let j = index % blocks_stored(KIND);
     match KIND {
-        Q4_0 => small(&block[2..], None, |d| d * -8.0, half(block, 0)),
-        Q4_1 => small(&block[4..], None, |_| half(block, 2), half(block, 0)),
-        Q5_0 => small(&block[6..], Some(&block[2..6]), |d| d * -16.0, half(block, 0)),
-        Q5_1 => small(&block[8..], Some(&block[4..8]), |_| half(block, 2), half(block, 0)),
+        Q4_0 => uniform(small(&block[2..], None, 8), half(block, 0), 0.0),
+        Q4_1 => uniform(small(&block[4..], None, 0), half(block, 0), half(block, 2)),
+        Q5_0 => uniform(small(&block[6..], Some(&block[2..6]), 16), half(block, 0), 0.0),
+        Q5_1 => uniform(small(&block[8..], Some(&block[4..8]), 0), half(block, 0), half(block, 2)),
         Q8_0 => uniform(std::array::from_fn(|i| block[2 + i] as i8), half(block, 0), 0.0),
         Q2_K => q2_k(block, j),
         Q3_K => q3_k(block, j),
@@ -87,13 +99,12 @@ fn uniform(w: [i8; BLOCK], d: f32, m: f32) -> Decoded {
 }
 
 /// Low nibbles are columns 0..16, high nibbles 16..32; `fifth` holds one more bit by column.
-fn small(qs: &[u8], fifth: Option<&[u8]>, min: impl Fn(f32) -> f32, d: f32) -> Decoded {
-    let w = std::array::from_fn(|i| {
+fn small(qs: &[u8], fifth: Option<&[u8]>, offset: i8) -> [i8; BLOCK] {
+    std::array::from_fn(|i| {
         let nibble = (qs[i % 16] >> (i / 16 * 4)) & 15;
         let bit = fifth.map_or(0, |bits| (bits[i / 8] >> (i % 8)) & 1);
-        (nibble | (bit << 4)) as i8
-    });
-    uniform(w, d, min(d))
+        (nibble | (bit << 4)) as i8 - offset
+    })
 }
 
 /// Six-bit scale and minimum of sub-block `j`, packed in twelve bytes (`get_scale_min_k4`).

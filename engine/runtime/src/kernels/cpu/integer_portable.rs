@@ -1,44 +1,40 @@
-//! The integer kernels in plain Rust: the definition that the AVX2 code must reproduce bit for bit.
+//! The integer kernels in plain Rust: the definition that all others must reproduce bit for bit.
 
 use super::{
     formats::{self, Decoded},
-    integer::Sink,
-    matrix::{GROUP, Matrix},
-    quant::{BLOCK, Quantised},
+    integer::{Set, Task},
+    matrix::BAND,
+    quant::{BLOCK, QuantisedRow},
+    simd::Portable,
 };
-use std::{cell::RefCell, ops::Range};
+use std::cell::RefCell;
 
 thread_local! {
-    /// The blocks of one row.
+    /// The blocks of sixteen rows.
     static SCRATCH: RefCell<Vec<Decoded>> = const { RefCell::new(Vec::new()) };
 }
 
-pub(super) fn multiply<const KIND: u8>(
-    matrix: &Matrix,
-    groups: Range<usize>,
-    input: &Quantised,
-    tokens: Range<usize>,
-    mut sink: impl Sink,
-) {
-    SCRATCH.with_borrow_mut(|decoded| {
-        let blocks = input.blocks();
-        for group in groups {
-            let bytes = matrix.group(group);
-            decoded.clear();
-            for row in bytes.chunks_exact(matrix.row_bytes()) {
-                decoded.extend((0..blocks).map(|index| formats::decode::<KIND>(row, index)));
+impl Set for Portable {
+    fn multiply<const KIND: u8>(self, task: &Task<'_>) {
+        SCRATCH.with_borrow_mut(|decoded| {
+            let blocks = task.input.blocks();
+            for band in task.bands.clone() {
+                decoded.clear();
+                for row in task.matrix.band(band).chunks_exact(task.matrix.row_bytes()) {
+                    decoded.extend((0..blocks).map(|index| formats::decode::<KIND>(row, index)));
+                }
+                for token in task.tokens.clone() {
+                    let row = |index: usize| &decoded[index * blocks..][..blocks];
+                    let out: [f32; BAND] =
+                        std::array::from_fn(|index| dot_row::<KIND>(row(index), task.input.row(token)));
+                    task.out.put(token, band * BAND, &out);
+                }
             }
-            for token in tokens.clone() {
-                let row = |index: usize| &decoded[index * blocks..][..blocks];
-                let out: [f32; GROUP] = std::array::from_fn(|index| dot_row::<KIND>(row(index), input, token));
-                sink(token, group, &out);
-            }
-        }
-    });
+        });
+    }
 }
 
-fn dot_row<const KIND: u8>(row: &[Decoded], input: &Quantised, token: usize) -> f32 {
-    let (q, scale) = input.row(token);
+fn dot_row<const KIND: u8>(row: &[Decoded], (q, scale): QuantisedRow<'_>) -> f32 {
     let parts = formats::parts(KIND);
     let mut sum = 0.0f32;
     for ((block, q), scale) in row.iter().zip(q).zip(scale) {
@@ -46,10 +42,10 @@ fn dot_row<const KIND: u8>(row: &[Decoded], input: &Quantised, token: usize) -> 
             let columns = part * BLOCK / parts..(part + 1) * BLOCK / parts;
             let pairs = block.w[columns.clone()].iter().zip(&q[columns]);
             let dot: i32 = pairs.map(|(w, a)| i32::from(*w) * i32::from(*a)).sum();
-            sum = (block.d[part] * scale[0]).mul_add(dot as f32, sum);
+            sum = (block.d[part] * scale.step).mul_add(dot as f32, sum);
         }
         if formats::has_min(KIND) {
-            sum = block.m[0].mul_add(scale[1], sum);
+            sum = block.m[0].mul_add(scale.sum, sum);
         }
     }
     sum

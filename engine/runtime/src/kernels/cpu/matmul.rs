@@ -1,13 +1,17 @@
 //! Matrix products over the thread pool. Work is cut by output rows and tokens only, never along a sum.
+//!
+//! With one token a product is the reading of its weights, so each thread reads one contiguous stream and fetches ahead, past
+//! the end of its share into the next region's.
 
 use super::{
-    integer,
-    matrix::{GROUP, Matrix},
+    integer::{self, Task},
+    matrix::Matrix,
     pool::{Pool, SharedMut},
-    quant::Quantised,
-    real,
+    quant::{Quantised, TILE},
+    real, share,
     simd::Isa,
 };
+use std::ops::Range;
 
 /// Activations of a step: `tokens` rows, in f32 and, where integer kernels are wanted, in int8 too.
 #[derive(Clone, Copy)]
@@ -25,69 +29,145 @@ pub struct Job<'a> {
     pub accumulate: bool,
 }
 
-/// Tokens per pass over the weights: their activations should stay in the second-level cache.
-const TOKENS_PER_PASS: usize = 128;
-/// Row groups per item: enough to make an item worth its hand-out, few enough to balance the threads.
-const GROUPS_PER_ITEM_ONE: usize = 6;
-const GROUPS_PER_ITEM_MANY: usize = 2;
+/// Where the results of one item go. Items write disjoint places.
+#[derive(Clone, Copy)]
+pub(super) struct Out<'a> {
+    data: &'a SharedMut<'a, f32>,
+    rows: usize,
+    accumulate: bool,
+}
 
-struct Part<'a> {
+impl Out<'_> {
+    /// Results of `N` consecutive rows and one token; rows past the matrix's last are dropped.
+    #[inline(always)]
+    pub(super) fn put<const N: usize>(&self, token: usize, row: usize, values: &[f32; N]) {
+        let count = N.min(self.rows.saturating_sub(row));
+        // SAFETY: an item is handed out once, and each (token, row) belongs to one item, so nobody else touches
+        // these elements.
+        let out = unsafe { self.data.slice(token * self.rows + row.min(self.rows), count) };
+        match <&mut [f32; N]>::try_from(&mut *out) {
+            // The usual case, of a length known to the compiler.
+            Ok(out) if self.accumulate => out.iter_mut().zip(values).for_each(|(out, value)| *out += value),
+            Ok(out) => *out = *values,
+            Err(_) => {
+                for (out, value) in out.iter_mut().zip(values) {
+                    *out = if self.accumulate { *out + value } else { *value };
+                }
+            }
+        }
+    }
+}
+
+/// Bytes of int8 activations per pass over the weights: they should stay in the second-level cache.
+const PASS_BYTES: usize = 128 << 10;
+/// With AVX-512 that cache is at least twice as large.
+const PASS_BYTES_AVX512: usize = 512 << 10;
+/// Parts of each thread's share, so that threads finish together.
+const CHUNKS_PER_THREAD: usize = 16;
+const CHUNK_BANDS_MAX: usize = 16;
+
+/// What a thread reads after what it is working on: bytes up to `until`, then those from `then` on. Only for prefetching.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead {
+    until: *const u8,
+    then: *const u8,
+}
+
+impl Ahead {
+    /// The place that is read `bytes` after `from`.
+    #[inline(always)]
+    pub(super) fn of(self, from: *const u8, bytes: usize) -> *const u8 {
+        let at = from.wrapping_add(bytes);
+        if at < self.until { at } else { self.then.wrapping_add(at.addr() - self.until.addr()) }
+    }
+}
+
+struct Product<'a> {
     matrix: &'a Matrix,
     out: SharedMut<'a, f32>,
     accumulate: bool,
-    items: usize,
 }
 
-/// Runs several products of the same input as one parallel region.
-pub fn multiply(pool: &mut Pool, isa: Isa, input: Input<'_>, jobs: Vec<Job<'_>>) {
-    let per_item = if input.tokens == 1 { GROUPS_PER_ITEM_ONE } else { GROUPS_PER_ITEM_MANY };
-    let parts: Vec<Part<'_>> = jobs.into_iter().map(|job| part(job, input.tokens, per_item)).collect();
-    let items_per_pass: usize = parts.iter().map(|part| part.items).sum();
-    let passes = input.tokens.div_ceil(TOKENS_PER_PASS);
-    pool.run(passes * items_per_pass, &|item| {
-        let first = item / items_per_pass * TOKENS_PER_PASS;
-        let tokens = first..(first + TOKENS_PER_PASS).min(input.tokens);
-        let mut rest = item % items_per_pass;
-        for part in &parts {
-            if rest < part.items {
-                let groups = rest * per_item..((rest + 1) * per_item).min(part.matrix.groups());
-                return run_item(isa, part, groups, input, tokens);
-            }
-            rest -= part.items;
+/// Runs several products of the same input as one parallel region. `next` are the matrices of the region after, of which
+/// each thread fetches the beginning of its share.
+pub fn multiply(pool: &mut Pool, isa: Isa, input: Input<'_>, jobs: Vec<Job<'_>>, next: &[&Matrix]) {
+    let pass = pass(isa, jobs.first().map_or(1, |job| job.matrix.cols));
+    let products: Vec<Product<'_>> = jobs.into_iter().map(|job| product(job, input.tokens)).collect();
+    let matrices: Vec<&Matrix> = products.iter().map(|product| product.matrix).collect();
+    let (bands, threads) = (bands(&matrices), pool.threads());
+    let chunk = (bands / (threads * CHUNKS_PER_THREAD)).clamp(1, CHUNK_BANDS_MAX);
+    share::run(pool, input.tokens.div_ceil(pass) * bands, chunk, |part| {
+        let mut item = part.items.start;
+        while item < part.items.end {
+            let first = item / bands * pass;
+            let tokens = first..(first + pass).min(input.tokens);
+            let (index, band) = locate(&matrices, item % bands);
+            let product = &products[index];
+            let count = (part.items.end - item).min(product.matrix.bands() - band);
+            let share_end = product.matrix.bands().min(band + part.end - item);
+            let then = match matrices.get(index + 1) {
+                Some(matrix) if item + share_end - band < part.end => matrix.band(0).as_ptr(),
+                _ => beginning(next, part.index, threads),
+            };
+            let ahead = Ahead { until: product.matrix.band(share_end - 1).as_ptr_range().end, then };
+            run_item(isa, product, band..band + count, ahead, input, tokens);
+            item += count;
         }
     });
 }
 
-fn part<'a>(job: Job<'a>, tokens: usize, per_item: usize) -> Part<'a> {
-    assert_eq!(job.out.len(), tokens * job.matrix.rows, "output of a product has the wrong size");
-    Part {
-        matrix: job.matrix,
-        out: SharedMut::new(job.out),
-        accumulate: job.accumulate,
-        items: job.matrix.groups().div_ceil(per_item),
+fn bands(matrices: &[&Matrix]) -> usize {
+    matrices.iter().map(|matrix| matrix.bands()).sum()
+}
+
+/// The matrix that band `band` of all lies in, and which band of that matrix it is.
+fn locate(matrices: &[&Matrix], mut band: usize) -> (usize, usize) {
+    for (index, matrix) in matrices.iter().enumerate() {
+        if band < matrix.bands() {
+            return (index, band);
+        }
+        band -= matrix.bands();
     }
+    (matrices.len() - 1, 0)
+}
+
+/// Where thread `index` will begin to read in a region of these matrices; null when there are none.
+fn beginning(matrices: &[&Matrix], index: usize, threads: usize) -> *const u8 {
+    if matrices.is_empty() {
+        return std::ptr::null();
+    }
+    let (matrix, band) = locate(matrices, share::own_range(bands(matrices), index, threads).start);
+    matrices[matrix].band(band).as_ptr()
+}
+
+/// Tokens per pass over the weights, whole tiles of them.
+fn pass(isa: Isa, cols: usize) -> usize {
+    let bytes = match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512(_) => PASS_BYTES_AVX512,
+        _ => PASS_BYTES,
+    };
+    (bytes / cols).next_multiple_of(TILE).max(TILE)
+}
+
+fn product<'a>(job: Job<'a>, tokens: usize) -> Product<'a> {
+    assert_eq!(job.out.len(), tokens * job.matrix.rows, "output of a product has the wrong size");
+    Product { matrix: job.matrix, out: SharedMut::new(job.out), accumulate: job.accumulate }
 }
 
 fn run_item(
     isa: Isa,
-    part: &Part<'_>,
-    groups: std::ops::Range<usize>,
+    product: &Product<'_>,
+    bands: Range<usize>,
+    ahead: Ahead,
     input: Input<'_>,
-    tokens: std::ops::Range<usize>,
+    tokens: Range<usize>,
 ) {
-    let rows = part.matrix.rows;
-    let sink = |token: usize, group: usize, values: &[f32; GROUP]| {
-        let row = group * GROUP;
-        // SAFETY: an item is handed out once, and each (token, group) belongs to one item, so nobody else
-        // touches these elements.
-        let out = unsafe { part.out.slice(token * rows + row, GROUP.min(rows - row)) };
-        for (out, value) in out.iter_mut().zip(values) {
-            *out = if part.accumulate { *out + value } else { *value };
-        }
-    };
-    match input.quantised.filter(|_| part.matrix.is_integer()) {
-        Some(quantised) => integer::multiply(isa, part.matrix, groups, quantised, tokens, sink),
-        None => real::multiply(isa, part.matrix, groups, input.real, tokens, sink),
+    let matrix = product.matrix;
+    let out = Out { data: &product.out, rows: matrix.rows, accumulate: product.accumulate };
+    match input.quantised.filter(|_| matrix.is_integer()) {
+        Some(input) => integer::multiply(isa, &Task { matrix, bands, ahead, input, tokens, out }),
+        None => real::multiply(isa, matrix, bands, input.real, tokens, out),
     }
 }
 
@@ -151,7 +231,7 @@ mod tests {
         quantised.fill(&mut pool, isa, input);
         let mut out = vec![0.5; tokens * matrix.rows];
         let input = Input { tokens, real: input, quantised: integer.then_some(&quantised) };
-        multiply(&mut pool, isa, input, vec![Job { matrix, out: &mut out, accumulate: true }]);
+        multiply(&mut pool, isa, input, vec![Job { matrix, out: &mut out, accumulate: true }], &[matrix]);
         out
     }
 
@@ -165,12 +245,11 @@ mod tests {
                     let input: Vec<f32> = (0..tokens * cols).map(|i| noise(i + 7) * 3.0).collect();
                     let mut weights = vec![0.0; cols];
                     for integer in [false, true] {
-                        let out = run(Isa::detect(), &matrix, &input, integer);
-                        assert_eq!(
-                            out,
-                            run(Isa::Portable, &matrix, &input, integer),
-                            "{kind} {rows} {tokens} {integer}"
-                        );
+                        let out = run(Isa::Portable, &matrix, &input, integer);
+                        for isa in Isa::available() {
+                            let found = run(isa, &matrix, &input, integer);
+                            assert!(found == out, "{isa:?}, {kind}, {rows} rows, {tokens} tokens, {integer}");
+                        }
                         let tolerance = if integer && matrix.is_integer() { 0.5 } else { 1e-4 };
                         for (index, found) in out.iter().enumerate() {
                             matrix.dequantise_row(index % rows, &mut weights);

@@ -1,10 +1,10 @@
-//! A weight matrix as it lies in the checkpoint, seen in groups of eight rows.
+//! A weight matrix as it lies in the checkpoint, seen in bands of sixteen rows.
 
 use super::{integer, quant};
 use engine_store::{GgmlType, TensorData};
 
-/// Rows that kernels work on together: one per f32 lane.
-pub const GROUP: usize = 8;
+/// Rows that kernels work on together: one per f32 lane of AVX-512.
+pub const BAND: usize = 16;
 
 /// `rows` x `cols`, row-major, quantised along the rows.
 pub struct Matrix {
@@ -13,7 +13,7 @@ pub struct Matrix {
     pub cols: usize,
     pub kind: GgmlType,
     row_bytes: usize,
-    /// The last group when `rows` is no multiple of eight, filled up by repeating the last row.
+    /// The last band when `rows` is no multiple of sixteen, filled up by repeating the last row.
     tail: Vec<u8>,
 }
 
@@ -22,28 +22,28 @@ impl Matrix {
     pub fn new(data: TensorData) -> Self {
         let (cols, rows) = (data.dims()[0] as usize, data.dims()[1] as usize);
         let (kind, row_bytes) = (data.kind(), data.len() / rows);
-        let whole = rows / GROUP * GROUP;
+        let whole = rows / BAND * BAND;
         let tail = match rows - whole {
             0 => Vec::new(),
-            _ => (whole..whole + GROUP)
+            _ => (whole..whole + BAND)
                 .flat_map(|row| data[row.min(rows - 1) * row_bytes..][..row_bytes].iter().copied())
                 .collect(),
         };
         Self { data, rows, cols, kind, row_bytes, tail }
     }
 
-    pub fn groups(&self) -> usize {
-        self.rows.div_ceil(GROUP)
+    pub fn bands(&self) -> usize {
+        self.rows.div_ceil(BAND)
     }
 
     pub fn row_bytes(&self) -> usize {
         self.row_bytes
     }
 
-    /// The bytes of eight rows.
-    pub fn group(&self, group: usize) -> &[u8] {
-        let bytes = GROUP * self.row_bytes;
-        self.data.get(group * bytes..(group + 1) * bytes).unwrap_or(&self.tail)
+    /// The bytes of sixteen rows.
+    pub fn band(&self, band: usize) -> &[u8] {
+        let bytes = BAND * self.row_bytes;
+        self.data.get(band * bytes..(band + 1) * bytes).unwrap_or(&self.tail)
     }
 
     /// Whether the integer kernels know the type.

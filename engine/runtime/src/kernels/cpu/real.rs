@@ -1,54 +1,54 @@
 //! Weights of any type, dequantised, times f32 activations: the reference, and the path of F16 and F32
-//! weights. Lanes run across eight rows; each row's sum runs in column order, whatever the tile.
+//! weights. Lanes run across sixteen rows; each row's sum runs in column order, whatever the tile.
 
 // See integer_avx2.rs: vectors go through plain loops, never through closures.
 #![allow(clippy::needless_range_loop)]
 
 use super::{
-    integer::Sink,
-    matrix::{GROUP, Matrix},
+    matmul::Out,
+    matrix::{BAND, Matrix},
     simd::{Isa, Kernel, Simd},
 };
 use std::{cell::RefCell, ops::Range};
 
 thread_local! {
-    /// One row, and the group by (column, row).
-    static SCRATCH: RefCell<(Vec<f32>, Vec<[f32; GROUP]>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+    /// One row, and the band by (column, row).
+    static SCRATCH: RefCell<(Vec<f32>, Vec<[f32; BAND]>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
-/// Multiplies the rows of `groups` with rows `tokens` of `input` (row-major, `matrix.cols` wide).
-pub fn multiply(
+/// Multiplies the rows of `bands` with rows `tokens` of `input` (row-major, `matrix.cols` wide).
+pub(super) fn multiply(
     isa: Isa,
     matrix: &Matrix,
-    groups: Range<usize>,
+    bands: Range<usize>,
     input: &[f32],
     tokens: Range<usize>,
-    mut sink: impl Sink,
+    out: Out<'_>,
 ) {
     SCRATCH.with_borrow_mut(|(row, columns)| {
         row.resize(matrix.cols, 0.0);
-        columns.resize(matrix.cols, [0.0; GROUP]);
-        for group in groups {
-            for lane in 0..GROUP {
-                matrix.dequantise_row((group * GROUP + lane).min(matrix.rows - 1), row);
+        columns.resize(matrix.cols, [0.0; BAND]);
+        for band in bands {
+            for lane in 0..BAND {
+                matrix.dequantise_row((band * BAND + lane).min(matrix.rows - 1), row);
                 for (column, x) in columns.iter_mut().zip(row.iter()) {
                     column[lane] = *x;
                 }
             }
-            isa.run(Tiles { columns, group, input, tokens: tokens.clone(), sink: &mut sink });
+            isa.run(Tiles { columns, row: band * BAND, input, tokens: tokens.clone(), out });
         }
     });
 }
 
-struct Tiles<'a, K> {
-    columns: &'a [[f32; GROUP]],
-    group: usize,
+struct Tiles<'a> {
+    columns: &'a [[f32; BAND]],
+    row: usize,
     input: &'a [f32],
     tokens: Range<usize>,
-    sink: &'a mut K,
+    out: Out<'a>,
 }
 
-impl<K: Sink> Kernel for Tiles<'_, K> {
+impl Kernel for Tiles<'_> {
     type Out = ();
 
     #[inline(always)]
@@ -56,41 +56,34 @@ impl<K: Sink> Kernel for Tiles<'_, K> {
         let mut token = self.tokens.start;
         while token < self.tokens.end {
             token = match self.tokens.end - token {
-                1 => tile::<S, 1>(s, &self, token).sink(token, self.group, self.sink),
-                2 | 3 => tile::<S, 2>(s, &self, token).sink(token, self.group, self.sink),
-                4..=7 => tile::<S, 4>(s, &self, token).sink(token, self.group, self.sink),
-                _ => tile::<S, 8>(s, &self, token).sink(token, self.group, self.sink),
+                1 => tile::<S, 1>(s, &self, token),
+                2 => tile::<S, 2>(s, &self, token),
+                3..=5 => tile::<S, 3>(s, &self, token),
+                _ => tile::<S, 6>(s, &self, token),
             }
         }
     }
 }
 
-struct Results<const T: usize>([[f32; 8]; T]);
-
-impl<const T: usize> Results<T> {
-    #[inline(always)]
-    fn sink(self, token: usize, group: usize, sink: &mut impl Sink) -> usize {
-        for (t, out) in self.0.iter().enumerate() {
-            sink(token + t, group, out);
-        }
-        token + T
-    }
-}
-
+/// Sixteen rows times `T` tokens: twelve sums, two vectors of weights and an activation fill the registers of AVX2.
+/// Returns the next token.
 #[inline(always)]
-fn tile<S: Simd, const T: usize>(s: S, job: &Tiles<'_, impl Sink>, token: usize) -> Results<T> {
+fn tile<S: Simd, const T: usize>(s: S, job: &Tiles<'_>, token: usize) -> usize {
     let width = job.columns.len();
     let rows: [&[f32]; T] = std::array::from_fn(|t| &job.input[(token + t) * width..][..width]);
-    let mut acc = [s.zero(); T];
+    let mut acc = [[s.zero(); 2]; T];
     for (index, column) in job.columns.iter().enumerate() {
-        let w = s.load(column);
+        let (halves, _) = column.as_chunks::<8>();
+        let w = [s.load(&halves[0]), s.load(&halves[1])];
         for t in 0..T {
-            acc[t] = s.fma(w, s.splat(rows[t][index]), acc[t]);
+            let a = s.splat(rows[t][index]);
+            acc[t] = [s.fma(w[0], a, acc[t][0]), s.fma(w[1], a, acc[t][1])];
         }
     }
-    let mut out = [[0.0; 8]; T];
     for t in 0..T {
-        s.store(acc[t], &mut out[t]);
+        for half in 0..2 {
+            job.out.put(token + t, job.row + half * 8, &s.array(acc[t][half]));
+        }
     }
-    Results(out)
+    token + T
 }

@@ -158,16 +158,29 @@ impl Simd for Portable {
 #[derive(Clone, Copy, Debug)]
 pub struct Avx2(());
 
-/// Proof that the CPU has AVX-512 F, BW, DQ and VL, and what [`Avx2`] proves.
+/// Proof that the CPU has AVX-512 F, BW, DQ and VL, and what [`Avx2`] proves; and what it has for int8.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy, Debug)]
-pub struct Avx512(());
+pub struct Avx512 {
+    vnni: bool,
+    amx: bool,
+}
 
 #[cfg(target_arch = "x86_64")]
 impl Avx512 {
     /// Whatever has AVX-512 has AVX2.
     pub fn avx2(self) -> Avx2 {
         Avx2(())
+    }
+
+    /// Whether it has dot products of four bytes.
+    pub fn vnni(self) -> bool {
+        self.vnni
+    }
+
+    /// Whether it has tiles of bytes, and the kernel lets this process use them. Implies `vnni`.
+    pub fn amx(self) -> bool {
+        self.amx
     }
 }
 
@@ -303,7 +316,8 @@ impl Isa {
         Self::available()[0]
     }
 
-    /// All that this CPU has, the best first.
+    /// All that this CPU has, the best first. NEON would be one more variant here and one more implementation of
+    /// each trait that `Isa` chooses by.
     pub fn available() -> Vec<Self> {
         let mut all = Vec::new();
         #[cfg(target_arch = "x86_64")]
@@ -313,7 +327,11 @@ impl Isa {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl")
             {
-                all.push(Self::Avx512(Avx512(())));
+                let vnni = is_x86_feature_detected!("avx512vnni");
+                if vnni && super::amx::request() {
+                    all.push(Self::Avx512(Avx512 { vnni, amx: true }));
+                }
+                all.push(Self::Avx512(Avx512 { vnni, amx: false }));
             }
             all.push(Self::Avx2(Avx2(())));
         }

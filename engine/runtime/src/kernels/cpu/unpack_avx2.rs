@@ -1,5 +1,6 @@
 //! Eight rows of a quantised matrix, transposed on the fly from the checkpoint's layout with AVX2: each 32-bit
-//! lane gets four consecutive columns of one row. The values are those of `formats::decode`.
+//! lane gets four consecutive columns of one row. The values are those of `formats::decode`, but for the offsets of Q4_0 and
+//! Q5_0, which the kernel makes good.
 
 // See integer_avx2.rs: vectors go through plain loops, never through closures.
 #![allow(clippy::needless_range_loop)]
@@ -29,7 +30,7 @@ pub(super) unsafe fn unpack<const KIND: u8>(row: *const u8, row_bytes: usize, in
         match KIND {
             Q4_0 => {
                 let d = rows.halves(0);
-                uniform(rows.nibbles(2), d, _mm256_mul_ps(d, _mm256_set1_ps(-8.0)))
+                uniform(rows.nibbles(2), d, _mm256_setzero_ps())
             }
             Q4_1 => {
                 let [d, m] = half_pair(rows.dwords(0));
@@ -38,7 +39,7 @@ pub(super) unsafe fn unpack<const KIND: u8>(row: *const u8, row_bytes: usize, in
             Q5_0 => {
                 let d = rows.halves(0);
                 let w = with_fifth(rows.nibbles(6), rows.dwords(2));
-                uniform(w, d, _mm256_mul_ps(d, _mm256_set1_ps(-16.0)))
+                uniform(w, d, _mm256_setzero_ps())
             }
             Q5_1 => {
                 let [d, m] = half_pair(rows.dwords(0));
