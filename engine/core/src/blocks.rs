@@ -343,8 +343,8 @@ mod tests {
             pool.release(&mut popular);
         }
         let tenant: Arc<str> = "t".into();
-        let key = BlockKey::root("m", "t").child(&[10]);
-        let first = Link { key, tenant: &tenant, parent: None, tokens: &[10] };
+        let key = BlockKey::root("m", None, "t").child(&[10]);
+        let first = Link { key, tenant: &tenant, adapter: None, parent: None, tokens: &[10] };
         // Twice the pool by prompts of a quarter of it each.
         (0..8).for_each(|n| flood(&mut pool, 2, 1000 * (n + 1)));
         assert_eq!(pool.find(&first), Some(blocks[0]));
