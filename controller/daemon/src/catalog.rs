@@ -6,9 +6,7 @@ use crate::adapters::{adapter_bytes, check_adapters};
 use crate::clock::unix_s;
 use crate::config::{ComputeMode, DaemonConfig};
 use crate::registry::{Added, ModelRecord, Registry, RegistryError};
-use engine_store::{
-    Checkpoint, CheckpointError, EncoderCheckpoint, EncoderError, FolderStamp, Quantisation, folder_stamp,
-};
+use engine_store::{Checkpoint, CheckpointError, EncoderCheckpoint, EncoderError, Quantisation, Summary};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -73,16 +71,14 @@ pub fn examine(name: &str, path: &Path, quantise: Option<Quantisation>) -> Resul
     if path.to_str().is_none() {
         return Err(CatalogError::Path { path });
     }
-    if EncoderCheckpoint::is_one(&path) {
-        if quantise.is_some() {
-            return Err(CatalogError::Encoder { path: path.clone(), source: EncoderError::Quantised { path } });
-        }
-        return examine_encoder(name, path);
-    }
     let refused = |source| CatalogError::Checkpoint { path: path.clone(), source };
-    let checkpoint = Checkpoint::open(&path, quantise).map_err(refused)?;
-    checkpoint.validate().map_err(refused)?;
-    let summary = checkpoint.inspect().map_err(refused)?;
+    let summary = if EncoderCheckpoint::is_one(&path) {
+        examine_encoder(&path, quantise).map_err(|source| CatalogError::Encoder { path: path.clone(), source })?
+    } else {
+        let checkpoint = Checkpoint::open(&path, quantise).map_err(refused)?;
+        checkpoint.validate().map_err(refused)?;
+        checkpoint.inspect().map_err(refused)?
+    };
     // Before the digest: a change while it is being made is then noticed at the first start.
     let stamp = engine_store::stamp(&path).map_err(describe)?;
     let revision = engine_store::revision(&path, quantise).map_err(refused)?;
@@ -102,28 +98,12 @@ pub fn examine(name: &str, path: &Path, quantise: Option<Quantisation>) -> Resul
     })
 }
 
-/// The same for an encoder's folder.
-fn examine_encoder(name: &str, path: PathBuf) -> Result<ModelRecord, CatalogError> {
-    let refused = |source| CatalogError::Encoder { path: path.clone(), source };
-    let checkpoint = EncoderCheckpoint::open(&path).map_err(refused)?;
-    let revision = checkpoint.revision().map_err(refused)?;
-    let FolderStamp { bytes, modified_unix_ns } =
-        folder_stamp(&path).map_err(|source| CatalogError::File { path: path.clone(), source })?;
-    let summary = checkpoint.inspect();
-    Ok(ModelRecord {
-        name: name.to_owned(),
-        revision,
-        created_unix_s: unix_s(),
-        file_bytes: bytes,
-        modified_unix_ns,
-        architecture: summary.architecture,
-        parameters: summary.parameters,
-        context_tokens: u32::try_from(checkpoint.config().context_tokens).unwrap_or(u32::MAX),
-        instance_bytes: summary.weight_bytes + SCRATCH_BYTES,
-        quantise: None,
-        adapters: Vec::new(),
-        path,
-    })
+/// Opens an encoder's folder, which checks it.
+fn examine_encoder(path: &Path, quantise: Option<Quantisation>) -> Result<Summary, EncoderError> {
+    if quantise.is_some() {
+        return Err(EncoderError::Quantised { path: path.to_owned() });
+    }
+    Ok(EncoderCheckpoint::open(path)?.inspect())
 }
 
 /// Memory of an engine beside weights and KV pool: code, tokenizer, activations.

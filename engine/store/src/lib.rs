@@ -22,7 +22,7 @@ pub use adapter::{Adapter, AdapterError, Linear, LowRank, RANK_MAX, adapter_dige
 pub use checkpoint::{Checkpoint, CheckpointError, TensorShape};
 pub use config::{Architecture, Biases, ModelConfig, Rotation, SlidingWindow};
 pub use digest::digest;
-pub use encoder::{EncoderCheckpoint, EncoderConfig, EncoderError, FolderStamp, Pooling, ShorterVectors, folder_stamp};
+pub use encoder::{EncoderCheckpoint, EncoderConfig, EncoderError, Pooling, ShorterVectors};
 pub use error::GgufError;
 pub use folder::{Folder, Stamp, TOKENIZER_FILE, TextFiles, revision, stamp};
 pub use gguf::Gguf;
