@@ -36,6 +36,7 @@ pub type Show = Arc<dyn Fn(usize) -> serde_json::Value + Send + Sync>;
 pub struct Admin {
     pub view: View,
     pub catalog: CatalogWatch,
+    /// The route table as the gateway follows it.
     pub routes: watch::Receiver<Arc<RouteTable>>,
     pub state_dir: PathBuf,
     /// Latest requests: kernel records and gateway access records.

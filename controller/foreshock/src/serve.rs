@@ -213,7 +213,7 @@ fn spawn_admin(
     let admin = Admin {
         view: daemon.view(),
         catalog: daemon.catalog(),
-        routes: daemon.routes(),
+        routes: gateway.followed(),
         state_dir: daemon.state_dir().to_owned(),
         requests: Arc::new(
             move |limit| serde_json::json!({ "kernel": kernel.recent(limit), "gateway": records.access_records(limit) }),

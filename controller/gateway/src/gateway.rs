@@ -41,6 +41,8 @@ pub struct Shared {
     http_requests_total: AtomicU64,
     /// Requests whose tasks run.
     active: watch::Sender<usize>,
+    /// The table that requests meet.
+    followed: watch::Sender<Arc<RouteTable>>,
 }
 
 impl Gateway {
@@ -57,18 +59,26 @@ impl Gateway {
             draining: AtomicBool::new(false),
             http_requests_total: AtomicU64::new(0),
             active: watch::Sender::new(0),
+            followed: watch::Sender::new(Arc::default()),
         });
         let first = routes.borrow_and_update().clone();
         shared.follow(&first);
+        shared.followed.send_replace(first);
         let follower = Arc::downgrade(&shared);
         tokio::spawn(async move {
             while routes.changed().await.is_ok() {
                 let table = routes.borrow_and_update().clone();
                 let Some(shared) = follower.upgrade() else { return };
                 shared.follow(&table);
+                shared.followed.send_replace(table);
             }
         });
         Self { shared }
+    }
+
+    /// The route table as requests meet it: one that is seen here holds for the next request.
+    pub fn followed(&self) -> watch::Receiver<Arc<RouteTable>> {
+        self.shared.followed.subscribe()
     }
 
     /// Demand on every model that is registered or still has requests.

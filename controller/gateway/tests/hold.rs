@@ -167,7 +167,8 @@ async fn readiness_and_drain() {
     let gateway = Gateway::new(options(), receiver);
     assert_eq!(gateway.ready(), Ok(()), "a registry without models is a good one");
     routes.send_replace(common::table(vec![]));
-    eventually("model", || gateway.models().len() == 1).await;
+    gateway.followed().wait_for(|table| !table.models.is_empty()).await.unwrap();
+    assert_eq!(gateway.models().len(), 1, "what is seen there holds for the next request");
     let held = gateway.generate(context(LONG), request(1, 4)).await.unwrap();
     gateway.drain();
     assert!(gateway.ready().is_err());
