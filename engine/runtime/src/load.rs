@@ -6,6 +6,7 @@ use crate::{
         kv::{self, KvPool, KvShape},
         kv_format::{KvElement, KvFormat},
         pool::Pool,
+        settle::Settling,
         simd::Isa,
     },
     models::{
@@ -138,7 +139,7 @@ fn device(options: &LoadOptions, isa: Isa) -> Result<Device, LoadError> {
     };
     let pool = Pool::new(threads, start).map_err(|source| LoadError::Thread { source })?;
     let caller = Caller::new(options.cores.first().copied());
-    Ok(Device { isa, pool, integer: options.compute == Compute::Fast, caller })
+    Ok(Device { isa, pool, integer: options.compute == Compute::Fast, caller, settling: Settling::default() })
 }
 
 fn kv_shape(config: &ModelConfig, options: &LoadOptions) -> Result<KvShape, LoadError> {

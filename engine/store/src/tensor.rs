@@ -169,6 +169,12 @@ impl TensorData {
     pub fn dims(&self) -> &[u64] {
         &self.dims
     }
+
+    /// Takes the pages that hold only this tensor out of the process's memory. They come back, from the page cache or the
+    /// file, when they are read again.
+    pub fn release(&self) {
+        self.mapping.release(self.range.clone());
+    }
 }
 
 impl Deref for TensorData {

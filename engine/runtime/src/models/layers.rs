@@ -9,6 +9,7 @@ use crate::{
         matrix::Matrix,
         pool::Pool,
         quant::{self, Quantised},
+        settle::Settling,
         simd::Isa,
     },
 };
@@ -106,6 +107,7 @@ pub struct Device {
     pub integer: bool,
     /// The core of the calling thread, when cores were given.
     pub caller: crate::cores::Caller,
+    pub settling: Settling,
 }
 
 impl Device {

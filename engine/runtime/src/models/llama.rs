@@ -92,6 +92,14 @@ impl Weights {
         })
     }
 
+    /// All, in the order in which a step reads them.
+    fn matrices(&self) -> Vec<&Matrix> {
+        let layers = self.layers.iter().flat_map(|layer| {
+            [&layer.q, &layer.k, &layer.v, &layer.attention_out, &layer.gate, &layer.up, &layer.down]
+        });
+        layers.chain([self.output()]).collect()
+    }
+
     fn output(&self) -> &Matrix {
         self.output.as_ref().unwrap_or(&self.embedding)
     }
@@ -228,6 +236,7 @@ impl<E: KvElement> Forward for Llama<E> {
         let matrix = weights.output();
         let epsilon = self.config.norm_epsilon;
         self.device.logits(&mut self.buffers, &plan, (&weights.output_norm, epsilon), matrix, out);
+        self.device.settling.step(&mut self.device.pool, &self.weights.matrices());
         batch::check_finite(batch, self.shape.vocab, out)
     }
 }

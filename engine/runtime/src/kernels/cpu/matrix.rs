@@ -1,7 +1,8 @@
 //! A weight matrix as it lies in the checkpoint, seen in bands of sixteen rows.
 
-use super::{integer, quant};
+use super::{integer, quant, settle::Settled};
 use engine_store::{GgmlType, TensorData};
+use std::sync::OnceLock;
 
 /// Rows that kernels work on together: one per f32 lane of AVX-512.
 pub const BAND: usize = 16;
@@ -9,6 +10,8 @@ pub const BAND: usize = 16;
 /// `rows` x `cols`, row-major, quantised along the rows.
 pub struct Matrix {
     data: TensorData,
+    /// The same bytes in huge pages, once they have been moved there.
+    settled: OnceLock<Settled>,
     pub rows: usize,
     pub cols: usize,
     pub kind: GgmlType,
@@ -29,7 +32,23 @@ impl Matrix {
                 .flat_map(|row| data[row.min(rows - 1) * row_bytes..][..row_bytes].iter().copied())
                 .collect(),
         };
-        Self { data, rows, cols, kind, row_bytes, tail }
+        Self { data, settled: OnceLock::new(), rows, cols, kind, row_bytes, tail }
+    }
+
+    /// All rows.
+    #[inline]
+    pub(super) fn bytes(&self) -> &[u8] {
+        match self.settled.get() {
+            Some(settled) => settled,
+            None => &self.data,
+        }
+    }
+
+    /// Reads from this copy from now on, and lets go of the checkpoint's pages.
+    pub(super) fn settle(&self, copy: Settled) {
+        if self.settled.set(copy).is_ok() {
+            self.data.release();
+        }
     }
 
     pub fn bands(&self) -> usize {
@@ -43,7 +62,7 @@ impl Matrix {
     /// The bytes of sixteen rows.
     pub fn band(&self, band: usize) -> &[u8] {
         let bytes = BAND * self.row_bytes;
-        self.data.get(band * bytes..(band + 1) * bytes).unwrap_or(&self.tail)
+        self.bytes().get(band * bytes..(band + 1) * bytes).unwrap_or(&self.tail)
     }
 
     /// Whether the integer kernels know the type.
@@ -53,6 +72,6 @@ impl Matrix {
 
     /// Writes one row as f32.
     pub fn dequantise_row(&self, row: usize, out: &mut [f32]) {
-        quant::dequantise(self.kind, &self.data[row * self.row_bytes..][..self.row_bytes], out);
+        quant::dequantise(self.kind, &self.bytes()[row * self.row_bytes..][..self.row_bytes], out);
     }
 }

@@ -25,6 +25,7 @@ pub mod quant;
 #[cfg(target_arch = "x86_64")]
 mod quant_avx512;
 mod real;
+pub mod settle;
 mod share;
 pub mod simd;
 #[cfg(target_arch = "x86_64")]
