@@ -124,8 +124,11 @@ pub const KV_BLOCKS_USED: Metric =
     gauge("foreshock_kv_blocks_used", &["model"], "KV blocks in use, over all instances.");
 pub const KV_BLOCKS_TOTAL: Metric =
     gauge("foreshock_kv_blocks", &["model"], "KV blocks there are, over all instances.");
-pub const ENGINE_TOKENS_TOTAL: Metric =
-    counter("foreshock_engine_tokens_total", &["model", "phase"], "Tokens computed by engines in prefill and decode.");
+pub const ENGINE_TOKENS_TOTAL: Metric = counter(
+    "foreshock_engine_tokens_total",
+    &["model", "phase"],
+    "Tokens computed by engines, by phase: prefill, decode, encode (embeddings).",
+);
 pub const PREFIX_CACHE_TOKENS_TOTAL: Metric = counter(
     "foreshock_prefix_cache_tokens_total",
     &["model", "outcome"],

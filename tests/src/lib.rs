@@ -6,4 +6,4 @@ pub mod http;
 pub mod serve;
 pub mod stream;
 
-pub use serve::{Foreshock, demo_model, foreshock_binary, free_port, workspace_root};
+pub use serve::{Foreshock, demo_model, foreshock_binary, free_port, minilm, workspace_root};

@@ -84,9 +84,14 @@ impl Foreshock {
 
     /// Registers the demo checkpoint under `name`, by the command line.
     pub fn add_model(&self, name: &str) -> Result<()> {
+        self.add_model_at(name, &demo_model()?)
+    }
+
+    /// Registers another checkpoint, by the command line.
+    pub fn add_model_at(&self, name: &str, checkpoint: &Path) -> Result<()> {
         let output = Command::new(foreshock_binary()?)
             .args(["models", "add", name])
-            .arg(demo_model()?)
+            .arg(checkpoint)
             .arg("--state")
             .arg(&self.state)
             .output()?;
@@ -235,6 +240,11 @@ pub fn foreshock_binary() -> Result<PathBuf> {
 /// The demo checkpoint that `cargo xtask setup` fetches.
 pub fn demo_model() -> Result<PathBuf> {
     found(workspace_root().join("target/models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"), "cargo xtask setup")
+}
+
+/// The embedding model that it fetches, a folder.
+pub fn minilm() -> Result<PathBuf> {
+    found(workspace_root().join("target/models/minilm"), "cargo xtask setup")
 }
 
 fn found(path: PathBuf, how: &str) -> Result<PathBuf> {

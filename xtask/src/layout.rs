@@ -27,6 +27,11 @@ pub fn gemma3_model() -> PathBuf {
     target().join("models/gemma3-270m/gemma3-270m-q4_k_m.gguf")
 }
 
+/// The encoder that tests use: a folder in Hugging Face's layout.
+pub fn minilm_model() -> PathBuf {
+    target().join("models/minilm")
+}
+
 /// Python environment with the clients that tests drive.
 pub fn venv() -> PathBuf {
     target().join("venv")

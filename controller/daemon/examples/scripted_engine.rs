@@ -156,6 +156,7 @@ fn telemetry(shared: &Shared) -> Telemetry {
         kv_blocks_total: 16,
         kv_blocks_used: 0,
         prefill_tokens_total: 0,
+        encode_tokens_total: 0,
         decode_tokens_total: 0,
         output_tokens_total: 0,
         prefix_hit_tokens_total: 0,

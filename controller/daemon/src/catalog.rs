@@ -5,7 +5,9 @@ use crate::actuate::Models;
 use crate::clock::unix_s;
 use crate::config::{ComputeMode, DaemonConfig};
 use crate::registry::{Added, ModelRecord, Registry, RegistryError};
-use engine_store::{Checkpoint, CheckpointError, Quantisation};
+use engine_store::{
+    Checkpoint, CheckpointError, EncoderCheckpoint, EncoderError, FolderStamp, Quantisation, folder_stamp,
+};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -24,6 +26,8 @@ pub enum CatalogError {
     Path { path: PathBuf },
     #[error("the checkpoint {} cannot be served: {source}", path.display())]
     Checkpoint { path: PathBuf, source: CheckpointError },
+    #[error("the checkpoint {} cannot be served: {source}", path.display())]
+    Encoder { path: PathBuf, source: EncoderError },
     #[error(transparent)]
     Registry(#[from] RegistryError),
 }
@@ -64,6 +68,12 @@ pub fn examine(name: &str, path: &Path, quantise: Option<Quantisation>) -> Resul
     if path.to_str().is_none() {
         return Err(CatalogError::Path { path });
     }
+    if EncoderCheckpoint::is_one(&path) {
+        if quantise.is_some() {
+            return Err(CatalogError::Encoder { path: path.clone(), source: EncoderError::Quantised { path } });
+        }
+        return examine_encoder(name, path);
+    }
     let refused = |source| CatalogError::Checkpoint { path: path.clone(), source };
     let checkpoint = Checkpoint::open(&path, quantise).map_err(refused)?;
     checkpoint.validate().map_err(refused)?;
@@ -86,6 +96,29 @@ pub fn examine(name: &str, path: &Path, quantise: Option<Quantisation>) -> Resul
     })
 }
 
+/// The same for an encoder's folder.
+fn examine_encoder(name: &str, path: PathBuf) -> Result<ModelRecord, CatalogError> {
+    let refused = |source| CatalogError::Encoder { path: path.clone(), source };
+    let checkpoint = EncoderCheckpoint::open(&path).map_err(refused)?;
+    let revision = checkpoint.revision().map_err(refused)?;
+    let FolderStamp { bytes, modified_unix_ns } =
+        folder_stamp(&path).map_err(|source| CatalogError::File { path: path.clone(), source })?;
+    let summary = checkpoint.inspect();
+    Ok(ModelRecord {
+        name: name.to_owned(),
+        revision,
+        created_unix_s: unix_s(),
+        file_bytes: bytes,
+        modified_unix_ns,
+        architecture: summary.architecture,
+        parameters: summary.parameters,
+        context_tokens: u32::try_from(checkpoint.config().context_tokens).unwrap_or(u32::MAX),
+        instance_bytes: summary.weight_bytes + SCRATCH_BYTES,
+        quantise: None,
+        path,
+    })
+}
+
 /// Memory of an engine beside weights and KV pool: code, tokenizer, activations.
 const SCRATCH_BYTES: u64 = 64 << 20;
 
@@ -104,8 +137,14 @@ pub fn add_model(
     Ok((added, record))
 }
 
+/// Architecture of models that keep no KV pool.
+const ENCODER_ARCHITECTURE: &str = "bert";
+
 /// Memory that one instance is expected to take, KV pool included, bytes.
 pub fn instance_bytes(record: &ModelRecord, config: &DaemonConfig) -> u64 {
+    if record.architecture == ENCODER_ARCHITECTURE {
+        return record.instance_bytes;
+    }
     let dequantised = match config.compute {
         ComputeMode::Fast => 0,
         ComputeMode::F32 => record.parameters * 4,

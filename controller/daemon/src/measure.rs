@@ -18,6 +18,7 @@ pub fn telemetry(model: &str, last: Option<&Telemetry>, now: &Telemetry) {
         for (phase, before, after) in [
             ("prefill", last.prefill_tokens_total, now.prefill_tokens_total),
             ("decode", last.decode_tokens_total, now.decode_tokens_total),
+            ("encode", last.encode_tokens_total, now.encode_tokens_total),
         ] {
             counter!(telemetry::ENGINE_TOKENS_TOTAL.name, "model" => model.clone(), "phase" => phase)
                 .increment(after.saturating_sub(before));

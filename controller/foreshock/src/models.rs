@@ -6,7 +6,7 @@ use crate::config::{InputError, state_dir};
 use anyhow::{Result, bail};
 use controller_daemon::catalog::{CatalogError, add_model};
 use controller_daemon::registry::{Added, ModelRecord, Registry};
-use engine_store::{Checkpoint, Quantisation};
+use engine_store::{Checkpoint, EncoderCheckpoint, Quantisation};
 use std::path::Path;
 
 /// Dispatches to one registry command.
@@ -76,10 +76,14 @@ fn inspect(name_or_path: &str, state: &StateArgs) -> Result<()> {
         None if Path::new(name_or_path).exists() => name_or_path.into(),
         None => bail!(unknown(name_or_path)),
     };
+    let failed = |error: String| InputError(format!("{}: {error}", path.display()));
     let quantise = record.as_ref().and_then(|record| record.quantise);
-    let summary = Checkpoint::open(&path, quantise)
-        .and_then(|checkpoint| checkpoint.inspect())
-        .map_err(|error| InputError(format!("{}: {error}", path.display())))?;
+    let summary = if EncoderCheckpoint::is_one(&path) {
+        EncoderCheckpoint::open(&path).map_err(|error| failed(error.to_string()))?.inspect()
+    } else {
+        let checkpoint = Checkpoint::open(&path, quantise).map_err(|error| failed(error.to_string()))?;
+        checkpoint.inspect().map_err(|error| failed(error.to_string()))?
+    };
     if let Some(record) = record {
         println!("name      {}\nrevision  {}", record.name, record.revision);
     }

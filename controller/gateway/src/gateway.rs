@@ -8,16 +8,16 @@ use crate::options::GatewayOptions;
 use crate::outlet::Outlet;
 use crate::records::{AccessEntry, Records, RequestRecord};
 use crate::request::Active;
-use crate::routes::RouteTable;
+use crate::routes::{ModelRoute, RouteTable};
 use crate::text::TextModels;
 use engine_http::backend::TokenStream;
 use engine_http::{AccessHook, ApiError, Backend, ModelCard, RequestContext};
 use engine_text::TextModel;
-use engine_wire::hop::GenerateRequest;
+use engine_wire::hop::{EmbedRequest, Embedded, GenerateRequest};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use warp::Filter;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
@@ -137,6 +137,21 @@ impl Gateway {
     }
 }
 
+impl Gateway {
+    /// Counts a request's arrival at its model, and lets it in unless the gateway ends.
+    fn admit(&self, name: &str) -> Result<(Arc<ModelState>, Arc<ModelRoute>, TextCell), ApiError> {
+        let model = self.shared.model(name)?;
+        let (route, text) = model.route().ok_or_else(|| ApiError::ModelNotFound { model: name.to_owned() })?;
+        model.arrivals_total.fetch_add(1, Ordering::Relaxed);
+        model.meters().arrivals.increment(1);
+        if self.shared.draining.load(Ordering::Acquire) {
+            count_rejected(&model.name, "shutting_down");
+            return Err(ApiError::ShuttingDown);
+        }
+        Ok((model, route, text))
+    }
+}
+
 impl Shared {
     fn model(&self, name: &str) -> Result<Arc<ModelState>, ApiError> {
         let models = self.models.read().unwrap_or_else(PoisonError::into_inner);
@@ -192,15 +207,7 @@ impl Backend for Gateway {
     }
 
     async fn generate(&self, context: RequestContext, request: GenerateRequest) -> Result<TokenStream, ApiError> {
-        let model = self.shared.model(&request.model)?;
-        let not_found = || ApiError::ModelNotFound { model: request.model.clone() };
-        let (route, text) = model.route().ok_or_else(not_found)?;
-        model.arrivals_total.fetch_add(1, Ordering::Relaxed);
-        model.meters().arrivals.increment(1);
-        if self.shared.draining.load(Ordering::Acquire) {
-            count_rejected(&model.name, "shutting_down");
-            return Err(ApiError::ShuttingDown);
-        }
+        let (model, route, text) = self.admit(&request.model)?;
         let (outlet, receiver) = Outlet::new();
         let active = ActiveCount::new(self.shared.clone());
         let shared = self.shared.clone();
@@ -214,6 +221,21 @@ impl Backend for Gateway {
             Ok(Err(error)) => Err(error),
             Err(_) => Err(ApiError::Internal { message: "The request's task ended without an answer".to_owned() }),
         }
+    }
+
+    async fn embed(&self, context: RequestContext, request: EmbedRequest) -> Result<Embedded, ApiError> {
+        let (model, route, text) = self.admit(&request.model)?;
+        let (sender, answer) = oneshot::channel();
+        let active = ActiveCount::new(self.shared.clone());
+        let (shared, revision) = (self.shared.clone(), route.revision.clone());
+        let running = Active::new(shared, model, (revision, text), context, request, Outlet::silent());
+        // A task of its own, so that a client that leaves does not take the request's record with it.
+        tokio::spawn(async move {
+            running.run_embed(sender).await;
+            drop(active);
+        });
+        let lost = |_| ApiError::Internal { message: "The request's task ended without an answer".to_owned() };
+        answer.await.map_err(lost)?
     }
 
     fn ready(&self) -> Result<(), String> {

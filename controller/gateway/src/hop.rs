@@ -8,13 +8,13 @@ use crate::options::GatewayOptions;
 use crate::sse::{HopItem, HopParser};
 use bytes::Bytes;
 use engine_http::{ApiError, RequestContext};
-use engine_wire::hop::{GENERATE_PATH, GenerateRequest, HEADER_DEADLINE_MS, HEADER_REQUEST_ID, HEADER_TENANT};
-use engine_wire::hop::{HEADER_TRACEPARENT, HopEvent};
+use engine_wire::hop::{Embedded, HopEvent};
+use engine_wire::hop::{HEADER_DEADLINE_MS, HEADER_DIMENSIONS, HEADER_REQUEST_ID, HEADER_TENANT, HEADER_TRACEPARENT};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Request, Response, StatusCode};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -42,15 +42,16 @@ pub struct HopStream {
     ready: VecDeque<HopItem>,
 }
 
-/// Builds the request of one attempt. `request.emitted` holds what the client has.
+/// Builds the request of one attempt. A generation's `emitted` holds what the client has.
 pub fn http_request(
     lease: &Lease,
     context: &RequestContext,
-    request: &GenerateRequest,
+    path: &str,
+    request: &impl Serialize,
 ) -> Result<Request<Full<Bytes>>, Setback> {
     let body = serde_json::to_vec(request).map_err(|error| internal(error.to_string()))?;
     let remaining_ms = context.deadline.saturating_duration_since(Instant::now()).as_millis();
-    Request::post(GENERATE_PATH)
+    Request::post(path)
         .header(HOST, lease.endpoint.addr.to_string())
         .header(CONTENT_TYPE, "application/json")
         .header(HEADER_REQUEST_ID, &context.request_id)
@@ -67,12 +68,12 @@ fn internal(message: String) -> Setback {
 
 /// Sends the request and waits for the answer's head. A connection from the pool may have been closed by the
 /// peer meanwhile; no byte of an answer has come then, so the same instance is asked again on a fresh one.
-pub async fn send(
+async fn exchange(
     lease: &Lease,
     mut connection: Connection,
     request: Request<Full<Bytes>>,
     options: &GatewayOptions,
-) -> Result<HopStream, Setback> {
+) -> Result<(Connection, Response<Incoming>), Setback> {
     let again = connection.reused.then(|| request.clone());
     let answer = match (connection.send(request).await, again) {
         (Err(_), Some(request)) => {
@@ -83,9 +84,20 @@ pub async fn send(
         (answer, _) => answer,
     };
     let response = answer.map_err(|error| Setback::Broken(format!("no answer: {error}")))?;
-    if response.status() != StatusCode::OK {
-        return Err(error_answer(response).await);
+    match response.status() {
+        StatusCode::OK => Ok((connection, response)),
+        _ => Err(error_answer(response).await),
     }
+}
+
+/// Sends a generation and waits for its stream to begin.
+pub async fn send(
+    lease: &Lease,
+    connection: Connection,
+    request: Request<Full<Bytes>>,
+    options: &GatewayOptions,
+) -> Result<HopStream, Setback> {
+    let (connection, response) = exchange(lease, connection, request, options).await?;
     let is_event_stream = response
         .headers()
         .get(CONTENT_TYPE)
@@ -96,6 +108,37 @@ pub async fn send(
     }
     let body = response.into_body();
     Ok(HopStream { connection, body, parser: HopParser::default(), ready: VecDeque::new() })
+}
+
+/// Most numbers in one vector that an instance is believed to have.
+const DIMENSIONS_MAX: usize = 1 << 16;
+
+/// Sends a request for the vectors of so many texts and reads them. The connection comes back if it can carry
+/// another request.
+pub async fn embed(
+    lease: &Lease,
+    connection: Connection,
+    request: Request<Full<Bytes>>,
+    texts: usize,
+    options: &GatewayOptions,
+) -> Result<(Embedded, Option<Connection>), Setback> {
+    let (mut connection, response) = exchange(lease, connection, request, options).await?;
+    let dimensions = response.headers().get(HEADER_DIMENSIONS).and_then(|value| value.to_str().ok()?.parse().ok());
+    let Some(dimensions) = dimensions.filter(|dimensions| (1..=DIMENSIONS_MAX).contains(dimensions)) else {
+        return Err(Setback::Broken(format!("the answer has no {HEADER_DIMENSIONS}")));
+    };
+    let body = Limited::new(response.into_body(), texts.saturating_mul(dimensions * 4)).collect();
+    let body = match tokio::time::timeout(options.stall_timeout, body).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(error)) => return Err(Setback::Broken(format!("the vectors were cut: {error}"))),
+        Err(_) => return Err(Setback::Broken("the vectors do not arrive".to_owned())),
+    };
+    let Some(embedded) = Embedded::from_bytes(dimensions, texts, &body) else {
+        return Err(Setback::Broken(format!("{} bytes are not the vectors of {texts} texts", body.len())));
+    };
+    let usable = tokio::time::timeout(TAIL_TIMEOUT, connection.becomes_usable()).await.unwrap_or(false);
+    connection.reused = true;
+    Ok((embedded, usable.then_some(connection)))
 }
 
 impl HopStream {

@@ -41,6 +41,11 @@ impl Outlet {
         (outlet, OutletReceiver { started: started_receiver, events: events_receiver })
     }
 
+    /// One that nobody listens to.
+    pub fn silent() -> Self {
+        Self::new().0
+    }
+
     fn start(&self, result: Result<(), ApiError>) -> bool {
         let started = self.started.lock().unwrap_or_else(PoisonError::into_inner).take();
         started.is_some_and(|started| started.send(result).is_ok())

@@ -3,6 +3,7 @@
 //! client's disconnect end it, because both stand around the whole of it.
 
 mod books;
+mod embed;
 mod hold;
 
 use crate::connection::Connection;
@@ -15,7 +16,7 @@ use crate::model::{ModelState, TextCell};
 use crate::outlet::Outlet;
 use crate::records::{Outcome, RECORD_INSTANCES};
 use engine_http::{ApiError, RequestContext};
-use engine_wire::hop::{FinishReason, GenerateRequest, HopEvent};
+use engine_wire::hop::{EmbedRequest, FinishReason, GENERATE_PATH, GenerateRequest, HopEvent};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -29,8 +30,35 @@ pub enum Ending {
     Failed(ApiError, &'static str),
 }
 
+/// What is asked of an instance.
+pub trait Asked {
+    fn prompt_tokens(&self) -> usize;
+    /// Tokens that the client has already.
+    fn emitted_tokens(&self) -> usize;
+}
+
+impl Asked for GenerateRequest {
+    fn prompt_tokens(&self) -> usize {
+        GenerateRequest::prompt_tokens(self)
+    }
+
+    fn emitted_tokens(&self) -> usize {
+        self.drawn(self.emitted.len())
+    }
+}
+
+impl Asked for EmbedRequest {
+    fn prompt_tokens(&self) -> usize {
+        self.texts.iter().map(Vec::len).sum()
+    }
+
+    fn emitted_tokens(&self) -> usize {
+        0
+    }
+}
+
 /// One request and all that is known of its way so far.
-pub struct Active {
+pub struct Active<R = GenerateRequest> {
     shared: Arc<Shared>,
     model: Arc<ModelState>,
     /// Revision that it was tokenized for.
@@ -39,7 +67,7 @@ pub struct Active {
     text: TextCell,
     context: RequestContext,
     /// `emitted` grows with every token delivered.
-    request: GenerateRequest,
+    request: R,
     outlet: Outlet,
     demand: DemandGuard,
     progress: Progress,
@@ -65,18 +93,18 @@ struct Progress {
     overhead_recorded: bool,
 }
 
-impl Active {
+impl<R: Asked> Active<R> {
     pub fn new(
         shared: Arc<Shared>,
         model: Arc<ModelState>,
         (revision, text): (String, TextCell),
         context: RequestContext,
-        request: GenerateRequest,
+        request: R,
         outlet: Outlet,
     ) -> Self {
         Self {
             demand: DemandGuard::new(model.clone()),
-            progress: Progress { emitted_before: request.emitted.len(), ..Progress::default() },
+            progress: Progress { emitted_before: request.emitted_tokens(), ..Progress::default() },
             shared,
             model,
             revision,
@@ -87,6 +115,104 @@ impl Active {
         }
     }
 
+    fn deadline_passed(&self) -> Ending {
+        let deadline_ms = self.context.deadline.saturating_duration_since(self.context.arrived_at).as_millis() as u64;
+        let stage = if self.demand.is_held() { "while it waited for an instance" } else { "before it was complete" };
+        Ending::Failed(ApiError::DeadlineExceeded { deadline_ms, stage }, "deadline")
+    }
+
+    fn note_attempt(&mut self, lease: &Lease) {
+        let progress = &mut self.progress;
+        if progress.instances.len() < RECORD_INSTANCES {
+            progress.instances.push(lease.endpoint.instance.clone());
+        }
+        if progress.first_token_at.is_some() {
+            progress.resumes += 1;
+            self.model.meters().resumed.increment(1);
+        }
+        if !progress.overhead_recorded {
+            progress.overhead_recorded = true;
+            let overhead = self.context.arrived_at.elapsed().saturating_sub(self.demand.held_for());
+            self.model.meters().overhead_seconds.record(overhead.as_secs_f64());
+        }
+    }
+
+    /// The instance does its work: the request is no longer held, and past trouble is forgotten.
+    fn served(&mut self, lease: &Lease) {
+        self.demand.fly();
+        lease.endpoint.worked();
+        if self.progress.first_token_at.is_none() {
+            let prompt_tokens = self.request.prompt_tokens() as u64;
+            self.model.prompt_tokens_total.fetch_add(prompt_tokens, Ordering::Relaxed);
+        }
+        self.progress.unserved_since = None;
+        self.progress.broken = 0;
+    }
+
+    /// After a setback: gives up, or avoids the instance and lets `serve` go on.
+    async fn set_back(&mut self, lease: &Lease, setback: Setback) -> Result<(), Ending> {
+        let options = &self.shared.options;
+        let (message, broke) = match setback {
+            Setback::Final(error) => return Err(Ending::Failed(error, "refused")),
+            Setback::Refused(message) => (message, false),
+            Setback::Broken(message) => (message, true),
+        };
+        let (model, instance) = (&self.model.name, &lease.endpoint.instance);
+        if lease.endpoint.failed(Instant::now(), options.quarantine) {
+            tracing::warn!(model, instance, message, "an instance failed; its requests go on elsewhere");
+        }
+        let emitted = self.request.emitted_tokens();
+        tracing::debug!(
+            request_id = self.context.request_id,
+            instance,
+            emitted,
+            message,
+            "a request goes on elsewhere"
+        );
+        self.progress.unserved_since.get_or_insert_with(Instant::now);
+        if broke {
+            self.progress.broken += 1;
+            if self.progress.broken >= options.resume_limit {
+                let message = format!(
+                    "No instance of model `{}` could go on with the request after {} attempts: {message}",
+                    self.model.name, self.progress.broken
+                );
+                return Err(Ending::Failed(ApiError::Unavailable { message, retry_after_s: Some(1) }, "instances"));
+            }
+            if self.progress.broken > 1 {
+                sleep(options.resume_backoff * (1 << (self.progress.broken - 2).min(6))).await;
+            }
+        }
+        self.progress.last_setback = message;
+        Ok(())
+    }
+
+    /// Closes the books on the request, which ended well or otherwise.
+    fn close(&mut self, ending: Option<&Ending>) {
+        let hold = self.demand.held_for();
+        self.demand.leave();
+        let produced = self.progress.first_token_at.is_some();
+        let (outcome, error) = match ending {
+            None => (Outcome::Finished, None),
+            Some(Ending::ClientGone) => (Outcome::Cancelled, None),
+            Some(Ending::Failed(error, reason)) => {
+                if self.progress.instances.is_empty() {
+                    count_rejected(&self.model.name, reason);
+                } else {
+                    count_failed(&self.model.name, reason);
+                }
+                (if produced { Outcome::Failed } else { Outcome::Rejected }, Some(error.to_string()))
+            }
+        };
+        let record = self.record(hold, outcome, error);
+        if let Some(itl_ms) = record.itl_ms {
+            self.model.meters().itl_seconds.record(itl_ms / 1000.0);
+        }
+        self.shared.records.generated(record);
+    }
+}
+
+impl Active {
     /// Runs the request to its end, whichever that is.
     pub async fn run(mut self) {
         let outlet = self.outlet.clone();
@@ -101,12 +227,6 @@ impl Active {
         };
         drop(outlet);
         self.finish(served).await;
-    }
-
-    fn deadline_passed(&self) -> Ending {
-        let deadline_ms = self.context.deadline.saturating_duration_since(self.context.arrived_at).as_millis() as u64;
-        let stage = if self.demand.is_held() { "while it waited for an instance" } else { "before it was complete" };
-        Ending::Failed(ApiError::DeadlineExceeded { deadline_ms, stage }, "deadline")
     }
 
     /// Attempts until the stream is finished or hopeless.
@@ -146,7 +266,7 @@ impl Active {
     /// what went wrong.
     async fn attempt(&mut self, lease: &Lease, connection: Connection) -> Result<Result<HopStream, Setback>, Ending> {
         self.note_attempt(lease);
-        let request = match hop::http_request(lease, &self.context, &self.request) {
+        let request = match hop::http_request(lease, &self.context, GENERATE_PATH, &self.request) {
             Ok(request) => request,
             Err(setback) => return Ok(Err(setback)),
         };
@@ -192,22 +312,6 @@ impl Active {
         }
     }
 
-    fn note_attempt(&mut self, lease: &Lease) {
-        let progress = &mut self.progress;
-        if progress.instances.len() < RECORD_INSTANCES {
-            progress.instances.push(lease.endpoint.instance.clone());
-        }
-        if progress.first_token_at.is_some() {
-            progress.resumes += 1;
-            self.model.meters().resumed.increment(1);
-        }
-        if !progress.overhead_recorded {
-            progress.overhead_recorded = true;
-            let overhead = self.context.arrived_at.elapsed().saturating_sub(self.demand.held_for());
-            self.model.meters().overhead_seconds.record(overhead.as_secs_f64());
-        }
-    }
-
     /// Passes tokens on. More than were asked for are a sign of a confused instance and are not passed on.
     async fn deliver(&mut self, lease: &Lease, event: HopEvent) -> Result<Result<(), Setback>, Ending> {
         let tokens = event.tokens().unwrap_or_default().to_vec();
@@ -231,78 +335,9 @@ impl Active {
         Ok(Ok(()))
     }
 
-    /// The instance does its work: the request is no longer held, and past trouble is forgotten.
-    fn served(&mut self, lease: &Lease) {
-        self.demand.fly();
-        lease.endpoint.worked();
-        if self.progress.first_token_at.is_none() {
-            let prompt_tokens = self.request.prompt_tokens() as u64;
-            self.model.prompt_tokens_total.fetch_add(prompt_tokens, Ordering::Relaxed);
-        }
-        self.progress.unserved_since = None;
-        self.progress.broken = 0;
-    }
-
-    /// After a setback: gives up, or avoids the instance and lets `serve` go on.
-    async fn set_back(&mut self, lease: &Lease, setback: Setback) -> Result<(), Ending> {
-        let options = &self.shared.options;
-        let (message, broke) = match setback {
-            Setback::Final(error) => return Err(Ending::Failed(error, "refused")),
-            Setback::Refused(message) => (message, false),
-            Setback::Broken(message) => (message, true),
-        };
-        let (model, instance) = (&self.model.name, &lease.endpoint.instance);
-        if lease.endpoint.failed(Instant::now(), options.quarantine) {
-            tracing::warn!(model, instance, message, "an instance failed; its requests go on elsewhere");
-        }
-        let emitted = self.request.emitted.len();
-        tracing::debug!(
-            request_id = self.context.request_id,
-            instance,
-            emitted,
-            message,
-            "a request goes on elsewhere"
-        );
-        self.progress.unserved_since.get_or_insert_with(Instant::now);
-        if broke {
-            self.progress.broken += 1;
-            if self.progress.broken >= options.resume_limit {
-                let message = format!(
-                    "No instance of model `{}` could go on with the request after {} attempts: {message}",
-                    self.model.name, self.progress.broken
-                );
-                return Err(Ending::Failed(ApiError::Unavailable { message, retry_after_s: Some(1) }, "instances"));
-            }
-            if self.progress.broken > 1 {
-                sleep(options.resume_backoff * (1 << (self.progress.broken - 2).min(6))).await;
-            }
-        }
-        self.progress.last_setback = message;
-        Ok(())
-    }
-
-    /// Closes the books on the request and tells the client how it ended.
+    /// Tells the client how the request ended, its books being closed.
     async fn finish(mut self, served: Result<Option<Finished>, Ending>) {
-        let hold = self.demand.held_for();
-        self.demand.leave();
-        let produced = self.progress.first_token_at.is_some();
-        let (outcome, error) = match &served {
-            Ok(_) => (Outcome::Finished, None),
-            Err(Ending::ClientGone) => (Outcome::Cancelled, None),
-            Err(Ending::Failed(error, reason)) => {
-                if self.progress.instances.is_empty() {
-                    count_rejected(&self.model.name, reason);
-                } else {
-                    count_failed(&self.model.name, reason);
-                }
-                (if produced { Outcome::Failed } else { Outcome::Rejected }, Some(error.to_string()))
-            }
-        };
-        let record = self.record(hold, outcome, error);
-        if let Some(itl_ms) = record.itl_ms {
-            self.model.meters().itl_seconds.record(itl_ms / 1000.0);
-        }
-        self.shared.records.generated(record);
+        self.close(served.as_ref().err());
         let Self { outlet, shared, .. } = self;
         match served {
             Err(Ending::Failed(error, _)) => outlet.fail(error),

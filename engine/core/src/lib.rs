@@ -5,6 +5,7 @@
 //! behind a CPU or a GPU and inside the simulator behind a cost model.
 
 pub mod blocks;
+pub mod encode;
 pub mod error;
 pub mod forward;
 mod prefix;
@@ -15,6 +16,7 @@ mod sharing;
 pub mod step;
 
 pub use blocks::BlockPool;
+pub use encode::{Encode, EncodeBatch, EncodeId, EncodeQueue, EncodeShape, EncodeStep};
 pub use error::{ConfigError, StepError, SubmitError};
 pub use forward::{Batch, BatchSequence, BlockId, Forward, ForwardError, ForwardShape, TokenId};
 pub use scheduler::{Scheduler, SchedulerConfig, SchedulerStats};

@@ -3,7 +3,7 @@
 
 use crate::{ApiError, RequestContext};
 use engine_text::TextModel;
-use engine_wire::hop::{GenerateRequest, HopEvent};
+use engine_wire::hop::{EmbedRequest, Embedded, GenerateRequest, HopEvent};
 use std::future::Future;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -23,6 +23,13 @@ pub trait Backend: Clone + Send + Sync + 'static {
         context: RequestContext,
         request: GenerateRequest,
     ) -> impl Future<Output = Result<TokenStream, ApiError>> + Send;
+
+    /// Makes a vector of each text. Dropping the future cancels the work.
+    fn embed(
+        &self,
+        context: RequestContext,
+        request: EmbedRequest,
+    ) -> impl Future<Output = Result<Embedded, ApiError>> + Send;
 
     /// Whether new requests can be taken, for `/readyz`; the text says why not.
     fn ready(&self) -> Result<(), String>;

@@ -16,6 +16,10 @@ pub enum ApiError {
     )]
     ContextLength { context_tokens: u32, prompt_tokens: u32, max_tokens: u32 },
     #[error(
+        "This model's maximum context length is {context_tokens} tokens, but '{param}' has {tokens}. Shorten it, or have its end cut off with 'truncate_prompt_tokens': -1."
+    )]
+    InputLength { context_tokens: u32, param: String, tokens: u32 },
+    #[error(
         "The model `{model}` does not exist. GET /v1/models lists those that do; `foreshock models add` registers one."
     )]
     ModelNotFound { model: String },
@@ -63,7 +67,9 @@ impl ApiError {
     /// HTTP status of the answer.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::InvalidRequest { .. } | Self::ContextLength { .. } => StatusCode::BAD_REQUEST,
+            Self::InvalidRequest { .. } | Self::ContextLength { .. } | Self::InputLength { .. } => {
+                StatusCode::BAD_REQUEST
+            }
             Self::ModelNotFound { .. } | Self::NotFound { .. } => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
@@ -80,7 +86,7 @@ impl ApiError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::InvalidRequest { .. } => "invalid_request",
-            Self::ContextLength { .. } => "context_length_exceeded",
+            Self::ContextLength { .. } | Self::InputLength { .. } => "context_length_exceeded",
             Self::ModelNotFound { .. } => "model_not_found",
             Self::NotFound { .. } => "not_found",
             Self::MethodNotAllowed => "method_not_allowed",
@@ -115,6 +121,7 @@ impl ApiError {
         let (param, code) = match self {
             // OpenAI gives these no code: the parameter says what is wrong.
             Self::InvalidRequest { param, .. } => (param.clone(), None),
+            Self::InputLength { param, .. } => (Some(param.clone()), Some(self.code())),
             Self::ModelNotFound { .. } => (Some("model".to_owned()), Some(self.code())),
             _ => (None, Some(self.code())),
         };

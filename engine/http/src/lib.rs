@@ -10,6 +10,7 @@ mod body;
 mod choice;
 pub mod clock;
 pub mod context;
+mod embeddings;
 pub mod error;
 mod limits;
 mod logprobs;

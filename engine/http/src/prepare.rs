@@ -81,6 +81,11 @@ pub(crate) async fn prepare<B: Backend>(
 ) -> Result<Prepared, ApiError> {
     let text =
         before_deadline(context, "while the model's tokenizer was loaded", backend.text(&options.model)).await??;
+    if text.vectors().is_some() {
+        let message =
+            format!("The model `{}` makes embeddings and generates no text: use /v1/embeddings.", options.model);
+        return Err(invalid("model", message));
+    }
     if options.max_tokens.is_some_and(|max_tokens| options.min_tokens > max_tokens) {
         return Err(invalid("min_tokens", "Invalid 'min_tokens': it is greater than max_tokens.".to_owned()));
     }

@@ -1,5 +1,6 @@
 //! Building answers. Each carries the request's id, errors too, and is counted.
 
+use crate::access::{AccessGuard, AccessOutcome};
 use crate::{ApiError, RequestContext};
 use engine_wire::hop::HEADER_REQUEST_ID;
 use serde::Serialize;
@@ -34,6 +35,16 @@ pub fn error_response(error: &ApiError, context: &RequestContext) -> Response {
     if let Some(seconds) = error.retry_after_s() {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
+    response
+}
+
+/// The answer to an error, noted in the request's record.
+pub(crate) fn refused(error: &ApiError, context: &RequestContext, access: &mut AccessGuard) -> Response {
+    let response = error_response(error, context);
+    access.record.status = response.status().as_u16();
+    access.record.outcome =
+        if response.status().is_client_error() { AccessOutcome::Rejected } else { AccessOutcome::Failed };
+    access.note_write(false);
     response
 }
 

@@ -4,8 +4,11 @@ use crate::access::{AccessGuard, AccessHook, AccessOutcome};
 use crate::body::read_body;
 use crate::choice::Choice;
 use crate::context::context;
+use crate::embeddings::embed;
 use crate::prepare::{Input, Output, before_deadline, prepare};
-use crate::respond::{NO_MODEL, counted, error_response, json_response, text_response, with_allow, with_request_id};
+use crate::respond::{
+    NO_MODEL, counted, error_response, json_response, refused, text_response, with_allow, with_request_id,
+};
 use crate::sse::{Api, Envelope, SseBody};
 use crate::tokenize::{Direction, convert};
 use crate::tools::Reading;
@@ -77,6 +80,15 @@ pub fn routes<B: Backend>(backend: B, options: RouteOptions) -> BoxedFilter<(Res
         .then(|direction, service: Service<B>, context, headers, body| async move {
             convert(direction, &service, &context, headers, body).await
         });
+    let embeddings = warp::path!("v1" / "embeddings")
+        .and(warp::post())
+        .and(with(service.clone()))
+        .and(context(limits))
+        .and(warp::header::headers_cloned())
+        .and(warp::body::stream())
+        .then(
+            |service: Service<B>, context, headers, body| async move { embed(&service, context, headers, body).await },
+        );
     let models = warp::path!("v1" / "models")
         .and(warp::get())
         .and(with(service.clone()))
@@ -99,6 +111,7 @@ pub fn routes<B: Backend>(backend: B, options: RouteOptions) -> BoxedFilter<(Res
         .and(with(service))
         .and(context(limits))
         .map(|service: Service<B>, context| readiness(&service.backend, &context));
+    let generate = generate.or(embeddings).unify();
     generate.or(convert).unify().or(models).unify().or(model).unify().or(health).unify().or(ready).unify().boxed()
 }
 
@@ -123,7 +136,7 @@ fn with<T: Clone + Send + Sync + 'static>(value: T) -> impl Filter<Extract = (T,
 
 fn not_served(path: FullPath, method: Method, context: RequestContext) -> Response {
     let allowed = match path.as_str() {
-        "/v1/chat/completions" | "/v1/completions" | "/tokenize" | "/detokenize" => Some("POST"),
+        "/v1/chat/completions" | "/v1/completions" | "/v1/embeddings" | "/tokenize" | "/detokenize" => Some("POST"),
         "/v1/models" | "/healthz" | "/readyz" | "/metrics" => Some("GET"),
         other if other.starts_with("/v1/models/") => Some("GET"),
         _ => None,
@@ -197,14 +210,7 @@ async fn generate<B: Backend, D: Buf>(
             access.note_write(true);
             response
         }
-        Err(error) => {
-            let response = error_response(&error, &context);
-            access.record.status = response.status().as_u16();
-            access.record.outcome =
-                if response.status().is_client_error() { AccessOutcome::Rejected } else { AccessOutcome::Failed };
-            access.note_write(false);
-            response
-        }
+        Err(error) => refused(&error, &context, &mut access),
     };
     counted(response, known_model.as_deref().unwrap_or(NO_MODEL), route)
 }

@@ -22,7 +22,7 @@ pub fn finished(model: &str, record: &FinishedRequest) {
 /// Totals of an engine since it began.
 pub fn totals(telemetry: &Telemetry) -> Totals {
     Totals {
-        prompt_tokens: telemetry.prefill_tokens_total,
+        prompt_tokens: telemetry.prefill_tokens_total + telemetry.encode_tokens_total,
         generation_tokens: telemetry.output_tokens_total,
         prefix_queries: telemetry.prefix_hit_tokens_total + telemetry.prefix_miss_tokens_total,
         prefix_hits: telemetry.prefix_hit_tokens_total,

@@ -1,6 +1,7 @@
 //! This engine as a [`Backend`]: the OpenAI routes and the hop hand their requests to the step thread.
 
 use crate::delivery::{CHANNEL_EVENTS, Delivery};
+use crate::embed::{self, EmbedAnswer, EmbedWork};
 use crate::guides::Guides;
 use crate::limits;
 use crate::request::{Message, Work};
@@ -9,10 +10,10 @@ use crate::text::LazyText;
 use engine_http::{ApiError, Backend, ModelCard, RequestContext, TokenStream};
 use engine_text::TextModel;
 use engine_wire::control::EngineState;
-use engine_wire::hop::GenerateRequest;
+use engine_wire::hop::{EmbedRequest, Embedded, GenerateRequest};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// Cheap to clone; all clones feed the same step thread.
 #[derive(Clone)]
@@ -42,12 +43,24 @@ impl LocalBackend {
         }
         Err(ApiError::ModelNotFound { model: model.to_string() })
     }
+
+    /// Hands a request to the step thread.
+    fn send(&self, message: Message) -> Result<(), ApiError> {
+        self.shared.ledger().request_began();
+        if self.messages.try_send(message).is_ok() {
+            return Ok(());
+        }
+        self.shared.ledger().request_taken();
+        Err(ApiError::Unavailable { message: "The engine has stopped.".into(), retry_after_s: None })
+    }
 }
 
 impl Backend for LocalBackend {
     fn models(&self) -> Vec<ModelCard> {
         // Until the model is loaded its context is not known.
-        let context_tokens = self.shared.facts.get().map_or(0, |facts| facts.shape.context_tokens);
+        let encoder = || self.shared.encoder.get().map(|shape| shape.context_tokens);
+        let decoder = self.shared.facts.get().map(|facts| facts.shape.context_tokens);
+        let context_tokens = decoder.or_else(encoder).unwrap_or(0);
         vec![ModelCard {
             name: self.shared.identity.model.clone(),
             revision: self.shared.identity.revision.clone(),
@@ -63,6 +76,9 @@ impl Backend for LocalBackend {
 
     async fn generate(&self, context: RequestContext, request: GenerateRequest) -> Result<TokenStream, ApiError> {
         self.check_name(&request.model)?;
+        if self.shared.encoder.get().is_some() {
+            return Err(embed::makes_embeddings(&request.model));
+        }
         if let Some(facts) = self.shared.facts.get() {
             limits::check(&request, facts)?;
         }
@@ -80,12 +96,31 @@ impl Backend for LocalBackend {
             guided,
             delivery: Delivery::new(sender, context.arrived_at, context.deadline, slot),
         };
-        self.shared.ledger().request_began();
-        if self.messages.try_send(Message::Work(Box::new(work))).is_err() {
-            self.shared.ledger().request_taken();
-            return Err(ApiError::Unavailable { message: "The engine has stopped.".into(), retry_after_s: None });
-        }
+        self.send(Message::Work(Box::new(work)))?;
         Ok(TokenStream { events })
+    }
+
+    async fn embed(&self, context: RequestContext, request: EmbedRequest) -> Result<Embedded, ApiError> {
+        self.check_name(&request.model)?;
+        if self.shared.facts.get().is_some() {
+            return Err(embed::generates_text(&request.model));
+        }
+        if let Some(shape) = self.shared.encoder.get() {
+            embed::check(&request, shape)?;
+        }
+        let places = self.shared.enter_texts(request.texts.len())?;
+        let (sender, answer) = oneshot::channel();
+        let (arrived_at, deadline) = (context.arrived_at, context.deadline);
+        let work = EmbedWork {
+            request_id: context.request_id,
+            tenant: context.tenant,
+            arrived_at_ns: context.arrived_at_ns,
+            request,
+            answer: EmbedAnswer { sender, arrived_at, deadline, _places: places },
+        };
+        self.send(Message::Embed(Box::new(work)))?;
+        // A channel that closes without an answer belongs to an engine that ends.
+        answer.await.unwrap_or(Err(ApiError::ShuttingDown))
     }
 
     fn ready(&self) -> Result<(), String> {

@@ -73,7 +73,11 @@ fn record(model: &str, telemetry: &Telemetry) {
     let kv_share = f64::from(telemetry.kv_blocks_used) / f64::from(telemetry.kv_blocks_total.max(1));
     vllm::load(model, telemetry.running, telemetry.waiting, kv_share);
     engine_http::vllm::totals(telemetry).set(model);
-    let phases = [("prefill", telemetry.prefill_tokens_total), ("decode", telemetry.decode_tokens_total)];
+    let phases = [
+        ("prefill", telemetry.prefill_tokens_total),
+        ("decode", telemetry.decode_tokens_total),
+        ("encode", telemetry.encode_tokens_total),
+    ];
     for (phase, tokens) in phases {
         let labels = [("model", model.to_string()), ("phase", phase.to_string())];
         counter!(table::ENGINE_TOKENS_TOTAL.name, &labels).absolute(tokens);

@@ -1,4 +1,4 @@
-//! The hop route: token ids in, one server-sent event for each [`HopEvent`] out.
+//! The hop's routes: token ids in, and out one server-sent event for each [`HopEvent`], or the bytes of all vectors.
 //!
 //! When the client goes away, hyper drops the body, which drops the stream, which the step thread sees
 //! before its next step: there is no other path for a cancellation, so none can be forgotten.
@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use engine_http::backend::StreamEvent;
 use engine_http::{ApiError, Backend, Limits, RequestContext, TokenStream};
-use engine_wire::hop::{GenerateRequest, HEADER_REQUEST_ID, HopEvent};
+use engine_wire::hop::{EmbedRequest, Embedded, GenerateRequest, HEADER_DIMENSIONS, HEADER_REQUEST_ID, HopEvent};
 use futures_util::stream::{self, Stream};
 use warp::Filter;
 use warp::filters::BoxedFilter;
@@ -14,8 +14,57 @@ use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use warp::http::{HeaderMap, HeaderValue};
 use warp::reply::{Reply, Response};
 
-/// `POST /v1/foreshock/generate`.
+/// `POST /v1/foreshock/generate` and `/v1/foreshock/embed`.
 pub(crate) fn route<B: Backend>(backend: B, limits: Limits) -> BoxedFilter<(Response,)> {
+    generate_route(backend.clone(), limits).or(embed_route(backend, limits)).unify().boxed()
+}
+
+fn embed_route<B: Backend>(backend: B, limits: Limits) -> BoxedFilter<(Response,)> {
+    warp::path!("v1" / "foreshock" / "embed")
+        .and(warp::post())
+        .and(engine_http::context(limits))
+        .and(warp::header::headers_cloned())
+        .and(warp::body::stream())
+        .then(move |context: RequestContext, headers: HeaderMap, body| {
+            let backend = backend.clone();
+            async move {
+                let embedded = match engine_http::read_body(&headers, body, &limits).await {
+                    Ok(body) => embed(backend, context.clone(), &body).await,
+                    Err(error) => Err(error),
+                };
+                match embedded {
+                    Ok(embedded) => vectors(&embedded, &context),
+                    Err(error) => engine_http::error_response(&error, &context),
+                }
+            }
+        })
+        .boxed()
+}
+
+async fn embed<B: Backend>(backend: B, context: RequestContext, body: &[u8]) -> Result<Embedded, ApiError> {
+    let request: EmbedRequest = serde_json::from_slice(body).map_err(|error| ApiError::InvalidRequest {
+        message: format!("The body is not an embed request: {error}"),
+        param: None,
+    })?;
+    backend.embed(context, request).await
+}
+
+fn vectors(embedded: &Embedded, context: &RequestContext) -> Response {
+    let mut response = Response::new(embedded.to_bytes().into());
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(HEADER_DIMENSIONS, HeaderValue::from(embedded.dimensions));
+    echo_request_id(headers, context);
+    response
+}
+
+fn echo_request_id(headers: &mut HeaderMap, context: &RequestContext) {
+    if let Ok(request_id) = HeaderValue::from_str(&context.request_id) {
+        headers.insert(HEADER_REQUEST_ID, request_id);
+    }
+}
+
+fn generate_route<B: Backend>(backend: B, limits: Limits) -> BoxedFilter<(Response,)> {
     warp::path!("v1" / "foreshock" / "generate")
         .and(warp::post())
         .and(engine_http::context(limits))
@@ -50,9 +99,7 @@ fn events(stream: TokenStream, context: &RequestContext) -> Response {
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if let Ok(request_id) = HeaderValue::from_str(&context.request_id) {
-        headers.insert(HEADER_REQUEST_ID, request_id);
-    }
+    echo_request_id(headers, context);
     response
 }
 

@@ -17,6 +17,8 @@ pub(crate) struct Ledger {
     pub ready_at_ns: Option<u64>,
     pub phases: StartPhases,
     pub scheduler: SchedulerStats,
+    /// Tokens of which vectors were made.
+    pub encode_tokens_total: u64,
     pub step_phases: StepPhases,
     pub output_tokens_total: u64,
     /// Accepted and not yet known to the scheduler: they came while the model loads.
@@ -81,6 +83,7 @@ impl Ledger {
             kv_blocks_used: count(self.scheduler.kv_blocks_used),
             prefill_tokens_total: self.scheduler.prefill_tokens_total,
             decode_tokens_total: self.scheduler.decode_tokens_total,
+            encode_tokens_total: self.encode_tokens_total,
             output_tokens_total: self.output_tokens_total,
             prefix_hit_tokens_total: self.scheduler.prefix_hit_tokens_total,
             prefix_miss_tokens_total: self.scheduler.prefix_miss_tokens_total,

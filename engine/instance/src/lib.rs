@@ -1,6 +1,6 @@
 //! One engine process: a model behind the OpenAI API and the gateway's hop, with its control socket.
 //!
-//! One plain thread steps the model (`step_loop`); everything else is async and never waits for it, nor it
+//! One plain thread steps the model (`step_loop`, or `encode_loop` for an encoder); everything else is async and never waits for it, nor it
 //! for them. The engine binds its port before it loads, so that requests can wait inside, and it outlives
 //! the controller that started it, on a lease (`life`).
 
@@ -9,6 +9,8 @@ mod clock;
 mod control;
 mod cores;
 mod delivery;
+mod embed;
+mod encode_loop;
 mod ends;
 mod error;
 mod exposition;
@@ -31,6 +33,6 @@ mod timings;
 pub use backend::LocalBackend;
 pub use ends::end_tokens;
 pub use error::EngineError;
-pub use load::{LoadedModel, Loader};
+pub use load::{Loaded, LoadedEncoder, LoadedModel, Loader};
 pub use options::{Compute, EngineOptions, KvType, Supervision};
 pub use run::{run, run_with};

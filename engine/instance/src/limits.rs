@@ -49,7 +49,7 @@ pub(crate) fn check(request: &GenerateRequest, facts: &ModelFacts) -> Result<(),
     Ok(())
 }
 
-fn check_vocabulary(tokens: &[TokenId], vocab: usize, param: &str) -> Result<(), ApiError> {
+pub(crate) fn check_vocabulary(tokens: &[TokenId], vocab: usize, param: &str) -> Result<(), ApiError> {
     match tokens.iter().position(|token| *token as usize >= vocab) {
         None => Ok(()),
         Some(index) => invalid(

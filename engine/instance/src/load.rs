@@ -4,9 +4,9 @@ use crate::clock;
 use crate::ends;
 use crate::error::EngineError;
 use crate::options::{Compute, EngineOptions, KvType};
-use engine_core::{Forward, TokenId};
+use engine_core::{Encode, Forward, TokenId};
 use engine_runtime::{KvFormat, LoadOptions};
-use engine_store::Checkpoint;
+use engine_store::{Checkpoint, EncoderCheckpoint, EncoderError};
 
 /// A device that is ready to compute.
 pub struct LoadedModel {
@@ -17,17 +17,68 @@ pub struct LoadedModel {
     pub mapped_at_ns: u64,
 }
 
+/// An encoder that is ready to compute.
+pub struct LoadedEncoder {
+    pub device: Box<dyn Encode>,
+    /// CLOCK_MONOTONIC when the checkpoint was mapped and checked, ns.
+    pub mapped_at_ns: u64,
+}
+
+/// Either kind of model.
+pub enum Loaded {
+    Decoder(LoadedModel),
+    Encoder(LoadedEncoder),
+}
+
+impl From<LoadedModel> for Loaded {
+    fn from(model: LoadedModel) -> Self {
+        Self::Decoder(model)
+    }
+}
+
+impl From<LoadedEncoder> for Loaded {
+    fn from(encoder: LoadedEncoder) -> Self {
+        Self::Encoder(encoder)
+    }
+}
+
 /// Makes the device on the step thread, which then owns it. `cores` are those that the process has.
-pub type Loader = Box<dyn FnOnce(&EngineOptions, &[u32]) -> Result<LoadedModel, EngineError> + Send>;
+pub type Loader = Box<dyn FnOnce(&EngineOptions, &[u32]) -> Result<Loaded, EngineError> + Send>;
 
 /// Loads the checkpoint that the options name.
-pub fn load_checkpoint(options: &EngineOptions, cores: &[u32]) -> Result<LoadedModel, EngineError> {
+pub fn load_checkpoint(options: &EngineOptions, cores: &[u32]) -> Result<Loaded, EngineError> {
+    if EncoderCheckpoint::is_one(&options.model) {
+        return load_encoder(options, cores).map(Loaded::Encoder);
+    }
+    load_decoder(options, cores).map(Loaded::Decoder)
+}
+
+fn load_decoder(options: &EngineOptions, cores: &[u32]) -> Result<LoadedModel, EngineError> {
     let failed = |message: String| EngineError::Model { path: options.model.clone(), message };
     let checkpoint = Checkpoint::open(&options.model, options.quantise).map_err(|error| failed(error.to_string()))?;
     checkpoint.will_need();
     let mapped_at_ns = clock::monotonic_ns();
     let eos_token_ids = ends::of_checkpoint(&checkpoint, &options.model).map_err(failed)?;
-    let load_options = LoadOptions {
+    let forward =
+        engine_runtime::load(&checkpoint, load_options(options, cores)).map_err(|error| failed(error.to_string()))?;
+    Ok(LoadedModel { forward, eos_token_ids, mapped_at_ns })
+}
+
+fn load_encoder(options: &EngineOptions, cores: &[u32]) -> Result<LoadedEncoder, EngineError> {
+    let failed = |message: String| EngineError::Model { path: options.model.clone(), message };
+    if options.quantise.is_some() {
+        return Err(failed(EncoderError::Quantised { path: options.model.clone() }.to_string()));
+    }
+    let checkpoint = EncoderCheckpoint::open(&options.model).map_err(|error| failed(error.to_string()))?;
+    checkpoint.will_need();
+    let mapped_at_ns = clock::monotonic_ns();
+    let device = engine_runtime::load_encoder(&checkpoint, &load_options(options, cores))
+        .map_err(|error| failed(error.to_string()))?;
+    Ok(LoadedEncoder { device, mapped_at_ns })
+}
+
+fn load_options(options: &EngineOptions, cores: &[u32]) -> LoadOptions {
+    LoadOptions {
         compute: match options.compute {
             Compute::F32 => engine_runtime::Compute::F32,
             Compute::Fast => engine_runtime::Compute::Fast,
@@ -41,7 +92,5 @@ pub fn load_checkpoint(options: &EngineOptions, cores: &[u32]) -> Result<LoadedM
         }),
         kv_bytes: options.kv_bytes_or_default(),
         ..LoadOptions::default()
-    };
-    let forward = engine_runtime::load(&checkpoint, load_options).map_err(|error| failed(error.to_string()))?;
-    Ok(LoadedModel { forward, eos_token_ids, mapped_at_ns })
+    }
 }

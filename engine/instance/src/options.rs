@@ -32,7 +32,7 @@ pub enum KvType {
 /// One engine process.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
-    /// Checkpoint: a GGUF file or a Hugging Face folder.
+    /// Checkpoint: a GGUF file, or a Hugging Face folder of a decoder or an encoder.
     pub model: PathBuf,
     /// What a folder's matrices are rounded to at load; none leaves them as they are stored.
     pub quantise: Option<Quantisation>,

@@ -1,6 +1,7 @@
 //! One request inside the step thread: its parameters, its delivery, and the times of its life.
 
 use crate::delivery::Delivery;
+use crate::embed::EmbedWork;
 use crate::guides::Guided;
 use engine_core::{EndReason, Limits, Sampled};
 use engine_grammar::GrammarError;
@@ -25,6 +26,7 @@ pub(crate) struct Work {
 /// A message to the step thread.
 pub(crate) enum Message {
     Work(Box<Work>),
+    Embed(Box<EmbedWork>),
     /// End now: what is still running is told so.
     Stop,
 }

@@ -4,10 +4,11 @@ use crate::backend::LocalBackend;
 use crate::clock;
 use crate::control::{self, Control};
 use crate::cores;
+use crate::encode_loop::EncodeLoop;
 use crate::error::EngineError;
 use crate::life::Life;
 use crate::limits::ModelFacts;
-use crate::load::{self, Loader};
+use crate::load::{self, Loaded, LoadedModel, Loader};
 use crate::notice::Voice;
 use crate::options::EngineOptions;
 use crate::request::Message;
@@ -136,9 +137,9 @@ impl StepThread {
         let body = move || {
             let _alive = alive;
             match prepare(&shared, &options, &cores, scheduling, loader, inbox, runtime) {
-                Ok(step_loop) => {
+                Ok(steps) => {
                     let _ = loaded_sender.send(Ok(()));
-                    step_loop.run();
+                    steps();
                 }
                 Err(error) => {
                     let _ = loaded_sender.send(Err(error));
@@ -151,16 +152,46 @@ impl StepThread {
     }
 }
 
+/// Loads the model; the result runs its steps until the engine ends.
 fn prepare(
     shared: &Arc<Shared>,
     options: &EngineOptions,
     cores: &[u32],
-    mut scheduling: SchedulerConfig,
+    scheduling: SchedulerConfig,
     loader: Loader,
     inbox: Receiver<Message>,
     runtime: Handle,
+) -> Result<Box<dyn FnOnce()>, EngineError> {
+    let (mapped_at_ns, steps): (u64, Box<dyn FnOnce()>) = match loader(options, cores)? {
+        Loaded::Decoder(model) => {
+            let mapped_at_ns = model.mapped_at_ns;
+            let step_loop = decoder(shared, options, scheduling, model, inbox, runtime)?;
+            (mapped_at_ns, Box::new(move || step_loop.run()))
+        }
+        Loaded::Encoder(encoder) => {
+            let _ = shared.encoder.set(encoder.device.shape());
+            let encode_loop = EncodeLoop::new(shared.clone(), inbox, runtime, encoder.device);
+            (encoder.mapped_at_ns, Box::new(move || encode_loop.run()))
+        }
+    };
+    let ready_at_ns = clock::monotonic_ns();
+    let mut ledger = shared.ledger();
+    ledger.phases.mapped_ms = ledger.since_start_ms(mapped_at_ns);
+    ledger.phases.ready_ms = ledger.since_start_ms(ready_at_ns);
+    ledger.ready_at_ns = Some(ready_at_ns);
+    drop(ledger);
+    shared.set_ready();
+    Ok(steps)
+}
+
+fn decoder(
+    shared: &Arc<Shared>,
+    options: &EngineOptions,
+    mut scheduling: SchedulerConfig,
+    model: LoadedModel,
+    inbox: Receiver<Message>,
+    runtime: Handle,
 ) -> Result<StepLoop, EngineError> {
-    let model = loader(options, cores)?;
     let shape = model.forward.shape();
     scheduling.eos_token_ids = model.eos_token_ids;
     // The slots bound what is inside; the scheduler's own bound must not be the tighter one.
@@ -173,15 +204,7 @@ fn prepare(
     })?;
     let max_sequence_tokens = scheduler.rule().max_sequence_tokens;
     let _ = shared.facts.set(ModelFacts { shape, max_sequence_tokens });
-    let step_loop = StepLoop::new(shared.clone(), inbox, runtime, scheduler, model.forward);
-    let ready_at_ns = clock::monotonic_ns();
-    let mut ledger = shared.ledger();
-    ledger.phases.mapped_ms = ledger.since_start_ms(model.mapped_at_ns);
-    ledger.phases.ready_ms = ledger.since_start_ms(ready_at_ns);
-    ledger.ready_at_ns = Some(ready_at_ns);
-    drop(ledger);
-    shared.set_ready();
-    Ok(step_loop)
+    Ok(StepLoop::new(shared.clone(), inbox, runtime, scheduler, model.forward))
 }
 
 /// Signals that end an engine in good order.

@@ -2,6 +2,7 @@
 
 use crate::ledger::Ledger;
 use crate::limits::ModelFacts;
+use engine_core::EncodeShape;
 use engine_http::ApiError;
 use engine_wire::control::EngineState;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -9,6 +10,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// Retry-After of a refusal, s: about the time in which a queue moves.
 const RETRY_AFTER_S: u32 = 1;
+
+/// Texts that may be inside for vectors: eight of the largest requests.
+const MAX_TEXTS: usize = 16_384;
 
 /// Who this engine is, fixed from its first moment.
 #[derive(Clone, Debug)]
@@ -27,11 +31,15 @@ pub(crate) struct Shared {
     state: watch::Sender<EngineState>,
     /// Set when the model is loaded.
     pub facts: OnceLock<ModelFacts>,
+    /// Set instead when the model is an encoder.
+    pub encoder: OnceLock<EncodeShape>,
     ledger: Mutex<Ledger>,
     /// One permit for each request inside, from its acceptance to the hand-over of its last event.
     slots: Arc<Semaphore>,
     slots_total: u32,
     max_queue: usize,
+    /// One permit for each text inside, because their vectors are gathered here.
+    texts: Arc<Semaphore>,
 }
 
 impl Shared {
@@ -43,6 +51,8 @@ impl Shared {
             identity,
             state: watch::Sender::new(EngineState::Loading),
             facts: OnceLock::new(),
+            encoder: OnceLock::new(),
+            texts: Arc::new(Semaphore::new(MAX_TEXTS)),
             ledger: Mutex::new(ledger),
             slots: Arc::new(Semaphore::new(slots_total as usize)),
             slots_total,
@@ -85,6 +95,20 @@ impl Shared {
             limit: self.max_queue,
             retry_after_s: RETRY_AFTER_S,
         })
+    }
+
+    /// Lets a request for vectors in, or says why not: the places of the request and of its texts.
+    pub fn enter_texts(&self, texts: usize) -> Result<[OwnedSemaphorePermit; 2], ApiError> {
+        let slot = self.enter()?;
+        let wanted = u32::try_from(texts).unwrap_or(u32::MAX);
+        let places = self.texts.clone().try_acquire_many_owned(wanted).map_err(|_| ApiError::Unavailable {
+            message: format!(
+                "The engine of model `{}` has too many texts waiting: {MAX_TEXTS} can be inside at a time.",
+                self.identity.model
+            ),
+            retry_after_s: Some(RETRY_AFTER_S),
+        })?;
+        Ok([slot, places])
     }
 
     /// Waits until no request is inside. The caller bounds the wait.

@@ -5,6 +5,7 @@
 //! away has dropped its end of the channel, which needs no message and cannot be lost in a full queue.
 
 use crate::clock;
+use crate::embed::{self, EmbedWork};
 use crate::guides::{self, Guided};
 use crate::limits;
 use crate::request::{self, Live, Message, Times, Work};
@@ -82,16 +83,24 @@ impl StepLoop {
         if self.scheduler.is_idle() {
             match self.messages.recv() {
                 Ok(Message::Work(work)) => self.accept(*work),
+                Ok(Message::Embed(work)) => self.refuse(*work),
                 Ok(Message::Stop) | Err(_) => return false,
             }
         }
         loop {
             match self.messages.try_recv() {
                 Ok(Message::Work(work)) => self.accept(*work),
+                Ok(Message::Embed(work)) => self.refuse(*work),
                 Ok(Message::Stop) | Err(TryRecvError::Disconnected) => return false,
                 Err(TryRecvError::Empty) => return true,
             }
         }
+    }
+
+    /// A request for vectors that came before it was known that there are none here.
+    fn refuse(&self, work: EmbedWork) {
+        self.shared.ledger().request_taken();
+        work.answer.send(Err(embed::generates_text(&self.shared.identity.model)));
     }
 
     fn accept(&mut self, work: Work) {
@@ -272,9 +281,13 @@ impl StepLoop {
             self.scheduler.cancel(id);
             self.end(live, Outcome::Failed, Some(Err(ApiError::ShuttingDown)));
         }
-        while let Ok(Message::Work(work)) = self.messages.try_recv() {
+        while let Ok(message) = self.messages.try_recv() {
             self.shared.ledger().request_taken();
-            work.delivery.finish(Err(ApiError::ShuttingDown), &self.runtime);
+            match message {
+                Message::Work(work) => work.delivery.finish(Err(ApiError::ShuttingDown), &self.runtime),
+                Message::Embed(work) => work.answer.send(Err(ApiError::ShuttingDown)),
+                Message::Stop => {}
+            }
         }
         self.publish();
     }

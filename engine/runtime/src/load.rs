@@ -16,7 +16,7 @@ use crate::{
     },
 };
 use engine_core::Forward;
-use engine_store::{Architecture, Checkpoint, CheckpointError, ModelConfig};
+use engine_store::{Architecture, Checkpoint, CheckpointError, EncoderError, ModelConfig};
 use thiserror::Error;
 
 /// Tokens per KV block unless told otherwise.
@@ -66,6 +66,8 @@ impl Default for LoadOptions {
 pub enum LoadError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Encoder(#[from] EncoderError),
     #[error("option {option}: {message}")]
     Option { option: &'static str, message: String },
     #[error("cannot reserve {bytes} bytes for {purpose}: {source}")]
@@ -117,7 +119,7 @@ fn decoder<E: KvElement>(
     })
 }
 
-fn device(options: &LoadOptions, isa: Isa) -> Result<Device, LoadError> {
+pub(crate) fn device(options: &LoadOptions, isa: Isa) -> Result<Device, LoadError> {
     let threads = if options.cores.is_empty() { options.threads } else { options.cores.len() };
     if !(1..=THREADS_MAX).contains(&threads) {
         return Err(LoadError::Option {
@@ -191,4 +193,4 @@ pub fn estimate_instance_bytes(checkpoint: &Checkpoint, kv_bytes: u64) -> u64 {
 }
 
 /// Activations of the largest step, stacks and the process itself, rounded up from measurement.
-const SCRATCH_BYTES: u64 = 48 << 20;
+pub(crate) const SCRATCH_BYTES: u64 = 48 << 20;

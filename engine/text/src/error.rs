@@ -11,6 +11,9 @@ pub enum TextError {
     /// A file of a Hugging Face folder is missing or not as it should be.
     #[error(transparent)]
     Folder(#[from] engine_store::CheckpointError),
+    /// An encoder's folder is not as it should be.
+    #[error(transparent)]
+    Encoder(#[from] engine_store::EncoderError),
     #[error("tokenizer.json cannot be used: {message}")]
     Tokenizer { message: String },
     #[error(

@@ -57,6 +57,7 @@ impl TextModel {
             add_bos: false,
             add_eos: false,
             token_bytes_max,
+            vectors: None,
         })
     }
 }

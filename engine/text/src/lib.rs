@@ -6,6 +6,7 @@
 
 mod byte_level;
 mod detokenize;
+mod encoder;
 mod error;
 mod hermes;
 mod hugging_face;
@@ -19,8 +20,9 @@ mod template;
 mod tool_format;
 
 pub use detokenize::Detokenizer;
-/// What [`TextModel::from_gguf`] reads.
-pub use engine_store::Gguf;
+pub use encoder::VectorFacts;
+/// What [`TextModel::from_gguf`] and [`TextModel::from_encoder`] read.
+pub use engine_store::{EncoderCheckpoint, Gguf};
 pub use error::TextError;
 pub use hugging_face::end_tokens;
 pub use model::{END_TEXTS, TextModel};

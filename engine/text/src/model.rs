@@ -3,12 +3,13 @@
 use crate::TextError;
 use crate::byte_level::ByteDecoder;
 use crate::detokenize::{Detokenizer, Pieces};
+use crate::encoder::{VectorFacts, WordPiece};
 use crate::parts::{Method, Parts, TokenKind};
 use crate::pretokenize::family;
 use crate::sentencepiece::{self, SentencePiece};
 use crate::template::ChatTemplate;
 use crate::tool_format::ToolFormat;
-use engine_store::{Gguf, TextFiles};
+use engine_store::{EncoderCheckpoint, Gguf, TextFiles};
 use engine_wire::TokenId;
 use engine_wire::openai::{ChatMessage, Tool};
 use std::path::Path;
@@ -44,6 +45,8 @@ pub struct TextModel {
     pub(crate) add_eos: bool,
     /// Most bytes of input that one token can stand for.
     pub(crate) token_bytes_max: usize,
+    /// Of a model that makes vectors instead of text.
+    pub(crate) vectors: Option<VectorFacts>,
 }
 
 pub(crate) enum Encoder {
@@ -51,11 +54,13 @@ pub(crate) enum Encoder {
     /// A tokenizer.json: it knows itself what to add to a text.
     Whole(Box<Tokenizer>),
     SentencePiece(Box<SentencePiece>),
+    WordPiece(WordPiece),
 }
 
 impl Encoder {
     fn encode(&self, text: &str, add_special: bool) -> Result<Vec<TokenId>, TextError> {
         let (tokenizer, add_special) = match self {
+            Self::WordPiece(encoder) => return encoder.encode(text, add_special),
             Self::SentencePiece(encoder) => return encoder.encode(text),
             Self::ByteLevel(tokenizer) => (tokenizer, false),
             Self::Whole(tokenizer) => (tokenizer, add_special),
@@ -76,8 +81,11 @@ impl Encoder {
 }
 
 impl TextModel {
-    /// The text side of a checkpoint, GGUF file or Hugging Face folder. Blocks for up to tenths of a second.
+    /// The text side of a checkpoint: GGUF file, Hugging Face folder, encoder. Blocks for up to tenths of a second.
     pub fn open(path: &Path) -> Result<Self, TextError> {
+        if EncoderCheckpoint::is_one(path) {
+            return Self::from_encoder(&EncoderCheckpoint::open(path)?);
+        }
         if path.is_dir() {
             return Self::from_folder(&TextFiles::open(path)?);
         }
@@ -110,7 +118,41 @@ impl TextModel {
             eos_ids,
             add_bos,
             add_eos,
+            vectors: None,
         })
+    }
+
+    /// Builds the text side of an encoder from its folder's tokenizer.json. Blocks for tens of milliseconds.
+    pub fn from_encoder(checkpoint: &EncoderCheckpoint) -> Result<Self, TextError> {
+        let (encoder, pieces) = WordPiece::read(checkpoint)?;
+        let config = checkpoint.config();
+        Ok(Self {
+            context_tokens: u32::try_from(config.context_tokens).unwrap_or(u32::MAX),
+            encoder: Encoder::WordPiece(encoder),
+            pieces: Arc::new(pieces),
+            template: None,
+            bos_id: None,
+            eos_id: None,
+            eos_ids: Vec::new(),
+            add_bos: false,
+            add_eos: false,
+            // A word that is not in the vocabulary is one token, however long it is.
+            token_bytes_max: usize::MAX,
+            vectors: Some(VectorFacts { dimensions: config.width, shorter: config.shorter.clone() }),
+        })
+    }
+
+    /// What is known of the model's vectors; none for a model that generates text.
+    pub fn vectors(&self) -> Option<&VectorFacts> {
+        self.vectors.as_ref()
+    }
+
+    /// Cuts a text's end off so that `limit` tokens are left; of an encoder's the tokens around it stay.
+    pub fn truncate(&self, ids: &mut Vec<TokenId>, limit: usize) {
+        match &self.encoder {
+            Encoder::WordPiece(encoder) => encoder.truncate(ids, limit),
+            _ => ids.truncate(limit),
+        }
     }
 
     /// Number of entries in the vocabulary: every valid id is below it.
@@ -159,6 +201,10 @@ impl TextModel {
             detokenizer.push(*id, &mut text);
         }
         detokenizer.finish(&mut text);
+        if matches!(self.encoder, Encoder::WordPiece(_)) {
+            // The blank before the first word.
+            text.drain(..text.len() - text.trim_start().len());
+        }
         text
     }
 

@@ -81,6 +81,9 @@ pub struct Telemetry {
     pub kv_blocks_used: u32,
     pub prefill_tokens_total: u64,
     pub decode_tokens_total: u64,
+    /// Tokens of which vectors were made; 0 from an engine that is older than this field.
+    #[serde(default)]
+    pub encode_tokens_total: u64,
     /// Tokens handed to requests; the first of each comes out of its prefill.
     #[serde(default)]
     pub output_tokens_total: u64,

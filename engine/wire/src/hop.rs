@@ -2,6 +2,8 @@
 //! [`GenerateRequest`], answered by server-sent events, each `data: ` line one [`HopEvent`] as JSON and
 //! the last one `data: [DONE]`.
 //!
+//! Embeddings go as one `POST /v1/foreshock/embed` with an [`EmbedRequest`], answered by the vectors as bytes.
+//!
 //! Token ids travel, not text: a stream that is cut goes on elsewhere from `prompt` + `emitted`.
 //! It is plain SSE on a TCP port so that the kernel's probes measure it like any other engine.
 //! Trace context, deadline, tenant and request id travel as headers, named here.
@@ -15,6 +17,11 @@ use std::sync::Arc;
 
 /// Path of the hop on an engine's port.
 pub const GENERATE_PATH: &str = "/v1/foreshock/generate";
+/// Path of embeddings on an engine's port.
+pub const EMBED_PATH: &str = "/v1/foreshock/embed";
+/// Header of their answer: numbers in each vector. The body is one vector for each text, in order, of little-endian
+/// f32 with nothing between.
+pub const HEADER_DIMENSIONS: &str = "x-foreshock-dimensions";
 /// Header: request id, echoed in the answer. Also accepted from and returned to API clients.
 pub const HEADER_REQUEST_ID: &str = "x-request-id";
 /// Header: tenant of the request.
@@ -61,6 +68,42 @@ impl GenerateRequest {
     /// How many of so many tokens of the output were drawn, not given.
     pub fn drawn(&self, output_tokens: usize) -> usize {
         output_tokens.saturating_sub(self.given.len())
+    }
+}
+
+/// Texts whose vectors are wanted, in tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EmbedRequest {
+    /// Model name, checked by the engine against the one it serves.
+    pub model: String,
+    /// Tokens of each text, at least one.
+    pub texts: Vec<Vec<TokenId>>,
+}
+
+/// One vector of length 1 for each text of an [`EmbedRequest`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Embedded {
+    /// Numbers in each vector.
+    pub dimensions: usize,
+    /// All vectors, one after the other.
+    pub numbers: Vec<f32>,
+}
+
+impl Embedded {
+    /// The vectors as they travel.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+    }
+
+    /// Vectors that travelled; none when the bytes are not `texts` vectors of this many numbers.
+    pub fn from_bytes(dimensions: usize, texts: usize, bytes: &[u8]) -> Option<Self> {
+        let expected = dimensions.checked_mul(texts)?.checked_mul(4)?;
+        if dimensions == 0 || bytes.len() != expected {
+            return None;
+        }
+        let numbers = bytes.as_chunks::<4>().0.iter().map(|number| f32::from_le_bytes(*number)).collect();
+        Some(Self { dimensions, numbers })
     }
 }
 

@@ -3,6 +3,7 @@
 //! Requests are not plain serde structs, because a client must be told which parameter is wrong, what was
 //! expected and what came instead, in the words that OpenAI's own API uses; see [`fields`] for how.
 
+mod embeddings;
 mod fields;
 mod messages;
 mod options;
@@ -12,6 +13,10 @@ mod structured;
 mod tokenize;
 mod tools;
 
+pub use embeddings::{
+    EmbeddingData, EmbeddingList, EmbeddingRequest, EmbeddingUsage, EmbeddingVector, MAX_EMBEDDING_INPUTS, Truncation,
+    parse_embedding,
+};
 pub use fields::RequestError;
 pub use messages::{ChatMessage, Role};
 pub use options::{GenerateOptions, MAX_CHOICES, MAX_LOGIT_BIAS, MAX_STOP_STRINGS};

@@ -6,7 +6,7 @@
 mod answers;
 mod parameters;
 
-use parameters::{CHAT, COMPLETION, DETOKENIZE, GENERATE, Parameter, TOKENIZE};
+use parameters::{CHAT, COMPLETION, DETOKENIZE, EMBEDDING, GENERATE, Parameter, TOKENIZE};
 use serde_json::{Map, Value, json};
 
 /// A path of the data port.
@@ -51,6 +51,7 @@ pub const OPERATIONS: &[Operation] = &[
         "CompletionRequest",
         Answer::Streamable("Completion", "Completion"),
     ),
+    post("/v1/embeddings", "A vector for each text.", "EmbeddingRequest", Answer::Json("EmbeddingList")),
     post("/tokenize", "Tokens of a prompt or a conversation.", "TokenizeRequest", Answer::Json("Tokenized")),
     post("/detokenize", "Text of tokens.", "DetokenizeRequest", Answer::Json("Detokenized")),
     get("/v1/models", "The models that may be named.", Answer::Json("ModelList")),
@@ -84,10 +85,11 @@ pub fn document() -> Value {
 }
 
 /// Name of each request body's schema, and the tables that it is made of.
-fn request_bodies() -> [(&'static str, [&'static [Parameter]; 2]); 4] {
+fn request_bodies() -> [(&'static str, [&'static [Parameter]; 2]); 5] {
     [
         ("ChatRequest", [CHAT, GENERATE]),
         ("CompletionRequest", [COMPLETION, GENERATE]),
+        ("EmbeddingRequest", [EMBEDDING, &[]]),
         ("TokenizeRequest", [TOKENIZE, &[]]),
         ("DetokenizeRequest", [DETOKENIZE, &[]]),
     ]

@@ -1,6 +1,6 @@
 //! The hop's JSON: what travels, what is left out for peers that do not know it, and what is no event.
 
-use engine_wire::hop::{FinishReason, GenerateRequest, HopEvent, TokenLogprobs};
+use engine_wire::hop::{Embedded, FinishReason, GenerateRequest, HopEvent, TokenLogprobs};
 use engine_wire::sampling::{Sampling, StopRule, choice_seed};
 use std::collections::BTreeSet;
 
@@ -80,4 +80,21 @@ fn choices_have_seeds_of_their_own() {
     let seeds: BTreeSet<u64> = (0..100).flat_map(|seed| (0..16).map(move |index| choice_seed(seed, index))).collect();
     assert_eq!(seeds.len(), 1600);
     assert_eq!((choice_seed(5, 0), choice_seed(5, 3)), (5, choice_seed(5, 3)));
+}
+
+#[test]
+fn vectors_travel_bit_for_bit_and_only_whole() {
+    let embedded = Embedded { dimensions: 3, numbers: vec![0.1, -0.0, f32::MIN_POSITIVE, 1.0, -7.5e-20, 0.3] };
+    let bytes = embedded.to_bytes();
+    assert_eq!(bytes.len(), 24);
+    let back = Embedded::from_bytes(3, 2, &bytes).expect("two vectors");
+    assert_eq!(
+        back.numbers.iter().map(|x| x.to_bits()).collect::<Vec<_>>(),
+        embedded.numbers.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+    );
+    for (dimensions, texts, bytes) in
+        [(3, 1, &bytes[..]), (2, 2, &bytes), (3, 2, &bytes[1..]), (0, 0, &[]), (usize::MAX, 2, &bytes)]
+    {
+        assert_eq!(Embedded::from_bytes(dimensions, texts, bytes), None);
+    }
 }

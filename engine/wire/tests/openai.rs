@@ -1,6 +1,9 @@
 //! What requests are accepted, and as what. Refusals are tested where their status is known, in engine-http.
 
-use engine_wire::openai::{ChatMessage, MAX_LOGIT_BIAS, Prompt, Role, parse_chat, parse_completion};
+use engine_wire::openai::{
+    ChatMessage, EmbeddingRequest, MAX_LOGIT_BIAS, Prompt, Role, Truncation, parse_chat, parse_completion,
+    parse_embedding,
+};
 
 fn prompts(json: &str) -> Vec<Prompt> {
     let body = format!(r#"{{"model":"m","prompt":{json}}}"#);
@@ -107,4 +110,33 @@ fn large_maps_are_refused_and_extreme_penalties_stay_usable() {
         let penalty = parse_completion(body.as_bytes()).expect("a request").options.repetition_penalty;
         assert!(penalty.is_finite() && penalty > 0.0, "{penalty}");
     }
+}
+
+#[test]
+fn embedding_requests_in_all_their_shapes() {
+    let check = |fields: &str, expected: EmbeddingRequest| {
+        let body = format!(r#"{{"model":"m","user":"u",{fields}}}"#);
+        assert_eq!(parse_embedding(body.as_bytes()).expect("a request"), expected, "{fields}");
+    };
+    let text = |text: &str| Prompt::Text(text.to_owned());
+    let plain = |inputs: Vec<Prompt>| EmbeddingRequest {
+        model: "m".to_owned(),
+        inputs,
+        base64: false,
+        dimensions: None,
+        truncation: Truncation::None,
+    };
+    check(r#""input":"""#, plain(vec![text("")]));
+    check(r#""input":["a","b"],"encoding_format":"float""#, plain(vec![text("a"), text("b")]));
+    check(r#""input":[1,2],"dimensions":null"#, plain(vec![Prompt::Tokens(vec![1, 2])]));
+    check(r#""input":[[1],"b"]"#, plain(vec![Prompt::Tokens(vec![1]), text("b")]));
+    let all = EmbeddingRequest {
+        base64: true,
+        dimensions: Some(64),
+        truncation: Truncation::ToTokens(9),
+        ..plain(vec![text("a")])
+    };
+    check(r#""input":"a","encoding_format":"base64","dimensions":64,"truncate_prompt_tokens":9"#, all);
+    let cut = EmbeddingRequest { truncation: Truncation::ToModel, ..plain(vec![text("a")]) };
+    check(r#""input":"a","truncate_prompt_tokens":-1"#, cut);
 }

@@ -1,8 +1,9 @@
 //! The OpenAPI document is true: it is the committed one, its parameters are accepted, its answers are the types'.
 
 use engine_wire::openai::{
-    ChatLogprobs, ChatTokenLogprob, CompletionLogprobs, Detokenized, ModelList, ModelObject, TextCompletion, Tokenized,
-    TopLogprob, Usage, parse_chat, parse_completion, parse_detokenize, parse_tokenize,
+    ChatLogprobs, ChatTokenLogprob, CompletionLogprobs, Detokenized, EmbeddingList, EmbeddingUsage, ModelList,
+    ModelObject, TextCompletion, Tokenized, TopLogprob, Usage, parse_chat, parse_completion, parse_detokenize,
+    parse_embedding, parse_tokenize,
 };
 use engine_wire::openapi::document;
 use serde_json::{Value, json};
@@ -59,6 +60,8 @@ fn every_parameter_is_accepted() {
     let completion = json!({"model": "m", "prompt": "a"});
     let accepts = |body: &[u8]| parse_completion(body).map(drop).map_err(|error| error.to_string());
     check_parameters("CompletionRequest", completion.clone(), accepts);
+    let accepts = |body: &[u8]| parse_embedding(body).map(drop).map_err(|error| error.to_string());
+    check_parameters("EmbeddingRequest", json!({"model": "m", "input": "a"}), accepts);
     let accepts = |body: &[u8]| parse_tokenize(body).map(drop).map_err(|error| error.to_string());
     check_parameters("TokenizeRequest", completion, accepts);
     let accepts = |body: &[u8]| parse_detokenize(body).map(drop).map_err(|error| error.to_string());
@@ -91,6 +94,8 @@ fn answers_have_the_fields_of_their_schemas() {
     check_answer("Tokenized", &tokenized);
     check_answer("Detokenized", &Detokenized { prompt: String::new() });
     check_answer("CompletionLogprobs", &CompletionLogprobs::default());
+    let list = EmbeddingList { object: "list", data: Vec::new(), model: "m", usage: EmbeddingUsage::default() };
+    check_answer("EmbeddingList", &list);
     let top = TopLogprob { token: "a".to_owned(), logprob: -0.5, bytes: vec![97] };
     let entry = ChatTokenLogprob { token: "a".to_owned(), logprob: -0.5, bytes: vec![97], top_logprobs: vec![top] };
     check_answer("ChatLogprobs", &ChatLogprobs { content: vec![entry], refusal: None });

@@ -1,14 +1,13 @@
 //! What is written down about a request when it is over.
 
-use super::Active;
+use super::{Active, Asked};
 use crate::records::{Outcome, RequestRecord};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-impl Active {
+impl<R: Asked> Active<R> {
     pub(super) fn record(&self, hold: Duration, outcome: Outcome, error: Option<String>) -> RequestRecord {
         let progress = &self.progress;
-        let output_tokens =
-            self.request.drawn(self.request.emitted.len()) - self.request.drawn(progress.emitted_before);
+        let output_tokens = self.request.emitted_tokens() - progress.emitted_before;
         let since_arrival = |at: Instant| ms(at.saturating_duration_since(self.context.arrived_at));
         let itl_ms = match (progress.first_token_at, progress.last_token_at) {
             (Some(first), Some(last)) if output_tokens > 1 => Some(ms(last - first) / (output_tokens - 1) as f64),

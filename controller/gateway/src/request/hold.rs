@@ -1,7 +1,7 @@
 //! Waiting for an instance: the queue of held requests, whose order is that of their arrival, and the bounds of
 //! the wait.
 
-use super::{Active, Ending};
+use super::{Active, Asked, Ending};
 use crate::connection::Connection;
 use crate::endpoint::{Choice, Lease};
 use crate::model::ModelState;
@@ -18,7 +18,7 @@ enum Placed {
     Nowhere { retry_at: Option<Instant> },
 }
 
-impl Active {
+impl<R: Asked> Active<R> {
     /// Holds the request until it has a place at an instance and a connection to it. Requests that are held
     /// for the first time go in the order of their arrival; those that come back from an instance have had
     /// their turn, and so has every request while nobody waits.

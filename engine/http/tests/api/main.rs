@@ -3,6 +3,7 @@
 
 mod checkpoint;
 mod choices;
+mod embeddings;
 mod errors;
 mod server;
 mod stream;

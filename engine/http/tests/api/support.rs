@@ -5,10 +5,10 @@ use engine_http::{
     AccessRecord, ApiError, Backend, Limits, ModelCard, RequestContext, RouteOptions, ServeOptions, StreamEvent,
     TokenStream, metrics_route, routes, serve, with_fallback,
 };
-use engine_text::TextModel;
-use engine_wire::hop::{FinishReason, GenerateRequest, HopEvent, TokenLogprobs};
+use engine_text::{EncoderCheckpoint, TextModel};
+use engine_wire::hop::{EmbedRequest, Embedded, FinishReason, GenerateRequest, HopEvent, TokenLogprobs};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -47,6 +47,7 @@ pub struct Scripted {
     scripts: Arc<Mutex<Vec<Vec<Step>>>>,
     refusal: Option<ApiError>,
     pub asked: Arc<Mutex<Vec<GenerateRequest>>>,
+    pub embedded: Arc<Mutex<Vec<EmbedRequest>>>,
     cancelled: mpsc::UnboundedSender<()>,
 }
 
@@ -64,6 +65,7 @@ impl Backend for Scripted {
     async fn text(&self, model: &str) -> Result<Arc<TextModel>, ApiError> {
         match model {
             "tiny" => Ok(self.text.clone()),
+            EMBEDDER => Ok(embedder()),
             _ => Err(ApiError::ModelNotFound { model: model.to_owned() }),
         }
     }
@@ -79,11 +81,58 @@ impl Backend for Scripted {
         Ok(TokenStream { events })
     }
 
+    /// Vectors that tell the text: its tokens' count, its first and last token, and zeros.
+    async fn embed(&self, _: RequestContext, request: EmbedRequest) -> Result<Embedded, ApiError> {
+        if let Some(error) = &self.refusal {
+            return Err(error.clone());
+        }
+        let mut numbers = Vec::new();
+        for text in &request.texts {
+            if text.as_slice() == HANGS {
+                let _signal = Signal(self.cancelled.clone());
+                std::future::pending::<()>().await;
+            }
+            let mut vector = vec![0.0; DIMENSIONS];
+            let [first, last] = [text.first(), text.last()].map(|token| token.copied().unwrap_or(0) as f32 / 1e5);
+            vector[..3].copy_from_slice(&[text.len() as f32 / 7.0, first, last]);
+            numbers.extend(vector);
+        }
+        self.embedded.lock().expect("no poison").push(request);
+        Ok(Embedded { dimensions: DIMENSIONS, numbers })
+    }
+
     fn ready(&self) -> Result<(), String> {
         match &self.refusal {
             None => Ok(()),
             Some(error) => Err(error.to_string()),
         }
+    }
+}
+
+/// An embedding model with a real tokenizer.
+pub const EMBEDDER: &str = "embedder";
+/// Numbers in its vectors.
+pub const DIMENSIONS: usize = 384;
+/// A text for which no vector ever comes.
+pub const HANGS: &[u32] = &[666];
+
+fn embedder() -> Arc<TextModel> {
+    static MODEL: OnceLock<Arc<TextModel>> = OnceLock::new();
+    let load = || {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/models/minilm");
+        let checkpoint = EncoderCheckpoint::open(path.as_ref());
+        let checkpoint = checkpoint.unwrap_or_else(|error| panic!("{error}: run `cargo xtask setup`"));
+        Arc::new(TextModel::from_encoder(&checkpoint).expect("a tokenizer"))
+    };
+    MODEL.get_or_init(load).clone()
+}
+
+/// Says that it was dropped.
+struct Signal(mpsc::UnboundedSender<()>);
+
+impl Drop for Signal {
+    fn drop(&mut self) {
+        let _ = self.0.send(());
     }
 }
 
@@ -124,6 +173,7 @@ async fn play(
 pub struct Server {
     pub addr: SocketAddr,
     pub asked: Arc<Mutex<Vec<GenerateRequest>>>,
+    pub embedded: Arc<Mutex<Vec<EmbedRequest>>>,
     records: mpsc::UnboundedReceiver<AccessRecord>,
     cancelled: mpsc::UnboundedReceiver<()>,
     shutdown: Option<oneshot::Sender<()>>,
@@ -150,7 +200,7 @@ impl Setup {
     pub async fn start(self) -> Server {
         let (access, records) = mpsc::unbounded_channel();
         let (cancelled_sender, cancelled) = mpsc::unbounded_channel();
-        let asked = Arc::default();
+        let (asked, embedded) = (Arc::default(), Arc::default());
         let mut text = text_model();
         text.context_tokens = self.context_tokens.unwrap_or(text.context_tokens);
         let backend = Scripted {
@@ -158,6 +208,7 @@ impl Setup {
             scripts: Arc::new(Mutex::new(self.scripts)),
             refusal: self.refusal,
             asked: Arc::clone(&asked),
+            embedded: Arc::clone(&embedded),
             cancelled: cancelled_sender,
         };
         let access = Arc::new(move |record| drop(access.send(record)));
@@ -168,7 +219,7 @@ impl Setup {
         let (shutdown, stopped) = oneshot::channel::<()>();
         let stopped = async move { drop(stopped.await) };
         let done = tokio::spawn(serve(listener, with_fallback(all, self.limits), stopped, self.serve));
-        Server { addr, asked, records, cancelled, shutdown: Some(shutdown), done }
+        Server { addr, asked, embedded, records, cancelled, shutdown: Some(shutdown), done }
     }
 }
 

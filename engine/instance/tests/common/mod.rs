@@ -5,7 +5,7 @@
 pub mod device;
 
 use device::DigestDevice;
-use engine_instance::{EngineError, EngineOptions, LoadedModel, Supervision, run_with};
+use engine_instance::{EngineError, EngineOptions, Loaded, LoadedModel, Supervision, run_with};
 use engine_wire::TokenId;
 use engine_wire::control::{Command, EngineState, Hello, PROTOCOL, Reply, Telemetry};
 use engine_wire::hop::{FinishReason, GENERATE_PATH, GenerateRequest, HopEvent};
@@ -46,8 +46,9 @@ pub fn options(dir: &Path) -> EngineOptions {
     options
 }
 
-pub fn loaded(pace: Duration) -> LoadedModel {
-    LoadedModel { forward: Box::new(DigestDevice::new(pace)), eos_token_ids: vec![device::EOS], mapped_at_ns: 0 }
+pub fn loaded(pace: Duration) -> Loaded {
+    let forward = Box::new(DigestDevice::new(pace));
+    LoadedModel { forward, eos_token_ids: vec![device::EOS], mapped_at_ns: 0 }.into()
 }
 
 impl TestEngine {
@@ -60,7 +61,7 @@ impl TestEngine {
     /// Answers once the port is bound.
     pub async fn start_with(
         change: impl FnOnce(&mut EngineOptions),
-        load: impl FnOnce() -> Result<LoadedModel, EngineError> + Send + 'static,
+        load: impl FnOnce() -> Result<Loaded, EngineError> + Send + 'static,
     ) -> Self {
         Self::begin(change, |options| tokio::spawn(run_with(options, Box::new(move |_, _| load())))).await
     }

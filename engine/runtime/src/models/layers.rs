@@ -14,7 +14,7 @@ use crate::{
     },
 };
 use engine_core::{ForwardShape, TokenId};
-use engine_store::{Checkpoint, CheckpointError, ModelConfig};
+use engine_store::{Checkpoint, CheckpointError, ModelConfig, TensorData};
 
 /// A matrix as it lies in the file, or quantised at load.
 pub(super) fn matrix(checkpoint: &Checkpoint, name: &str) -> Result<Matrix, CheckpointError> {
@@ -27,6 +27,13 @@ pub(super) fn vector(checkpoint: &Checkpoint, name: &str) -> Result<Vec<f32>, Ch
     let mut out = vec![0.0; data.dims().iter().product::<u64>() as usize];
     quant::dequantise(data.kind(), &data, &mut out);
     Ok(out)
+}
+
+/// All numbers of a tensor, copied out as f32.
+pub(super) fn numbers(data: &TensorData) -> Vec<f32> {
+    let mut out = vec![0.0; data.dims().iter().product::<u64>() as usize];
+    quant::dequantise(data.kind(), data, &mut out);
+    out
 }
 
 /// What the scheduler is told of a model with this KV pool.

@@ -67,7 +67,7 @@ pub fn parse_completion(body: &[u8]) -> Result<CompletionRequest, RequestError> 
     let mut fields = Fields::of_body(body)?;
     let raw = fields.take_raw("prompt");
     let mut options = parse_options(&mut fields)?;
-    let prompts = parse_prompts(raw.ok_or_else(|| fields.missing("prompt"))?)?;
+    let prompts = parse_prompts(raw.ok_or_else(|| fields.missing("prompt"))?, PROMPT)?;
     check_outputs(prompts.len(), options.n)?;
     options.top_logprobs = parse_completion_logprobs(&mut fields)?;
     options.echo = fields.take("echo", "a boolean")?.unwrap_or(false);
@@ -103,38 +103,51 @@ fn check_outputs(prompts: usize, n: u32) -> Result<(), RequestError> {
     Err(RequestError::at("n", message))
 }
 
+/// A field of one or several prompts.
+#[derive(Clone, Copy)]
+pub(super) struct PromptField {
+    pub name: &'static str,
+    /// What it holds, in the singular.
+    pub what: &'static str,
+    pub max: usize,
+}
+
+/// Of completions.
+const PROMPT: PromptField = PromptField { name: "prompt", what: "prompt", max: MAX_PROMPTS };
+
 /// `"a"`, `["a", "b"]`, `[1, 2]` or `[[1, 2], [3]]`: told apart by the first element.
-fn parse_prompts(raw: &RawValue) -> Result<Vec<Prompt>, RequestError> {
+pub(super) fn parse_prompts(raw: &RawValue, field: PromptField) -> Result<Vec<Prompt>, RequestError> {
     const EXPECTED: &str = "a string, an array of strings, an array of token ids or an array of arrays of token ids";
+    let name = field.name;
     if kind_of(raw) == "a string" {
-        return Ok(vec![Prompt::Text(parse(raw, "prompt", EXPECTED)?)]);
+        return Ok(vec![Prompt::Text(parse(raw, name, EXPECTED)?)]);
     }
     if kind_of(raw) != "an array" {
-        return Err(wrong_type("prompt", EXPECTED, raw));
+        return Err(wrong_type(name, EXPECTED, raw));
     }
     // The second byte that is not a blank tells what the elements are, without holding them all.
     let first = raw.get().trim_start()[1..].trim_start().as_bytes().first().copied();
     let prompts = match first {
-        Some(b'"' | b'[') => parse_several(elements(raw, "prompt", EXPECTED)?)?,
+        Some(b'"' | b'[') => parse_several(elements(raw, name, EXPECTED)?, field)?,
         Some(b']') => Vec::new(),
-        _ => vec![Prompt::Tokens(parse_ids(raw, "prompt", EXPECTED)?)],
+        _ => vec![Prompt::Tokens(parse_ids(raw, name, EXPECTED)?)],
     };
     if prompts.is_empty() {
-        return Err(RequestError::at("prompt", "Invalid 'prompt': empty array. Expected at least one prompt."));
+        let message = format!("Invalid '{name}': empty array. Expected at least one {}.", field.what);
+        return Err(RequestError::at(name, message));
     }
     Ok(prompts)
 }
 
-fn parse_several(items: Vec<&RawValue>) -> Result<Vec<Prompt>, RequestError> {
-    if items.len() > MAX_PROMPTS {
-        let message = format!(
-            "Invalid 'prompt': array too long. Expected at most {MAX_PROMPTS} prompts, but got {}.",
-            items.len()
-        );
-        return Err(RequestError::at("prompt", message));
+fn parse_several(items: Vec<&RawValue>, field: PromptField) -> Result<Vec<Prompt>, RequestError> {
+    let PromptField { name, what, max } = field;
+    if items.len() > max {
+        let message =
+            format!("Invalid '{name}': array too long. Expected at most {max} {what}s, but got {}.", items.len());
+        return Err(RequestError::at(name, message));
     }
     let parse_item = |(index, item): (usize, &RawValue)| {
-        let param = format!("prompt[{index}]");
+        let param = format!("{name}[{index}]");
         match kind_of(item) {
             "a string" => parse(item, &param, "a string").map(Prompt::Text),
             _ => parse_ids(item, &param, "a string or an array of token ids").map(Prompt::Tokens),

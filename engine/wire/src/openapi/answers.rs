@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 pub(super) fn schemas() -> Map<String, Value> {
     let mut schemas = completions();
     schemas.extend(logprobs());
+    schemas.extend(embeddings());
     schemas.extend(others());
     schemas
 }
@@ -75,6 +76,19 @@ fn logprobs() -> Map<String, Value> {
             ]),
         ),
     ])
+}
+
+fn embeddings() -> Map<String, Value> {
+    let vector = json!({ "anyOf": [array(number()), string()] });
+    let usage = object(&[("prompt_tokens", integer()), ("total_tokens", integer())]);
+    let entry = object(&[("object", json!({ "const": "embedding" })), ("index", integer()), ("embedding", vector)]);
+    let list = object(&[
+        ("object", json!({ "const": "list" })),
+        ("data", array(entry)),
+        ("model", string()),
+        ("usage", usage),
+    ]);
+    named([("EmbeddingList", list)])
 }
 
 fn others() -> Map<String, Value> {

@@ -190,6 +190,35 @@ pub(super) const GENERATE: &[Parameter] = &[
     ),
 ];
 
+/// Of `/v1/embeddings`.
+pub(super) const EMBEDDING: &[Parameter] = &[
+    MODEL,
+    required(
+        "input",
+        r#"{"type":["string","array"]}"#,
+        r#"["One","Two"]"#,
+        "A text, token ids, or an array of at most 2048 of either; 300,000 tokens in all. Token ids are taken as they are, with nothing added.",
+    ),
+    optional(
+        "encoding_format",
+        r#"{"enum":["float","base64"],"default":"float"}"#,
+        r#""base64""#,
+        "Vectors as arrays of numbers, or as base64 of their little-endian f32.",
+    ),
+    optional(
+        "dimensions",
+        COUNT,
+        "256",
+        "Numbers in each vector: fewer than the model has only where it was trained for that (Matryoshka).",
+    ),
+    optional(
+        "truncate_prompt_tokens",
+        r#"{"type":"integer","minimum":-1}"#,
+        "-1",
+        "Cuts texts off at so many tokens, or at the model's limit with -1. Without it a text that is too long is refused.",
+    ),
+];
+
 /// Of `/tokenize`.
 pub(super) const TOKENIZE: &[Parameter] = &[
     MODEL,

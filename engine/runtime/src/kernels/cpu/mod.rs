@@ -6,6 +6,7 @@ mod amx;
 pub mod attention;
 mod attention_chunk;
 pub mod elementwise;
+pub mod encoder;
 mod formats;
 mod integer;
 #[cfg(target_arch = "x86_64")]
@@ -32,6 +33,7 @@ pub mod simd;
 mod unpack_avx2;
 #[cfg(target_arch = "x86_64")]
 mod unpack_avx512;
+pub mod whole_attention;
 pub mod wide;
 #[cfg(target_arch = "x86_64")]
 mod wide_avx512;
