@@ -170,10 +170,16 @@ impl TensorData {
         &self.dims
     }
 
-    /// Takes the pages that hold only this tensor out of the process's memory. They come back, from the page cache or the
-    /// file, when they are read again.
-    pub fn release(&self) {
-        self.mapping.release(self.range.clone());
+    /// Whether the bytes lie in a file that is mapped.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.mapping, Mapping::File(_))
+    }
+
+    /// Takes the pages that hold only these of the tensor's bytes out of the process's memory. They come back, from the
+    /// page cache or the file, when they are read again.
+    pub fn release(&self, range: Range<usize>) {
+        let end = self.range.end.min(self.range.start + range.end);
+        self.mapping.release(self.range.start + range.start..end);
     }
 }
 

@@ -73,12 +73,13 @@ impl Weights {
         })
     }
 
-    /// All, in the order in which a step reads them.
-    fn matrices(&self) -> Vec<&Matrix> {
-        let layers = self.layers.iter().flat_map(|layer| {
-            [&layer.q, &layer.k, &layer.v, &layer.attention_out, &layer.gate, &layer.up, &layer.down]
+    /// Those that a step reads whole, in the order in which it does.
+    fn matrices_mut(&mut self) -> Vec<&mut Matrix> {
+        let layers = self.layers.iter_mut().flat_map(|layer| {
+            let Layer { q, k, v, attention_out, gate, up, down, .. } = layer;
+            [q, k, v, attention_out, gate, up, down]
         });
-        layers.chain([self.output()]).collect()
+        layers.chain([self.output.as_mut().unwrap_or(&mut self.embedding)]).collect()
     }
 
     fn output(&self) -> &Matrix {
@@ -213,7 +214,7 @@ impl<E: KvElement> Forward for Gemma3<E> {
         let matrix = weights.output();
         let epsilon = self.config.norm_epsilon;
         self.device.logits(&mut self.buffers, &plan, (&weights.output_norm, epsilon), matrix, out);
-        self.device.settling.step(&mut self.device.pool, &self.weights.matrices());
+        self.device.settling.step(&mut self.device.pool, self.weights.matrices_mut());
         batch::check_finite(batch, self.shape.vocab, out)
     }
 }

@@ -3,6 +3,7 @@
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+mod arena;
 pub mod attention;
 mod attention_chunk;
 pub mod elementwise;
