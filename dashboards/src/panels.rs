@@ -251,6 +251,15 @@ const ENGINES: &[Panel] = &[
         )],
     },
     Panel {
+        title: "Speculation",
+        description: "Drafted tokens per second. None are drafted where it would not pay; rejected ones cost time and change nothing.",
+        unit: Unit::PerSecond,
+        queries: &[query(
+            "sum by (model, outcome) (rate(foreshock_spec_tokens_total{model=~\"$model\"}[$__rate_interval]))",
+            "{{model}} {{outcome}}",
+        )],
+    },
+    Panel {
         title: "Sequences",
         description: "Sequences in the running batches, and those that wait inside engines for a slot or for KV blocks.",
         unit: Unit::Count,

@@ -134,6 +134,11 @@ pub const PREFIX_CACHE_TOKENS_TOTAL: Metric = counter(
     &["model", "outcome"],
     "Tokens of requests as they joined a batch: found in the prefix cache (hit), or to be computed (miss).",
 );
+pub const SPEC_TOKENS_TOTAL: Metric = counter(
+    "foreshock_spec_tokens_total",
+    &["model", "outcome"],
+    "Tokens drafted by looking up what a sequence said before: drawn as well (accepted), or not (rejected).",
+);
 pub const ENGINE_BUSY_SECONDS_TOTAL: Metric =
     counter("foreshock_engine_busy_seconds_total", &["model"], "Time engines spent in forward steps.");
 pub const ENGINE_STEP_SECONDS: Metric = Metric {
@@ -216,6 +221,7 @@ pub const METRICS: &[Metric] = &[
     KV_BLOCKS_TOTAL,
     ENGINE_TOKENS_TOTAL,
     PREFIX_CACHE_TOKENS_TOTAL,
+    SPEC_TOKENS_TOTAL,
     ENGINE_BUSY_SECONDS_TOTAL,
     ENGINE_STEP_SECONDS,
     ENGINE_STEP_TOKENS,

@@ -25,6 +25,10 @@ const PREFIX_QUERIES: Metric =
 const PREFIX_HITS: Metric = metric("vllm:prefix_cache_hits_total", Kind::Counter, "Tokens found in the prefix cache.");
 const PREEMPTIONS: Metric =
     metric("vllm:num_preemptions_total", Kind::Counter, "Sequences that gave up their KV blocks for others.");
+const DRAFTS: Metric = metric("vllm:spec_decode_num_drafts_total", Kind::Counter, "Drafts made.");
+const DRAFT_TOKENS: Metric = metric("vllm:spec_decode_num_draft_tokens_total", Kind::Counter, "Tokens drafted.");
+const ACCEPTED_TOKENS: Metric =
+    metric("vllm:spec_decode_num_accepted_tokens_total", Kind::Counter, "Tokens drafted that were drawn as well.");
 const PROMPT_TOKENS: Metric = metric("vllm:prompt_tokens_total", Kind::Counter, "Prompt tokens computed.");
 const GENERATION_TOKENS: Metric = metric("vllm:generation_tokens_total", Kind::Counter, "Tokens generated.");
 const SUCCESS: Metric = Metric {
@@ -54,6 +58,9 @@ pub const METRICS: &[Metric] = &[
     PREFIX_QUERIES,
     PREFIX_HITS,
     PREEMPTIONS,
+    DRAFTS,
+    DRAFT_TOKENS,
+    ACCEPTED_TOKENS,
     PROMPT_TOKENS,
     GENERATION_TOKENS,
     SUCCESS,
@@ -122,16 +129,22 @@ pub struct Totals {
     pub prefix_queries: u64,
     pub prefix_hits: u64,
     pub preemptions: u64,
+    pub drafts: u64,
+    pub draft_tokens: u64,
+    pub accepted_tokens: u64,
 }
 
 impl Totals {
-    fn each(&self) -> [(&'static str, u64); 5] {
+    fn each(&self) -> [(&'static str, u64); 8] {
         [
             (PROMPT_TOKENS.name, self.prompt_tokens),
             (GENERATION_TOKENS.name, self.generation_tokens),
             (PREFIX_QUERIES.name, self.prefix_queries),
             (PREFIX_HITS.name, self.prefix_hits),
             (PREEMPTIONS.name, self.preemptions),
+            (DRAFTS.name, self.drafts),
+            (DRAFT_TOKENS.name, self.draft_tokens),
+            (ACCEPTED_TOKENS.name, self.accepted_tokens),
         ]
     }
 
@@ -143,6 +156,9 @@ impl Totals {
             prefix_queries: self.prefix_queries.saturating_sub(earlier.prefix_queries),
             prefix_hits: self.prefix_hits.saturating_sub(earlier.prefix_hits),
             preemptions: self.preemptions.saturating_sub(earlier.preemptions),
+            drafts: self.drafts.saturating_sub(earlier.drafts),
+            draft_tokens: self.draft_tokens.saturating_sub(earlier.draft_tokens),
+            accepted_tokens: self.accepted_tokens.saturating_sub(earlier.accepted_tokens),
         }
     }
 

@@ -66,6 +66,7 @@ async fn main() {
         started_at_ns: now_ns(),
         ready_at_ns: None,
         epoch: 0,
+        adapters_max: 4,
     };
     let control = UnixListener::bind(PathBuf::from(options["--control"])).unwrap();
     let serving = shared.clone();
@@ -120,7 +121,7 @@ async fn serve(stream: UnixStream, shared: Arc<Mutex<Shared>>, hello: Hello) {
 }
 
 fn answer(command: Command, shared: &mut Shared, hello: &Hello) -> Reply {
-    if let Command::Renew { epoch, .. } | Command::Drain { epoch, .. } = &command {
+    if let Command::Renew { epoch, .. } | Command::Drain { epoch, .. } | Command::Adapters { epoch, .. } = &command {
         if *epoch < shared.epoch {
             return Reply::Refused { message: format!("epoch {epoch} is lower than {}", shared.epoch) };
         }
@@ -130,6 +131,7 @@ fn answer(command: Command, shared: &mut Shared, hello: &Hello) -> Reply {
         Command::Hello { .. } => {
             Reply::Hello(Hello { ready_at_ns: shared.ready_at_ns, epoch: shared.epoch, ..hello.clone() })
         }
+        Command::Adapters { .. } => Reply::Done,
         Command::Drain { .. } => {
             shared.drain_at = Some(Instant::now() + Duration::from_millis(10));
             Reply::Done
@@ -161,6 +163,9 @@ fn telemetry(shared: &Shared) -> Telemetry {
         output_tokens_total: 0,
         prefix_hit_tokens_total: 0,
         prefix_miss_tokens_total: 0,
+        drafts_total: 0,
+        draft_tokens_total: 0,
+        draft_tokens_accepted_total: 0,
         requests_total: shared.requests_total,
         cancelled_total: 0,
         steps_total: 0,

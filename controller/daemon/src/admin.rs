@@ -4,8 +4,9 @@
 //! Every error is OpenAI's error object. A POST must be `application/json`, which no web page can send
 //! across origins without asking first.
 
+use crate::adapters::add_adapter;
 use crate::catalog::{CatalogError, CatalogWatch, add_model};
-use crate::registry::{Added, Registry};
+use crate::registry::{Added, Registry, RegistryError};
 use crate::view::{DECISIONS_SHOWN, View};
 use controller_gateway::RouteTable;
 use engine_http::error::{ErrorBody, ErrorObject};
@@ -51,9 +52,39 @@ pub struct Admin {
 struct AddModel {
     name: String,
     /// A GGUF file or a Hugging Face folder.
-    path: PathBuf,
+    path: Option<PathBuf>,
     /// What a folder's matrices are rounded to at load: `q8_0`, `q4_0` or `q4_1`.
     quantise: Option<String>,
+    /// For an adapter: the registered model that it changes.
+    base: Option<String>,
+    /// And its folder, in place of `path`.
+    adapter: Option<PathBuf>,
+}
+
+/// What is to be registered: a model, or an adapter of a base.
+enum Asked {
+    Model(PathBuf),
+    Adapter { base: String, path: PathBuf },
+}
+
+impl AddModel {
+    /// Either form, whole and with an absolute path.
+    fn asked(&self) -> Result<Asked, Box<Answer>> {
+        let refused = |message: &str, param| Err(Box::new(error(StatusCode::BAD_REQUEST, message, Some(param))));
+        let path = self.path.as_ref().or(self.adapter.as_ref());
+        match (&self.path, &self.base, &self.adapter) {
+            // This process's working folder means nothing to the caller.
+            _ if path.is_some_and(|path| !path.is_absolute()) => {
+                refused("The path must be absolute", if self.path.is_some() { "path" } else { "adapter" })
+            }
+            (Some(path), None, None) => Ok(Asked::Model(path.clone())),
+            (None, Some(base), Some(path)) => Ok(Asked::Adapter { base: base.clone(), path: path.clone() }),
+            (None, None, None) => refused("The `path` of a checkpoint is missing", "path"),
+            (_, None, Some(_)) => refused("An adapter needs its `base`, the name of a registered model", "base"),
+            (_, Some(_), None) => refused("`base` is given without `adapter`, the adapter's folder", "adapter"),
+            (Some(_), ..) => refused("An adapter's folder is named by `adapter`, and there is `path` too", "path"),
+        }
+    }
 }
 
 /// All routes of the admin port. Never rejects: what nothing matches is answered 404 here.
@@ -151,15 +182,17 @@ async fn add(admin: Admin, content_type: Option<String>, body: bytes::Bytes) -> 
     let asked: AddModel = match serde_json::from_slice(&body) {
         Ok(asked) => asked,
         Err(wrong) => {
-            let message =
-                format!("The body must be {{\"name\": ..., \"path\": ...}}, perhaps with \"quantise\": {wrong}");
+            let message = format!(
+                "The body must be {{\"name\": ..., \"path\": ...}} (perhaps with \"quantise\") \
+                 or {{\"name\": ..., \"base\": ..., \"adapter\": ...}}: {wrong}"
+            );
             return error(StatusCode::BAD_REQUEST, &message, None);
         }
     };
-    if !asked.path.is_absolute() {
-        // This process's working folder means nothing to the caller.
-        return error(StatusCode::BAD_REQUEST, "The path must be absolute", Some("path"));
-    }
+    let what = match asked.asked() {
+        Ok(what) => what,
+        Err(answer) => return *answer,
+    };
     let quantise = match asked.quantise.as_deref().map(str::parse).transpose() {
         Ok(quantise) => quantise,
         Err(wrong) => {
@@ -168,13 +201,26 @@ async fn add(admin: Admin, content_type: Option<String>, body: bytes::Bytes) -> 
         }
     };
     let state_dir = admin.state_dir.clone();
-    let work = move || add_model(&mut Registry::connect(&state_dir)?, &asked.name, &asked.path, quantise);
-    let (added, record) = match in_background(work).await {
+    let work = move || {
+        let mut registry = Registry::connect(&state_dir)?;
+        let (added, revision, record) = match what {
+            Asked::Model(path) => {
+                let (added, record) = add_model(&mut registry, &asked.name, &path, quantise)?;
+                (added, record.revision.clone(), serde_json::to_value(record))
+            }
+            Asked::Adapter { base, path } => {
+                let (added, record) = add_adapter(&mut registry, &asked.name, &base, &path)?;
+                let base = registry.model(&base)?.ok_or(RegistryError::NoBase { base })?;
+                (added, record.revision(&base), serde_json::to_value(record))
+            }
+        };
+        Ok((added, asked.name, revision, record.unwrap_or_default()))
+    };
+    let (added, name, revision, record) = match in_background(work).await {
         Ok(outcome) => outcome,
         Err(answer) => return *answer,
     };
-    published(&admin, |table| table.models.get(&record.name).is_some_and(|route| route.revision == record.revision))
-        .await;
+    published(&admin, |table| table.models.get(&name).is_some_and(|route| route.revision == revision)).await;
     let status = if added == Added::New { StatusCode::CREATED } else { StatusCode::OK };
     json(status, &serde_json::json!({ "outcome": added, "model": record }))
 }
@@ -206,6 +252,21 @@ async fn in_background<T: Send + 'static>(
     let failed = |status, message: String, param| Err(Box::new(error(status, &message, param)));
     match tokio::task::spawn_blocking(work).await {
         Ok(Ok(done)) => Ok(done),
+        Ok(Err(CatalogError::Registry(wrong @ RegistryError::HasAdapters { .. }))) => {
+            failed(StatusCode::CONFLICT, wrong.to_string(), Some("name"))
+        }
+        Ok(Err(CatalogError::Registry(wrong @ RegistryError::NameTaken { .. }))) => {
+            failed(StatusCode::CONFLICT, wrong.to_string(), Some("name"))
+        }
+        Ok(Err(CatalogError::Registry(wrong @ RegistryError::NoBase { .. }))) => {
+            failed(StatusCode::BAD_REQUEST, wrong.to_string(), Some("base"))
+        }
+        Ok(Err(CatalogError::Registry(wrong @ RegistryError::TooManyAdapters { .. }))) => {
+            failed(StatusCode::BAD_REQUEST, wrong.to_string(), Some("base"))
+        }
+        Ok(Err(wrong @ CatalogError::Adapter { .. })) => {
+            failed(StatusCode::BAD_REQUEST, wrong.to_string(), Some("adapter"))
+        }
         Ok(Err(wrong @ CatalogError::Registry(_))) => {
             failed(StatusCode::INTERNAL_SERVER_ERROR, wrong.to_string(), None)
         }

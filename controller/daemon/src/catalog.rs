@@ -2,12 +2,11 @@
 //! running loop when any process has changed the registry.
 
 use crate::actuate::Models;
+use crate::adapters::{adapter_bytes, check_adapters};
 use crate::clock::unix_s;
 use crate::config::{ComputeMode, DaemonConfig};
 use crate::registry::{Added, ModelRecord, Registry, RegistryError};
-use engine_store::{
-    Checkpoint, CheckpointError, EncoderCheckpoint, EncoderError, FolderStamp, Quantisation, folder_stamp,
-};
+use engine_store::{Checkpoint, CheckpointError, EncoderCheckpoint, EncoderError, Quantisation, Summary};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -26,6 +25,10 @@ pub enum CatalogError {
     Path { path: PathBuf },
     #[error("the checkpoint {} cannot be served: {source}", path.display())]
     Checkpoint { path: PathBuf, source: CheckpointError },
+    #[error("the adapter {} cannot be used: {message}", path.display())]
+    Adapter { path: PathBuf, message: String },
+    #[error("the adapter `{adapter}` does not fit these weights ({message}); remove it first")]
+    Misfit { adapter: String, message: String },
     #[error("the checkpoint {} cannot be served: {source}", path.display())]
     Encoder { path: PathBuf, source: EncoderError },
     #[error(transparent)]
@@ -68,16 +71,14 @@ pub fn examine(name: &str, path: &Path, quantise: Option<Quantisation>) -> Resul
     if path.to_str().is_none() {
         return Err(CatalogError::Path { path });
     }
-    if EncoderCheckpoint::is_one(&path) {
-        if quantise.is_some() {
-            return Err(CatalogError::Encoder { path: path.clone(), source: EncoderError::Quantised { path } });
-        }
-        return examine_encoder(name, path);
-    }
     let refused = |source| CatalogError::Checkpoint { path: path.clone(), source };
-    let checkpoint = Checkpoint::open(&path, quantise).map_err(refused)?;
-    checkpoint.validate().map_err(refused)?;
-    let summary = checkpoint.inspect().map_err(refused)?;
+    let summary = if EncoderCheckpoint::is_one(&path) {
+        examine_encoder(&path, quantise).map_err(|source| CatalogError::Encoder { path: path.clone(), source })?
+    } else {
+        let checkpoint = Checkpoint::open(&path, quantise).map_err(refused)?;
+        checkpoint.validate().map_err(refused)?;
+        checkpoint.inspect().map_err(refused)?
+    };
     // Before the digest: a change while it is being made is then noticed at the first start.
     let stamp = engine_store::stamp(&path).map_err(describe)?;
     let revision = engine_store::revision(&path, quantise).map_err(refused)?;
@@ -92,31 +93,17 @@ pub fn examine(name: &str, path: &Path, quantise: Option<Quantisation>) -> Resul
         context_tokens: summary.context_tokens.and_then(|tokens| u32::try_from(tokens).ok()).unwrap_or(u32::MAX),
         instance_bytes: summary.weight_bytes + SCRATCH_BYTES,
         quantise,
+        adapters: Vec::new(),
         path,
     })
 }
 
-/// The same for an encoder's folder.
-fn examine_encoder(name: &str, path: PathBuf) -> Result<ModelRecord, CatalogError> {
-    let refused = |source| CatalogError::Encoder { path: path.clone(), source };
-    let checkpoint = EncoderCheckpoint::open(&path).map_err(refused)?;
-    let revision = checkpoint.revision().map_err(refused)?;
-    let FolderStamp { bytes, modified_unix_ns } =
-        folder_stamp(&path).map_err(|source| CatalogError::File { path: path.clone(), source })?;
-    let summary = checkpoint.inspect();
-    Ok(ModelRecord {
-        name: name.to_owned(),
-        revision,
-        created_unix_s: unix_s(),
-        file_bytes: bytes,
-        modified_unix_ns,
-        architecture: summary.architecture,
-        parameters: summary.parameters,
-        context_tokens: u32::try_from(checkpoint.config().context_tokens).unwrap_or(u32::MAX),
-        instance_bytes: summary.weight_bytes + SCRATCH_BYTES,
-        quantise: None,
-        path,
-    })
+/// Opens an encoder's folder, which checks it.
+fn examine_encoder(path: &Path, quantise: Option<Quantisation>) -> Result<Summary, EncoderError> {
+    if quantise.is_some() {
+        return Err(EncoderError::Quantised { path: path.to_owned() });
+    }
+    Ok(EncoderCheckpoint::open(path)?.inspect())
 }
 
 /// Memory of an engine beside weights and KV pool: code, tokenizer, activations.
@@ -125,7 +112,7 @@ const SCRATCH_BYTES: u64 = 64 << 20;
 /// Examines a checkpoint and registers it: `foreshock models add`.
 ///
 /// # Errors
-/// As [`examine`], and when the database cannot be written.
+/// As [`examine`], when adapters of the name do not fit, and when the database cannot be written.
 pub fn add_model(
     registry: &mut Registry,
     name: &str,
@@ -133,6 +120,7 @@ pub fn add_model(
     quantise: Option<Quantisation>,
 ) -> Result<(Added, ModelRecord), CatalogError> {
     let record = examine(name, path, quantise)?;
+    check_adapters(registry, &record)?;
     let added = registry.put_model(&record)?;
     Ok((added, record))
 }
@@ -149,7 +137,7 @@ pub fn instance_bytes(record: &ModelRecord, config: &DaemonConfig) -> u64 {
         ComputeMode::Fast => 0,
         ComputeMode::F32 => record.parameters * 4,
     };
-    record.instance_bytes + dequantised + config.kv_bytes
+    record.instance_bytes + dequantised + adapter_bytes(record, config.compute) + config.kv_bytes
 }
 
 /// How soon a change made by another process is seen.

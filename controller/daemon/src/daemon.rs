@@ -9,6 +9,7 @@ use crate::fleet::Fleet;
 use crate::lock::{LockError, ServeLock};
 use crate::measure::Gauges;
 use crate::observe::Signal;
+use crate::observe::adapters::AdapterDemand;
 use crate::observe::reconcile::Reconciler;
 use crate::registry::{HistoryWriter, Registry, RegistryError};
 use crate::view::{View, ViewPublisher};
@@ -90,6 +91,7 @@ pub struct Daemon {
     pub(crate) signals: Vec<Box<dyn Signal>>,
     pub(crate) ports: Box<dyn PortWatch>,
     pub(crate) reconciler: Reconciler,
+    pub(crate) adapter_demand: AdapterDemand,
     pub(crate) cold_starts: ColdStarts,
     pub(crate) history: HistoryWriter,
     pub(crate) gauges: Gauges,
@@ -143,6 +145,7 @@ impl Daemon {
             signals: Vec::new(),
             ports: Box::new(NoPortWatch),
             reconciler: Reconciler::default(),
+            adapter_demand: AdapterDemand::default(),
             cold_starts,
             history,
             gauges: Gauges::default(),

@@ -5,10 +5,11 @@ use crate::actuate::adopt::Adopted;
 use crate::actuate::{EngineEventKind, Exit, Models};
 use crate::measure;
 use crate::observe::{Observations, Signal};
+use crate::registry::{AdapterRecord, ModelRecord};
 use controller_core::Nanos;
 use controller_core::snapshot::{InstanceId, InstanceState, InstanceView, ModelName, Placement, Revision};
-use controller_gateway::{Endpoint, ModelRoute, RouteTable};
-use engine_wire::control::{EngineState, Telemetry};
+use controller_gateway::{BaseRoute, Endpoint, ModelRoute, RouteTable};
+use engine_wire::control::{AdapterSpec, EngineState, Telemetry};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -35,6 +36,8 @@ pub struct Instance {
     /// Why its start failed, in its own words.
     pub failure: Option<String>,
     pub telemetry: Option<Telemetry>,
+    /// The adapters that it is known to serve, with their revisions.
+    pub adapters: BTreeMap<ModelName, Revision>,
 }
 
 /// What an event means for the loop.
@@ -58,6 +61,8 @@ pub enum Change {
         port: Option<u16>,
         exit: Exit,
     },
+    /// It serves other adapters than before.
+    Adapters,
     /// It was told to drain by somebody else: an earlier controller, or a person's SIGTERM.
     Draining,
     Fenced {
@@ -99,6 +104,7 @@ impl Fleet {
                 observed_at_ns: spawned_at_ns,
                 failure: None,
                 telemetry: None,
+                adapters: BTreeMap::new(),
             },
         );
     }
@@ -128,8 +134,16 @@ impl Fleet {
                 observed_at_ns: now_ns,
                 failure: None,
                 telemetry: None,
+                adapters: BTreeMap::new(),
             },
         );
+    }
+
+    /// It was told to serve these adapters, and no others.
+    pub fn serves_adapters(&mut self, instance: &str, adapters: Vec<AdapterSpec>) {
+        if let Some(instance) = self.instances.get_mut(instance) {
+            instance.adapters = adapters.into_iter().map(|adapter| (adapter.name, adapter.revision)).collect();
+        }
     }
 
     /// It is being drained: no new request goes there.
@@ -152,6 +166,10 @@ impl Fleet {
                 Change::None
             }
             EngineEventKind::Telemetry(telemetry) => instance.report(*telemetry, now_ns),
+            EngineEventKind::Adapters(adapters) => {
+                self.serves_adapters(id, adapters);
+                Change::Adapters
+            }
             EngineEventKind::Fenced { message } => Change::Fenced { message },
             EngineEventKind::Exited(exit) => {
                 let (model, port) = (instance.model.clone(), instance.port);
@@ -172,7 +190,11 @@ impl Fleet {
                 path: record.path.clone(),
                 created_unix_s: record.created_unix_s,
                 context_tokens: record.context_tokens,
+                base: None,
             };
+            for adapter in &record.adapters {
+                table.models.insert(adapter.name.clone(), Arc::new(adapter_route(adapter, record)));
+            }
             table.models.insert(name.clone(), Arc::new(route));
         }
         for (id, instance) in &self.instances {
@@ -180,17 +202,38 @@ impl Fleet {
             let (Some(port), true) = (instance.port, current && instance.state != InstanceState::Draining) else {
                 continue;
             };
-            table.endpoints.entry(instance.model.clone()).or_default().push(Endpoint {
+            let endpoint = Endpoint {
                 instance: id.clone(),
                 addr: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
                 ready: instance.state == InstanceState::Ready,
-            });
+            };
+            for (adapter, revision) in &instance.adapters {
+                if table.models.get(adapter).is_some_and(|route| route.revision == *revision) {
+                    table.endpoints.entry(adapter.clone()).or_default().push(endpoint.clone());
+                }
+            }
+            table.endpoints.entry(instance.model.clone()).or_default().push(endpoint);
         }
         table
     }
 
     pub fn instances(&self) -> &BTreeMap<InstanceId, Instance> {
         &self.instances
+    }
+}
+
+fn adapter_route(adapter: &AdapterRecord, base: &ModelRecord) -> ModelRoute {
+    ModelRoute {
+        name: adapter.name.clone(),
+        revision: adapter.revision(base),
+        path: base.path.clone(),
+        created_unix_s: adapter.created_unix_s,
+        context_tokens: base.context_tokens,
+        base: Some(BaseRoute {
+            name: base.name.clone(),
+            revision: base.revision.clone(),
+            root: adapter.path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        }),
     }
 }
 

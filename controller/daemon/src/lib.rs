@@ -5,6 +5,7 @@
 //! No decision is taken here, so the simulator's results hold for the live system.
 
 pub mod actuate;
+mod adapters;
 pub mod admin;
 pub mod catalog;
 pub mod clock;
@@ -19,6 +20,7 @@ pub mod registry;
 mod run;
 mod view;
 
+pub use adapters::add_adapter;
 pub use admin::Admin;
 pub use catalog::{CatalogError, add_model, examine};
 pub use config::{ComputeMode, ConfigError, DaemonConfig, KvType};
@@ -26,5 +28,5 @@ pub use daemon::{Daemon, DaemonError, NoPortWatch, PortWatch};
 pub use explain::render_explain;
 pub use lock::{LockError, ServeLock};
 pub use observe::{GatewayReading, GatewaySignal, KernelReading, KernelSignal, ModelDemand, Signal};
-pub use registry::{Added, ModelRecord, Registry, RegistryError};
+pub use registry::{AdapterRecord, Added, ModelRecord, Registry, RegistryError};
 pub use view::View;

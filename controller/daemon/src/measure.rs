@@ -23,6 +23,12 @@ pub fn telemetry(model: &str, last: Option<&Telemetry>, now: &Telemetry) {
             counter!(telemetry::ENGINE_TOKENS_TOTAL.name, "model" => model.clone(), "phase" => phase)
                 .increment(after.saturating_sub(before));
         }
+        let drafted = now.draft_tokens_total.saturating_sub(last.draft_tokens_total);
+        let accepted = now.draft_tokens_accepted_total.saturating_sub(last.draft_tokens_accepted_total);
+        for (outcome, tokens) in [("accepted", accepted), ("rejected", drafted.saturating_sub(accepted))] {
+            counter!(telemetry::SPEC_TOKENS_TOTAL.name, "model" => model.clone(), "outcome" => outcome)
+                .increment(tokens);
+        }
         for (outcome, before, after) in [
             ("hit", last.prefix_hit_tokens_total, now.prefix_hit_tokens_total),
             ("miss", last.prefix_miss_tokens_total, now.prefix_miss_tokens_total),
@@ -38,7 +44,8 @@ pub fn telemetry(model: &str, last: Option<&Telemetry>, now: &Telemetry) {
         engine_http::vllm::finished(&model, request);
     }
     for request in now.finished.iter().filter(|request| request.first_token_at_ns > 0) {
-        let labels = [("model", model.clone()), ("vantage", "engine".to_owned())];
+        let named = request.adapter.as_ref().unwrap_or(&model);
+        let labels = [("model", named.clone()), ("vantage", "engine".to_owned())];
         histogram!(telemetry::TTFT_SECONDS.name, &labels).record(request.ttft_ms / 1e3);
         // A cancelled stream's mean is cut short by the client, not by the engine.
         if let (Some(itl_ms), Outcome::Finished) = (request.itl_ms_mean, request.outcome) {

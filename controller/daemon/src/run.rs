@@ -4,7 +4,7 @@
 //! Order matters in it. Between a held request and its engine's exec stand reading counters, the tick and
 //! the spawn; logging, metrics, the database and the admin API's view come after.
 
-use crate::actuate::{ActuateError, Actuator, Applied, EngineEvent, EngineEventKind, Exit, Models};
+use crate::actuate::{ActuateError, Actuator, Applied, EngineEvent, EngineEventKind, Exit, Models, adapter_specs};
 use crate::catalog::instance_bytes;
 use crate::clock::monotonic_ns;
 use crate::daemon::{Daemon, DaemonError};
@@ -40,6 +40,7 @@ impl Daemon {
         let mut models_changed = self.catalog.models();
         let mut models = models_changed.borrow_and_update().clone();
         self.publish_routes(&models);
+        self.actuator.offer_adapters(&models);
         let wake = self.wake.clone();
         let mut due = Instant::now();
         let mut ticked = due - TICK_SPACING;
@@ -57,6 +58,7 @@ impl Daemon {
                 Ok(()) = models_changed.changed() => {
                     models = models_changed.borrow_and_update().clone();
                     self.publish_routes(&models);
+                    self.actuator.offer_adapters(&models);
                     true
                 }
                 () = sleep_until(due) => false,
@@ -108,6 +110,10 @@ impl Daemon {
                     self.history.cold_start(&model, &revision, cold_start_ms);
                 }
             }
+            Change::Adapters => {
+                self.publish_routes(models);
+                return Ok(false);
+            }
             Change::Draining => self.publish_routes(models),
             Change::Exited { model, port, exit } => self.exited(&instance, &model, port, &exit, models),
             Change::Fenced { message } => return Err(DaemonError::Fenced { message }),
@@ -155,7 +161,10 @@ impl Daemon {
             signal.observe(now_ns, &mut observations);
         }
         self.fleet.observe(now_ns, &mut observations);
-        let mut demand = self.reconciler.join(&observations, models.keys());
+        let adapters = models.values().flat_map(|record| &record.adapters);
+        let names: Vec<&ModelName> = models.keys().chain(adapters.map(|adapter| &adapter.name)).collect();
+        let by_name = self.reconciler.join(&observations, names.iter().copied());
+        let mut demand = self.adapter_demand.fold(by_name, models);
         let view = |(name, record): (&ModelName, &crate::registry::ModelRecord)| {
             let view = ModelView {
                 revision: record.revision.clone(),
@@ -187,6 +196,7 @@ impl Daemon {
             ) => {
                 let times = (decided_at_ns, spawned_at_ns);
                 self.fleet.started(instance, (model, revision), placement, pid, times);
+                self.fleet.serves_adapters(instance, adapter_specs(models, model, revision));
                 measure::action(owners, action, "applied");
             }
             (Ok(_), ActionKind::Drain { instance, .. }) => {

@@ -2,6 +2,7 @@
 //! here and nowhere else.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use engine_instance::AdapterSpec;
 use engine_store::Quantisation;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -97,6 +98,16 @@ pub enum Compute {
     Fast,
 }
 
+/// When an engine drafts.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speculation {
+    Off,
+    /// When measured rates say that it pays.
+    Auto,
+    /// Whenever there is something to draft: for measurements.
+    Always,
+}
+
 /// How keys and values are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum KvType {
@@ -132,9 +143,21 @@ pub struct EngineArgs {
     /// KV cache, bytes [default: by available memory].
     #[arg(long)]
     pub kv_bytes: Option<u64>,
+    /// A low-rank adapter in PEFT's format to serve beside the model; may be given several times.
+    #[arg(long = "adapter", value_name = "NAME=PATH", value_parser = adapter)]
+    pub adapters: Vec<AdapterSpec>,
+    /// The same from the controller, as JSON.
+    #[arg(long, requires = "control", hide = true, value_parser = adapter_set)]
+    pub adapter_set: Option<AdapterSet>,
     /// Requests that may wait inside before more are refused.
     #[arg(long, default_value_t = 256)]
     pub max_queue: usize,
+    /// Time between two tokens of a stream that the prompts of others should leave to it, milliseconds.
+    #[arg(long, default_value_t = 100)]
+    pub itl_target_ms: u64,
+    /// When to draft tokens from what a stream has said before; drafts save time and change no output.
+    #[arg(long, value_enum, default_value_t = Speculation::Auto)]
+    pub speculation: Speculation,
     /// Identity given by the controller.
     #[arg(long, requires = "control", hide = true)]
     pub instance: Option<String>,
@@ -147,6 +170,24 @@ pub struct EngineArgs {
     pub lease_ms: u64,
 }
 
+/// `NAME=PATH`. By itself an engine takes the files as they are, so the path stands for the revision.
+fn adapter(text: &str) -> Result<AdapterSpec, String> {
+    let (name, path) = text
+        .split_once('=')
+        .filter(|(name, path)| !name.is_empty() && !path.is_empty())
+        .ok_or("expected NAME=PATH: the model name that requests give, and a folder with adapter_config.json in it")?;
+    let (name, revision) = (name.to_owned(), "unregistered".to_owned());
+    Ok(AdapterSpec { name, path: path.into(), revision, digest: None })
+}
+
+/// Adapters as the controller lists them.
+#[derive(Clone, Debug)]
+pub struct AdapterSet(pub Vec<AdapterSpec>);
+
+fn adapter_set(json: &str) -> Result<AdapterSet, String> {
+    serde_json::from_str(json).map(AdapterSet).map_err(|error| error.to_string())
+}
+
 #[derive(Args, Clone, Debug)]
 pub struct ModelsArgs {
     #[command(subcommand)]
@@ -155,12 +196,15 @@ pub struct ModelsArgs {
 
 #[derive(Subcommand, Clone, Debug)]
 pub enum ModelsCommand {
-    /// Register a checkpoint, a GGUF file or a Hugging Face folder, under a name.
+    /// Register a checkpoint, a GGUF file or a Hugging Face folder, under a name, or a low-rank adapter of a registered model.
     Add {
         name: String,
         path: PathBuf,
-        /// Round a folder's matrices at load: q8_0, q4_0 or q4_1 [default: as they are stored].
+        /// PATH is an adapter's folder in PEFT's format, and this the model that it changes.
         #[arg(long)]
+        base: Option<String>,
+        /// Round a folder's matrices at load: q8_0, q4_0 or q4_1 [default: as they are stored].
+        #[arg(long, conflicts_with = "base")]
         quantise: Option<Quantisation>,
         #[command(flatten)]
         state: StateArgs,

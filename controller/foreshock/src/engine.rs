@@ -1,6 +1,6 @@
 //! `foreshock engine`: one instance, by itself or under a controller.
 
-use crate::cli::{Compute, EngineArgs, KvType};
+use crate::cli::{Compute, EngineArgs, KvType, Speculation};
 use crate::logging;
 use engine_instance::{EngineOptions, Supervision};
 use std::process::ExitCode;
@@ -48,6 +48,13 @@ fn options(args: EngineArgs) -> EngineOptions {
     });
     options.kv_bytes = args.kv_bytes;
     options.max_queue = args.max_queue;
+    options.adapters = args.adapter_set.map_or(args.adapters, |set| set.0);
+    options.itl_target = Duration::from_millis(args.itl_target_ms);
+    options.speculation = match args.speculation {
+        Speculation::Off => engine_instance::Speculation::Off,
+        Speculation::Auto => engine_instance::Speculation::WhenItPays,
+        Speculation::Always => engine_instance::Speculation::Always,
+    };
     options.supervision = supervision;
     options
 }

@@ -4,15 +4,19 @@
 use crate::cli::{ModelsArgs, ModelsCommand, StateArgs};
 use crate::config::{InputError, state_dir};
 use anyhow::{Result, bail};
+use controller_daemon::add_adapter;
 use controller_daemon::catalog::{CatalogError, add_model};
-use controller_daemon::registry::{Added, ModelRecord, Registry};
+use controller_daemon::registry::{AdapterRecord, Added, ModelRecord, Registry};
 use engine_store::{Checkpoint, EncoderCheckpoint, Quantisation};
 use std::path::Path;
 
 /// Dispatches to one registry command.
 pub fn run(args: ModelsArgs) -> Result<()> {
     match args.command {
-        ModelsCommand::Add { name, path, quantise, state } => add(&name, &path, quantise, &state),
+        ModelsCommand::Add { name, path, base: Some(base), quantise: _, state } => {
+            add_to_base(&name, &base, &path, &state)
+        }
+        ModelsCommand::Add { name, path, base: None, quantise, state } => add(&name, &path, quantise, &state),
         ModelsCommand::Ls { state } => list(&state),
         ModelsCommand::Rm { name, state } => remove(&name, &state),
         ModelsCommand::Inspect { name_or_path, state } => inspect(&name_or_path, &state),
@@ -26,13 +30,28 @@ fn open(state: &StateArgs) -> Result<Registry> {
 fn add(name: &str, path: &Path, quantise: Option<Quantisation>, state: &StateArgs) -> Result<()> {
     controller_daemon::catalog::validate_name(name).map_err(input)?;
     let (added, record) = add_model(&mut open(state)?, name, path, quantise).map_err(input)?;
-    let said = match added {
-        Added::New => "registered",
-        Added::Unchanged => "already registered",
-        Added::Replaced => "replaced: instances of the old revision are drained",
-    };
+    let said = said(added, "replaced: instances of the old revision are drained");
     println!("{name}: {said}, {}", describe(&record));
     Ok(())
+}
+
+fn add_to_base(name: &str, base: &str, path: &Path, state: &StateArgs) -> Result<()> {
+    let (added, record) = add_adapter(&mut open(state)?, name, base, path).map_err(input)?;
+    println!("{name}: {}, {}", said(added, "replaced"), describe_adapter(&record));
+    Ok(())
+}
+
+fn said(added: Added, replaced: &'static str) -> &'static str {
+    match added {
+        Added::New => "registered",
+        Added::Unchanged => "already registered",
+        Added::Replaced => replaced,
+    }
+}
+
+fn describe_adapter(record: &AdapterRecord) -> String {
+    let (parameters, digest) = (record.parameters as f64 / 1e6, record.digest.get(..12).unwrap_or(&record.digest));
+    format!("adapter of {} with rank {}, {parameters:.1} M parameters, digest {digest}", record.base, record.rank)
 }
 
 fn input(error: CatalogError) -> InputError {
@@ -57,15 +76,18 @@ fn list(state: &StateArgs) -> Result<()> {
     }
     for record in models {
         println!("{:<24} {}  {}", record.name, describe(&record), record.path.display());
+        for adapter in &record.adapters {
+            println!("{:<24} {}  {}", adapter.name, describe_adapter(adapter), adapter.path.display());
+        }
     }
     Ok(())
 }
 
 fn remove(name: &str, state: &StateArgs) -> Result<()> {
-    if !open(state)?.remove_model(name)? {
+    if !open(state)?.remove_model(name).map_err(|error| InputError(error.to_string()))? {
         bail!(unknown(name));
     }
-    println!("{name}: removed; its instances are drained, its file stays");
+    println!("{name}: removed; what only it needed is drained, its files stay");
     Ok(())
 }
 

@@ -13,6 +13,9 @@ use tokio::sync::watch;
 /// Doublings of the quarantine after failures in a row.
 const QUARANTINE_DOUBLINGS: u32 = 4;
 
+/// A full endpoint is looked at again after this.
+const FULL_RETRY: Duration = Duration::from_millis(100);
+
 /// State of one endpoint, shared by the requests at it. It outlives its row in the route table while streams
 /// are still running.
 #[derive(Debug)]
@@ -129,7 +132,7 @@ impl Drop for Lease {
 #[derive(Debug)]
 pub enum Choice {
     Leased(Lease),
-    /// None now; one that is in quarantine may be tried again at this time.
+    /// None now; one that is full or in quarantine may be tried again at this time.
     None {
         retry_at: Option<Instant>,
     },
@@ -148,6 +151,9 @@ pub fn choose(endpoints: &[Arc<EndpointState>], limit: u32, version: &watch::Sen
         }
         let (loading, in_flight) = (!endpoint.is_ready(), endpoint.in_flight());
         if in_flight >= limit {
+            // Its room may be given back under another name that is served there, which wakes nobody here.
+            let soon = now + FULL_RETRY;
+            retry_at = Some(retry_at.map_or(soon, |earlier| earlier.min(soon)));
             continue;
         }
         let better = best.is_none_or(|(best_loading, best_in_flight, other)| {

@@ -2,13 +2,14 @@
 //! counters for the controller on the other.
 
 use crate::demand::ModelDemand;
+use crate::endpoint::EndpointState;
 use crate::meters::{count_rejected, meter};
 use crate::model::{ModelState, TextCell};
 use crate::options::GatewayOptions;
 use crate::outlet::Outlet;
 use crate::records::{AccessEntry, Records, RequestRecord};
 use crate::request::Active;
-use crate::routes::{ModelRoute, RouteTable};
+use crate::routes::{Endpoint, ModelRoute, RouteTable};
 use crate::text::TextModels;
 use engine_http::backend::TokenStream;
 use engine_http::{AccessHook, ApiError, Backend, ModelCard, RequestContext};
@@ -166,24 +167,38 @@ impl Shared {
         }
         let mut cells: BTreeMap<String, TextCell> = BTreeMap::new();
         for (route, cell) in models.values().filter_map(|model| model.route()) {
-            cells.insert(route.revision.clone(), cell);
+            cells.insert(route.text_revision().to_owned(), cell);
         }
+        // One state for an endpoint, however many names are served there.
+        let mut states: Vec<Arc<EndpointState>> = models.values().flat_map(|model| model.endpoints()).collect();
         for (name, model) in models.iter() {
             let Some(route) = table.models.get(name) else {
-                model.update(None, TextCell::default(), &[]);
+                model.update(None, TextCell::default(), &[], Vec::new());
                 continue;
             };
-            let endpoints = table.endpoints.get(name).map(Vec::as_slice).unwrap_or_default();
-            let known = cells.get(&route.revision).cloned();
+            let listed = table.endpoints.get(name).map(Vec::as_slice).unwrap_or_default();
+            let endpoints = listed.iter().map(|endpoint| shared_state(&mut states, endpoint)).collect();
+            let known = cells.get(route.text_revision()).cloned();
             let cell = known.clone().unwrap_or_default();
-            model.update(Some(route), cell.clone(), endpoints);
+            model.update(Some(route), cell.clone(), listed, endpoints);
             if known.is_none() {
-                cells.insert(route.revision.clone(), cell.clone());
+                cells.insert(route.text_revision().to_owned(), cell.clone());
                 let (texts, route) = (self.texts.clone(), route.clone());
                 tokio::spawn(async move { texts.get(&route, &cell).await.map(drop) });
             }
         }
     }
+}
+
+/// The state of an endpoint that was there before, or a fresh one.
+fn shared_state(states: &mut Vec<Arc<EndpointState>>, listed: &Endpoint) -> Arc<EndpointState> {
+    let known = states.iter().find(|known| known.instance == listed.instance && known.addr == listed.addr);
+    if let Some(known) = known {
+        return known.clone();
+    }
+    let state = Arc::new(EndpointState::new(listed));
+    states.push(state.clone());
+    state
 }
 
 impl Backend for Gateway {
@@ -196,6 +211,8 @@ impl Backend for Gateway {
                 revision: route.revision.clone(),
                 created_unix_s: route.created_unix_s,
                 context_tokens: route.context_tokens,
+                root: route.base.as_ref().map_or(&route.name, |base| &base.root).clone(),
+                parent: route.base.as_ref().map(|base| base.name.clone()),
             })
             .collect()
     }
@@ -206,8 +223,9 @@ impl Backend for Gateway {
         self.shared.texts.get(&route, &cell).await
     }
 
-    async fn generate(&self, context: RequestContext, request: GenerateRequest) -> Result<TokenStream, ApiError> {
+    async fn generate(&self, context: RequestContext, mut request: GenerateRequest) -> Result<TokenStream, ApiError> {
         let (model, route, text) = self.admit(&request.model)?;
+        request.adapter_revision = route.base.is_some().then(|| route.revision.clone());
         let (outlet, receiver) = Outlet::new();
         let active = ActiveCount::new(self.shared.clone());
         let shared = self.shared.clone();

@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+/// The code of an engine's error about an adapter's files.
+const ADAPTER_UNUSABLE: &str = "adapter_unusable";
 /// Longest error body read from an instance, bytes.
 const ERROR_BODY_LIMIT_BYTES: usize = 64 * 1024;
 /// Longest wait for the rest of an error body or of a finished stream.
@@ -235,6 +237,8 @@ async fn error_answer(response: Response<Incoming>) -> Setback {
 /// and 503 that this instance cannot take the request at present; other 4xx that nobody can.
 fn classify(status: u16, code: &str, message: String, param: Option<String>) -> Setback {
     match status {
+        // The instance is well, and another one would read the same files.
+        _ if code == ADAPTER_UNUSABLE => Setback::Final(ApiError::Internal { message }),
         404 | 408 | 429 | 503 => Setback::Refused(format!("{status} {code}: {message}")),
         400..=499 => Setback::Final(ApiError::InvalidRequest { message, param }),
         _ => Setback::Broken(format!("{status} {code}: {message}")),

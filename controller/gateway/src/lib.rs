@@ -23,5 +23,5 @@ pub use demand::ModelDemand;
 pub use gateway::Gateway;
 pub use options::GatewayOptions;
 pub use records::{AccessEntry, Outcome, RequestRecord};
-pub use routes::{Endpoint, ModelRoute, RouteTable};
+pub use routes::{BaseRoute, Endpoint, ModelRoute, RouteTable};
 pub use text::TextLoader;

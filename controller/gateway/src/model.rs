@@ -86,15 +86,31 @@ impl ModelState {
         routing.route.clone().map(|route| (route, routing.text.clone()))
     }
 
-    /// Takes over what a new route table says of this model. State of endpoints that stay is kept.
-    pub fn update(&self, route: Option<&Arc<ModelRoute>>, text: TextCell, listed: &[Endpoint]) {
+    /// Endpoints as of the last route table.
+    pub fn endpoints(&self) -> Vec<Arc<EndpointState>> {
+        self.routing().endpoints.clone()
+    }
+
+    /// Takes over what a new route table says of this model, and the states of the endpoints that it lists. A new
+    /// list ends quarantines: the controller has looked at the instances since.
+    pub fn update(
+        &self,
+        route: Option<&Arc<ModelRoute>>,
+        text: TextCell,
+        listed: &[Endpoint],
+        endpoints: Vec<Arc<EndpointState>>,
+    ) {
         let mut routing = self.routing();
         let mut changed = routing.route.as_ref() != route;
         routing.route = route.cloned();
         routing.text = text;
         if routing.listed != listed {
             changed = true;
-            routing.endpoints = listed.iter().map(|endpoint| kept_or_new(&routing.endpoints, endpoint)).collect();
+            for (endpoint, listed) in endpoints.iter().zip(listed) {
+                endpoint.set_ready(listed.ready);
+                endpoint.pardon();
+            }
+            routing.endpoints = endpoints;
             routing.listed = listed.to_vec();
         }
         drop(routing);
@@ -125,14 +141,4 @@ impl ModelState {
             oldest_held_ms: book.oldest().map(|since| since.elapsed().as_millis() as u64),
         }
     }
-}
-
-/// The state of an endpoint that was there before, or a fresh one. A new list ends quarantines: the
-/// controller has looked at the instances since.
-fn kept_or_new(endpoints: &[Arc<EndpointState>], listed: &Endpoint) -> Arc<EndpointState> {
-    let known = endpoints.iter().find(|known| known.instance == listed.instance && known.addr == listed.addr);
-    let Some(known) = known else { return Arc::new(EndpointState::new(listed)) };
-    known.set_ready(listed.ready);
-    known.pardon();
-    known.clone()
 }

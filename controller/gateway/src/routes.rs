@@ -22,6 +22,24 @@ pub struct ModelRoute {
     pub path: PathBuf,
     pub created_unix_s: u64,
     pub context_tokens: u32,
+    /// For an adapter: what it changes.
+    pub base: Option<BaseRoute>,
+}
+
+/// The model under an adapter, whose instances and tokenizer it has.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BaseRoute {
+    pub name: String,
+    pub revision: String,
+    /// Name of the adapter's folder.
+    pub root: String,
+}
+
+impl ModelRoute {
+    /// Revision of the weights that the tokenizer belongs to.
+    pub fn text_revision(&self) -> &str {
+        self.base.as_ref().map_or(&self.revision, |base| &base.revision)
+    }
 }
 
 /// One engine's port.

@@ -3,10 +3,16 @@
 //!
 //! A block is in one of three states: free; held by one sequence or more; or idle, that is held by nobody and
 //! kept because the index still finds its content. Idle blocks are room like free ones: they are evicted when
-//! somebody needs them, the longest unused first. That order alone takes every chain from its end, where the
-//! least valuable blocks are (a block is useful only after all blocks before it): who holds a cached block
-//! holds the cached blocks before it, and gives blocks back last first, so a block becomes idle before its
-//! parent does. [`PrefixIndex::remove`] asserts it.
+//! somebody needs them, the least valuable first. A block's value is how often it was found again, above the value
+//! of the last block that was evicted (GreedyDual with frequencies; Cherkasova 1998; all blocks cost the same to compute
+//! again and to keep); among equals the longest unused is worth least. So a prompt that many requests share outlives
+//! a flood of prompts that come once, and what was popular long ago goes in the end.
+//!
+//! That order alone takes every chain from its end (a block is useful only after all blocks before it): who holds a
+//! cached block holds the cached blocks before it, so those are found as often at least, and blocks are given back
+//! last first, so a block becomes idle before its parent does. [`PrefixIndex::remove`] asserts it. Where attention
+//! has a window, sequences give back what fell out of it, and a block may go before those behind it: then these go
+//! out of the index with it, since nobody could find them any more.
 //!
 //! The free list is a stack over a fixed initial order, which keeps every run of the scheduler
 //! reproducible and hands out the blocks that are warmest in cache first.
@@ -15,6 +21,14 @@ use crate::forward::BlockId;
 use crate::prefix::{Link, PrefixIndex, Published};
 use std::collections::BTreeMap;
 
+/// Stands in a table for a block that fell out of the attention's window and was given back.
+pub const NO_BLOCK: BlockId = BlockId::MAX;
+/// Finds beyond which a block gains no more value, so that old fame fades in bounded time.
+const HITS_MAX: u64 = 7;
+
+/// What an idle block is worth: the lowest is evicted first. Value, then the moment at which it became idle.
+type Worth = (u64, u64);
+
 /// Owns all blocks of a device.
 #[derive(Clone, Debug)]
 pub struct BlockPool {
@@ -22,12 +36,17 @@ pub struct BlockPool {
     free: Vec<BlockId>,
     holders: Vec<u32>,
     index: PrefixIndex,
-    /// Idle blocks by the moment at which they became so.
-    idle: BTreeMap<u64, BlockId>,
-    /// That moment, by block; of no meaning while it is not idle.
-    idle_since: Vec<u64>,
-    /// Blocks that became idle so far: the clock of the above.
+    idle: BTreeMap<Worth, BlockId>,
+    /// By block; of no meaning while it is not idle.
+    worth: Vec<Worth>,
+    /// How often each block was found again, since it is in the index.
+    hits: Vec<u64>,
+    /// Value of the last block that was evicted.
+    floor: u64,
+    /// Blocks that became idle so far: the clock of [`Worth`].
     moments: u64,
+    /// Whether sequences give back the beginnings of their chains before the ends.
+    windowed: bool,
 }
 
 impl BlockPool {
@@ -40,9 +59,17 @@ impl BlockPool {
             holders: vec![0; count],
             index: PrefixIndex::new(count),
             idle: BTreeMap::new(),
-            idle_since: vec![0; count],
+            worth: vec![(0, 0); count],
+            hits: vec![0; count],
+            floor: 0,
             moments: 0,
+            windowed: false,
         }
+    }
+
+    /// The same for sequences that give back what fell out of a window.
+    pub(crate) fn windowed(self) -> Self {
+        Self { windowed: true, ..self }
     }
 
     /// Blocks in all.
@@ -61,9 +88,14 @@ impl BlockPool {
             return false;
         }
         while self.free.len() < count {
-            let Some((_, block)) = self.idle.pop_first() else { return false };
-            self.index.remove(block);
-            self.free.push(block);
+            let Some((worth, block)) = self.idle.pop_first() else { return false };
+            self.floor = worth.0;
+            if self.windowed {
+                self.distrust(&[block]);
+            } else {
+                self.index.remove(block);
+                self.forget(block);
+            }
         }
         for block in self.free.drain(self.free.len() - count..).rev() {
             self.holders[block as usize] = 1;
@@ -89,20 +121,49 @@ impl BlockPool {
         assert!(self.index.contains(block), "block {block} is shared without being published");
         let holders = &mut self.holders[block as usize];
         if *holders == 0 {
-            self.idle.remove(&self.idle_since[block as usize]);
+            self.idle.remove(&self.worth[block as usize]);
         }
         *holders += 1;
+        self.hits[block as usize] += 1;
     }
 
     /// Gives back every block of `table`, last first, so that chains become idle from their end and the next
     /// taker gets free ones in the same order.
     pub fn release(&mut self, table: &mut Vec<BlockId>) {
-        while let Some(block) = table.pop() {
+        let first_held = table.iter().find(|block| **block != NO_BLOCK).copied();
+        self.release_after(table, 0);
+        // What it gave back before, as it fell out of the window, is worth more than what came after it.
+        let mut at = first_held.filter(|_| self.windowed).and_then(|block| self.index.parent(block));
+        while let Some(block) = at {
+            if self.holders[block as usize] == 0 {
+                self.idle.remove(&self.worth[block as usize]);
+                self.make_idle(block);
+            }
+            at = self.index.parent(block);
+        }
+    }
+
+    /// Gives back all blocks of `table` but the first `keep`, last first.
+    pub(crate) fn release_after(&mut self, table: &mut Vec<BlockId>, keep: usize) {
+        while table.len() > keep
+            && let Some(block) = table.pop()
+        {
             self.release_one(block);
         }
     }
 
+    /// Gives back these blocks of a table and puts [`NO_BLOCK`] in their places. The first ones have to be worth
+    /// most, so they go last.
+    pub(crate) fn release_passed(&mut self, blocks: &mut [BlockId]) {
+        for block in blocks.iter_mut().rev() {
+            self.release_one(std::mem::replace(block, NO_BLOCK));
+        }
+    }
+
     fn release_one(&mut self, block: BlockId) {
+        if block == NO_BLOCK {
+            return;
+        }
         let holders = &mut self.holders[block as usize];
         assert!(*holders > 0, "block {block} is released more often than it was taken");
         *holders -= 1;
@@ -112,9 +173,21 @@ impl BlockPool {
         if !self.index.contains(block) {
             return self.free.push(block);
         }
+        self.make_idle(block);
+    }
+
+    /// Keeps a block that is in the index and held by nobody.
+    fn make_idle(&mut self, block: BlockId) {
         self.moments += 1;
-        self.idle_since[block as usize] = self.moments;
-        self.idle.insert(self.moments, block);
+        let worth = (self.floor + 1 + self.hits[block as usize].min(HITS_MAX), self.moments);
+        self.worth[block as usize] = worth;
+        self.idle.insert(worth, block);
+    }
+
+    /// A block that is out of the index and held by nobody is free.
+    fn forget(&mut self, block: BlockId) {
+        self.hits[block as usize] = 0;
+        self.free.push(block);
     }
 
     /// The cached block that holds exactly this.
@@ -147,9 +220,10 @@ impl BlockPool {
     pub(crate) fn distrust(&mut self, blocks: &[BlockId]) {
         for block in self.index.remove_chains(blocks) {
             if self.holders[block as usize] == 0 {
-                self.idle.remove(&self.idle_since[block as usize]);
-                self.free.push(block);
+                self.idle.remove(&self.worth[block as usize]);
+                self.forget(block);
             }
+            self.hits[block as usize] = 0;
         }
     }
 
@@ -161,7 +235,7 @@ impl BlockPool {
     /// as it is held.
     pub(crate) fn audit(&self, held: impl Iterator<Item = BlockId>) -> Result<(), String> {
         let mut holders = vec![0; self.total()];
-        held.for_each(|block| holders[block as usize] += 1);
+        held.filter(|block| *block != NO_BLOCK).for_each(|block| holders[block as usize] += 1);
         if holders != self.holders {
             return Err(format!("blocks are held {:?} times, by the tables {holders:?}", self.holders));
         }
@@ -172,13 +246,13 @@ impl BlockPool {
                 return Err(format!("free block {block} can be found"));
             }
         }
-        for (moment, block) in &self.idle {
+        for (worth, block) in &self.idle {
             places[*block as usize] += 1;
-            if !self.index.contains(*block) || self.idle_since[*block as usize] != *moment {
+            if !self.index.contains(*block) || self.worth[*block as usize] != *worth {
                 return Err(format!("idle block {block} cannot be found, or not in its order"));
             }
             let parent = self.index.parent(*block).filter(|parent| self.holders[*parent as usize] == 0);
-            if parent.is_some_and(|parent| self.idle_since[parent as usize] < *moment) {
+            if !self.windowed && parent.is_some_and(|parent| self.worth[parent as usize] < *worth) {
                 return Err(format!("block {block} would be evicted after the block before it"));
             }
         }
@@ -212,12 +286,12 @@ mod tests {
     /// Publishes a table as the chain of its own block numbers.
     fn publish(pool: &mut BlockPool, table: &mut [BlockId], first: u32) {
         let tenant: Arc<str> = "t".into();
-        let mut key = BlockKey::root("m", "t");
+        let mut key = BlockKey::root("m", None, "t");
         let mut parent = None;
         for (depth, block) in table.iter_mut().enumerate() {
             let tokens = [first + depth as u32];
             key = key.child(&tokens);
-            assert!(pool.publish(&Link { key, tenant: &tenant, parent, tokens: &tokens }, block));
+            assert!(pool.publish(&Link { key, tenant: &tenant, adapter: None, parent, tokens: &tokens }, block));
             parent = Some(*block);
         }
     }
@@ -245,6 +319,56 @@ mod tests {
             assert_eq!(pool.audit(takers.iter().copied()), Ok(()));
         }
         assert_eq!(evicted, [old_blocks[2], old_blocks[1], new_blocks[1], new_blocks[0], old_blocks[0]]);
+    }
+
+    /// Takes and gives back `count` blocks whose content comes once.
+    fn flood(pool: &mut BlockPool, count: usize, first: u32) {
+        let mut table = Vec::new();
+        assert!(pool.allocate(count, &mut table));
+        publish(pool, &mut table, first);
+        pool.release(&mut table);
+        assert_eq!(pool.audit(std::iter::empty()), Ok(()));
+    }
+
+    #[test]
+    fn what_is_often_found_outlives_a_flood_but_not_forever() {
+        let mut pool = BlockPool::new(8);
+        let mut popular = Vec::new();
+        assert!(pool.allocate(2, &mut popular));
+        publish(&mut pool, &mut popular, 10);
+        let blocks = popular.clone();
+        pool.release(&mut popular);
+        for _ in 0..3 {
+            assert!(pool.share_and_allocate(&blocks, 0, &mut popular));
+            pool.release(&mut popular);
+        }
+        let tenant: Arc<str> = "t".into();
+        let key = BlockKey::root("m", None, "t").child(&[10]);
+        let first = Link { key, tenant: &tenant, adapter: None, parent: None, tokens: &[10] };
+        // Twice the pool by prompts of a quarter of it each.
+        (0..8).for_each(|n| flood(&mut pool, 2, 1000 * (n + 1)));
+        assert_eq!(pool.find(&first), Some(blocks[0]));
+        (8..80).for_each(|n| flood(&mut pool, 2, 1000 * (n + 1)));
+        assert_eq!(pool.find(&first), None);
+    }
+
+    #[test]
+    fn a_beginning_that_fell_out_of_the_window_takes_its_chain_out_of_the_index() {
+        let mut pool = BlockPool::new(4).windowed();
+        let mut table = Vec::new();
+        assert!(pool.allocate(3, &mut table));
+        publish(&mut pool, &mut table, 10);
+        let blocks = table.clone();
+        pool.release_passed(&mut table[..1]);
+        assert_eq!((table[0], pool.free()), (NO_BLOCK, 2));
+        assert_eq!(pool.audit(table.iter().copied()), Ok(()));
+        let mut other = Vec::new();
+        assert!(pool.allocate(2, &mut other));
+        assert!(blocks.iter().all(|block| !pool.index.contains(*block)));
+        assert_eq!(pool.audit(table.iter().chain(&other).copied()), Ok(()));
+        pool.release(&mut table);
+        pool.release(&mut other);
+        assert_eq!((pool.free(), pool.audit(std::iter::empty())), (4, Ok(())));
     }
 
     #[test]

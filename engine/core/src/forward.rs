@@ -6,6 +6,8 @@ use thiserror::Error;
 pub type TokenId = u32;
 /// Index of a KV block in the device's pool.
 pub type BlockId = u32;
+/// Name that a device gave a low-rank adapter when it took it; never given again while the device lives.
+pub type AdapterId = u32;
 
 /// What a device offers, fixed while it lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,15 +36,21 @@ pub struct BatchSequence {
     pub new_tokens: usize,
     /// Position of the first new token; KV for all earlier positions is already in the blocks.
     pub start: usize,
-    /// KV block of position `p` is `blocks[p / kv_block_tokens]`; long enough for the new tokens.
+    /// KV block of position `p` is `blocks[p / kv_block_tokens]`; long enough for the new tokens. Where the device
+    /// told a window, blocks that lie before all that the new tokens see may be [`NO_BLOCK`](crate::NO_BLOCK).
     pub blocks: Vec<BlockId>,
-    /// Whether logits of the last new token are wanted (false for all but the last prefill chunk).
-    pub logits: bool,
+    /// How many of the last new tokens logits are wanted of: none in all but the last prefill chunk, then one, and
+    /// more where drafts are verified.
+    pub logits: usize,
+    /// The adapter that changes the weights for this sequence; none for the model as it is.
+    pub adapter: Option<AdapterId>,
 }
 
 /// A step failed. The sequences in it are lost, the device may go on.
 #[derive(Clone, Debug, Error, PartialEq)]
 pub enum ForwardError {
+    /// In the first row of a sequence. Whoever asks for more checks them, since they may rest on tokens that are
+    /// only guesses.
     #[error("non-finite logits in sequence {sequence} of the batch")]
     NonFinite { sequence: usize },
     #[error("device failed: {message}")]
@@ -56,7 +64,12 @@ pub enum ForwardError {
 pub trait Forward: Send {
     fn shape(&self) -> ForwardShape;
 
-    /// Writes one row of `vocab` logits for each sequence with `logits`, in batch order, into `out`
+    /// Latest tokens that any layer attends to, the token itself included; none when some layer attends to all.
+    fn window_tokens(&self) -> Option<usize> {
+        None
+    }
+
+    /// Writes one row of `vocab` logits for each token whose logits are wanted, in batch order, into `out`
     /// (resized as needed).
     fn forward(&mut self, batch: &Batch, out: &mut Vec<f32>) -> Result<(), ForwardError>;
 }

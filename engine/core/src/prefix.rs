@@ -1,15 +1,15 @@
 //! Which full KV blocks hold which prefix: the index behind the prefix cache.
 //!
 //! A block is named by a chain of hashes: its key is a digest of its parent's key and its own tokens, and the
-//! chain begins with a digest of (revision and layout, tenant). So one look-up a block finds the longest known
-//! prefix, and nothing of another model, layout or tenant can be found at all. A hash only finds: an entry is
-//! trusted after its tenant, parent block and tokens were compared, which by induction compares the whole
+//! chain begins with a digest of (revision and layout, adapter, tenant). So one look-up a block finds the longest
+//! known prefix, and nothing of another model, adapter, layout or tenant can be found at all. A hash only finds: an
+//! entry is trusted after its tenant, adapter, parent block and tokens were compared, which by induction compares the whole
 //! prefix. Two prefixes that collide, by chance or by design, cost a miss and never an answer.
 //!
 //! The index knows nothing of who holds a block; that is [`BlockPool`](crate::BlockPool)'s part.
 
 use crate::forward::{BlockId, TokenId};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Name of a block's tokens and of all that comes before them.
@@ -17,14 +17,17 @@ use std::sync::Arc;
 pub(crate) struct BlockKey(u64);
 
 impl BlockKey {
-    /// The beginning of every chain of a tenant. `scope` names the revision and the KV layout.
-    pub fn root(scope: &str, tenant: &str) -> Self {
+    /// The beginning of every chain of a tenant with an adapter, by its revision, or with none. `scope` names the
+    /// model's revision and the KV layout.
+    pub fn root(scope: &str, adapter: Option<&str>, tenant: &str) -> Self {
         let text = |state, text: &str| {
             // The length first, so that no two pairs of texts make the same bytes.
             let state = mix(state, text.len() as u64);
             text.bytes().fold(state, |state, byte| mix(state, u64::from(byte)))
         };
-        Self(text(text(0, scope), tenant))
+        let state = text(0, scope);
+        let state = adapter.map_or(mix(state, 0), |adapter| text(mix(state, 1), adapter));
+        Self(text(state, tenant))
     }
 
     /// The block after this one.
@@ -47,6 +50,8 @@ fn mix(state: u64, value: u64) -> u64 {
 pub(crate) struct Link<'a> {
     pub key: BlockKey,
     pub tenant: &'a Arc<str>,
+    /// Revision of the adapter that it was computed with.
+    pub adapter: Option<&'a Arc<str>>,
     /// The cached block before it; none for the first.
     pub parent: Option<BlockId>,
     /// A full block of tokens.
@@ -57,6 +62,7 @@ pub(crate) struct Link<'a> {
 struct Entry {
     key: BlockKey,
     tenant: Arc<str>,
+    adapter: Option<Arc<str>>,
     parent: Option<BlockId>,
     tokens: Box<[TokenId]>,
     /// Entries whose parent this is.
@@ -65,7 +71,10 @@ struct Entry {
 
 impl Entry {
     fn is(&self, link: &Link<'_>) -> bool {
-        self.parent == link.parent && *self.tokens == *link.tokens && self.tenant == *link.tenant
+        self.parent == link.parent
+            && *self.tokens == *link.tokens
+            && self.tenant == *link.tenant
+            && self.adapter.as_ref() == link.adapter
     }
 }
 
@@ -111,8 +120,9 @@ impl PrefixIndex {
             let Some(entry) = &mut self.entries[parent as usize] else { return Published::Not };
             entry.children += 1;
         }
-        let Link { key, tenant, parent, tokens } = *link;
-        let entry = Entry { key, tenant: tenant.clone(), parent, tokens: tokens.into(), children: 0 };
+        let Link { key, tenant, adapter, parent, tokens } = *link;
+        let (tenant, adapter) = (tenant.clone(), adapter.cloned());
+        let entry = Entry { key, tenant, adapter, parent, tokens: tokens.into(), children: 0 };
         let before = self.entries[block as usize].replace(entry);
         assert!(before.is_none(), "block {block} is published twice");
         self.by_key.insert(key, block);
@@ -131,19 +141,7 @@ impl PrefixIndex {
 
     /// Forgets these blocks and all that come after them; answers which were known.
     pub fn remove_chains(&mut self, blocks: &[BlockId]) -> Vec<BlockId> {
-        let mut doomed: BTreeSet<BlockId> = blocks.iter().copied().filter(|block| self.contains(*block)).collect();
-        // One generation a round; a chain has few, and this happens after faults only.
-        loop {
-            let before = doomed.len();
-            for (block, entry) in self.entries.iter().enumerate() {
-                if entry.as_ref().and_then(|entry| entry.parent).is_some_and(|parent| doomed.contains(&parent)) {
-                    doomed.insert(block as BlockId);
-                }
-            }
-            if doomed.len() == before {
-                break;
-            }
-        }
+        let doomed = self.and_after(blocks);
         for block in &doomed {
             let Some(entry) = self.entries[*block as usize].take() else { continue };
             self.by_key.remove(&entry.key);
@@ -152,12 +150,40 @@ impl PrefixIndex {
                 parent.children -= 1;
             }
         }
-        doomed.into_iter().collect()
+        doomed
     }
 
-    /// Whether a block is known to hold these tokens of this tenant; true also when it is not known.
-    pub fn agrees(&self, block: BlockId, tenant: &str, tokens: &[TokenId]) -> bool {
-        self.entries[block as usize].as_ref().is_none_or(|entry| *entry.tenant == *tenant && *entry.tokens == *tokens)
+    /// These blocks, as far as they are known, and all that come after them.
+    fn and_after(&self, blocks: &[BlockId]) -> Vec<BlockId> {
+        let mut verdicts: Vec<Option<bool>> = vec![None; self.entries.len()];
+        for block in blocks {
+            if let Some(verdict) = verdicts.get_mut(*block as usize) {
+                *verdict = Some(true);
+            }
+        }
+        let mut path = Vec::new();
+        for block in 0..self.entries.len() {
+            // Up to an ancestor of which it is known; what is learnt there holds for the whole way.
+            let (mut at, mut doomed) = (Some(block), false);
+            while let Some(block) = at {
+                if let Some(verdict) = verdicts[block] {
+                    doomed = verdict;
+                    break;
+                }
+                path.push(block);
+                at = self.entries[block].as_ref().and_then(|entry| entry.parent).map(|parent| parent as usize);
+            }
+            path.drain(..).for_each(|block| verdicts[block] = Some(doomed));
+        }
+        let known = (0..self.entries.len()).filter(|block| self.entries[*block].is_some());
+        known.filter(|block| verdicts[*block] == Some(true)).map(|block| block as BlockId).collect()
+    }
+
+    /// Whether a block is known to hold these tokens of this tenant and adapter; true also when it is not known.
+    pub fn agrees(&self, block: BlockId, tenant: &str, adapter: Option<&str>, tokens: &[TokenId]) -> bool {
+        self.entries[block as usize].as_ref().is_none_or(|entry| {
+            *entry.tenant == *tenant && entry.adapter.as_deref() == adapter && *entry.tokens == *tokens
+        })
     }
 
     /// The cached block before this one.
@@ -196,39 +222,48 @@ impl PrefixIndex {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
 
     fn link<'a>(key: BlockKey, tenant: &'a Arc<str>, parent: Option<BlockId>, tokens: &'a [TokenId]) -> Link<'a> {
-        Link { key, tenant, parent, tokens }
+        Link { key, tenant, adapter: None, parent, tokens }
     }
 
     #[test]
-    fn keys_differ_in_scope_tenant_order_and_length() {
+    fn keys_differ_in_scope_adapter_tenant_order_and_length() {
         let keys = [
-            BlockKey::root("m", "a"),
-            BlockKey::root("ma", ""),
-            BlockKey::root("", "ma"),
-            BlockKey::root("m", "b"),
-            BlockKey::root("m", "a").child(&[1, 2]),
-            BlockKey::root("m", "a").child(&[2, 1]),
-            BlockKey::root("m", "a").child(&[1]).child(&[2]),
-            BlockKey::root("m", "b").child(&[1, 2]),
+            BlockKey::root("m", None, "a"),
+            BlockKey::root("ma", None, ""),
+            BlockKey::root("", None, "ma"),
+            BlockKey::root("m", None, "b"),
+            BlockKey::root("m", None, "a").child(&[1, 2]),
+            BlockKey::root("m", None, "a").child(&[2, 1]),
+            BlockKey::root("m", None, "a").child(&[1]).child(&[2]),
+            BlockKey::root("m", None, "b").child(&[1, 2]),
+            BlockKey::root("m", Some(""), "a"),
+            BlockKey::root("m", Some("x"), "a"),
+            BlockKey::root("m", Some("xa"), ""),
+            BlockKey::root("m", Some("y"), "a"),
         ];
         let distinct: BTreeSet<_> = keys.iter().collect();
         assert_eq!(distinct.len(), keys.len());
-        assert_eq!(BlockKey::root("m", "a").child(&[1, 2]), keys[4]);
+        assert_eq!(BlockKey::root("m", None, "a").child(&[1, 2]), keys[4]);
     }
 
     #[test]
     fn a_collision_is_a_miss() {
         let (mine, theirs): (Arc<str>, Arc<str>) = ("mine".into(), "theirs".into());
-        let key = BlockKey::root("m", "mine").child(&[1, 2]);
+        let key = BlockKey::root("m", None, "mine").child(&[1, 2]);
         let mut index = PrefixIndex::new(4);
         assert_eq!(index.publish(&link(key, &mine, None, &[1, 2]), 0), Published::Here);
         assert_eq!(index.publish(&link(key, &mine, None, &[1, 2]), 1), Published::Elsewhere(0));
         // The same key, as if two digests were the same.
-        for other in
-            [link(key, &theirs, None, &[1, 2]), link(key, &mine, None, &[1, 3]), link(key, &mine, Some(0), &[1, 2])]
-        {
+        let adapted = Link { adapter: Some(&theirs), ..link(key, &mine, None, &[1, 2]) };
+        for other in [
+            link(key, &theirs, None, &[1, 2]),
+            link(key, &mine, None, &[1, 3]),
+            link(key, &mine, Some(0), &[1, 2]),
+            adapted,
+        ] {
             assert_eq!(index.find(&other), None);
             assert_eq!(index.publish(&other, 1), Published::Not);
         }
@@ -239,7 +274,7 @@ mod tests {
     fn what_comes_after_a_lost_block_is_lost_with_it() {
         let tenant: Arc<str> = "t".into();
         let mut index = PrefixIndex::new(6);
-        let keys: Vec<BlockKey> = (0..5).map(|n| BlockKey::root("m", "t").child(&[n])).collect();
+        let keys: Vec<BlockKey> = (0..5).map(|n| BlockKey::root("m", None, "t").child(&[n])).collect();
         // 4 -> 1 -> 0 and 4 -> 3, and 2 by itself.
         for (block, parent) in [(4, None), (1, Some(4)), (0, Some(1)), (3, Some(4)), (2, None)] {
             let made = index.publish(&link(keys[block as usize], &tenant, parent, &[block]), block);

@@ -1,7 +1,9 @@
 //! One sequence: its tokens, how far they are computed, its blocks, and when it ends.
 
-use crate::forward::{BlockId, TokenId};
+use crate::forward::{AdapterId, BlockId, TokenId};
 use crate::prefix::{BlockKey, Link};
+use crate::queue::{Rank, Standing};
+use crate::speculation::Drafter;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -33,17 +35,34 @@ pub enum EndReason {
     Length,
 }
 
+/// A low-rank adapter that a sequence is computed with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adapter {
+    /// As the device calls it.
+    pub id: AdapterId,
+    /// Digest of what it is: cached prefixes are shared within one revision only.
+    pub revision: Arc<str>,
+}
+
 /// A sequence to serve.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Submission {
     pub id: SequenceId,
     /// Whose it is: cached prefixes are shared within a tenant only, and tenants take turns.
     pub tenant: Arc<str>,
+    /// None for the model as it is.
+    pub adapter: Option<Adapter>,
     /// At least one token.
     pub prompt: Vec<TokenId>,
     /// Output that was already delivered elsewhere: it is computed again, never sampled again.
     pub emitted: Vec<TokenId>,
     pub limits: Limits,
+    /// Lower goes first among its tenant's, and is preempted last.
+    pub priority: i32,
+    /// By some clock of the caller's, ns: the earliest goes first among those of one priority.
+    pub deadline_ns: u64,
+    /// Whether drafts may be made for it: not where a draw depends on more than the tokens before it.
+    pub speculate: bool,
 }
 
 /// What all sequences of a model share in judging an end.
@@ -88,6 +107,9 @@ impl EndRule {
     }
 }
 
+/// Preemptions after which a sequence gives way only to those that were let in before it.
+const PREEMPTIONS_MAX: u32 = 2;
+
 /// A sequence inside the scheduler.
 #[derive(Clone, Debug)]
 pub(crate) struct Sequence {
@@ -98,22 +120,31 @@ pub(crate) struct Sequence {
     pub computed: usize,
     /// Whether the whole prefix has been computed, so that one token a step is left to do.
     pub decoding: bool,
-    /// Whether it has ever held blocks: false until it is first admitted.
-    pub joined: bool,
+    /// Number of its first admission; none before that.
+    pub admission: Option<u64>,
+    pub preemptions: u32,
+    pub rank: Rank,
+    /// Those before the attention's window are [`NO_BLOCK`](crate::blocks::NO_BLOCK).
     pub blocks: Vec<BlockId>,
+    /// How many of those there are.
+    pub released: usize,
     pub limits: Limits,
     pub tenant: Arc<str>,
+    pub adapter: Option<Adapter>,
     /// The beginning of its chain of keys.
     root: BlockKey,
     /// Keys of its full blocks, as far as they were asked for.
     keys: Vec<BlockKey>,
     /// How many of its first blocks have been in the cache while it held them.
     pub published: usize,
+    /// None when no drafts may be made for it.
+    pub drafter: Option<Drafter>,
 }
 
 impl Sequence {
     pub fn new(submission: Submission, root: BlockKey) -> Self {
-        let Submission { id: _, tenant, prompt, emitted, limits } = submission;
+        let Submission { id: _, tenant, adapter, prompt, emitted, limits, priority, deadline_ns, speculate } =
+            submission;
         let prompt_tokens = prompt.len();
         let mut tokens = prompt;
         tokens.extend(emitted);
@@ -122,13 +153,18 @@ impl Sequence {
             prompt_tokens,
             computed: 0,
             decoding: false,
-            joined: false,
+            admission: None,
+            preemptions: 0,
+            rank: Rank { priority, deadline_ns },
             blocks: Vec::new(),
+            released: 0,
             limits,
             tenant,
+            adapter,
             root,
             keys: Vec::new(),
             published: 0,
+            drafter: speculate.then(Drafter::default),
         }
     }
 
@@ -140,11 +176,35 @@ impl Sequence {
             self.keys.push(before.child(&self.tokens[full * block_tokens..(full + 1) * block_tokens]));
         }
         let tokens = &self.tokens[index * block_tokens..(index + 1) * block_tokens];
-        Link { key: self.keys[index], tenant: &self.tenant, parent, tokens }
+        let adapter = self.adapter.as_ref().map(|adapter| &adapter.revision);
+        Link { key: self.keys[index], tenant: &self.tenant, adapter, parent, tokens }
+    }
+
+    /// Its place among those that have been let in.
+    pub fn standing(&self) -> Standing {
+        let admission = self.admission.unwrap_or(u64::MAX);
+        match self.preemptions < PREEMPTIONS_MAX {
+            true => Standing { class: 1, priority: self.rank.priority, admission },
+            false => Standing { class: 0, priority: 0, admission },
+        }
+    }
+
+    /// Forgets what its blocks held, which are gone.
+    pub fn restart(&mut self) {
+        self.computed = 0;
+        self.published = 0;
+        self.released = 0;
+        self.decoding = false;
     }
 
     pub fn output_tokens(&self) -> usize {
         self.tokens.len() - self.prompt_tokens
+    }
+
+    /// Tokens that may still be drawn.
+    pub fn output_left(&self, rule: &EndRule) -> usize {
+        let context = rule.max_sequence_tokens.saturating_sub(self.tokens.len());
+        self.limits.max_tokens.saturating_sub(self.output_tokens()).min(context)
     }
 
     /// Tokens whose KV is still to be computed before the next one can be sampled.

@@ -36,6 +36,10 @@ fn longest_prefix(pool: &BlockPool, sequence: &mut Sequence, block_tokens: usize
 /// Lets the blocks that a sequence has filled be found. No step may be in flight that reads its table: a block
 /// that is cached already takes its own's place.
 pub(crate) fn publish_computed(pool: &mut BlockPool, sequence: &mut Sequence, block_tokens: usize) {
+    // Its chain was cut while it went on: what it gave back since is no parent any more.
+    if sequence.released > 0 && sequence.published <= sequence.released {
+        return;
+    }
     while (sequence.published + 1) * block_tokens <= sequence.computed {
         let index = sequence.published;
         let parent = index.checked_sub(1).map(|before| sequence.blocks[before]);

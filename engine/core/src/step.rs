@@ -42,6 +42,9 @@ pub struct LogitsRow {
     pub position: usize,
     /// Whether tokens that would end the sequence must not be drawn, because `min_tokens` are not there yet.
     pub suppress_stop: bool,
+    /// The token that was drafted for this position, from which the sequence's next row goes on. When another one
+    /// is drawn, the rows after it mean nothing: they are answered by [`Sampled::Skipped`].
+    pub draft: Option<TokenId>,
 }
 
 /// What became of one logits row.
@@ -52,9 +55,11 @@ pub enum Sampled {
     Last(TokenId),
     /// The row was unusable; its sequence is lost.
     Failed,
+    /// A row before it of the same sequence drew another token than was drafted, or was unusable.
+    Skipped,
 }
 
-/// What a completed step means for a sequence, in batch order.
+/// What a completed step means for a sequence, in batch order; several tokens where drafts were right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SequenceEvent {
     Token { id: SequenceId, token: TokenId },

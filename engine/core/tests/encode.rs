@@ -99,7 +99,7 @@ proptest! {
     #[test]
     fn the_backlogged_are_served_alike(lengths in prop::collection::vec(1..=LONGEST, 1..8), joins_after in 0..20usize) {
         let mut queue = EncodeQueue::new(STEP_TOKENS);
-        let many = |id: u64| texts(id, &lengths.iter().copied().cycle().take(600).collect::<Vec<_>>());
+        let many = |id: u64| texts(id, &lengths.iter().copied().cycle().take(2_000).collect::<Vec<_>>());
         // One tenant with one request, one with two, one that joins later; none runs out.
         for (id, owner) in [(0, 0), (1, 1), (2, 1)] {
             queue.submit(EncodeId(id), &tenant(owner), many(id));

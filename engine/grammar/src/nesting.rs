@@ -6,6 +6,10 @@ use crate::GrammarError;
 /// Deepest nesting of brackets in any source.
 pub(crate) const MAX_DEPTH: usize = 64;
 
+/// Intersections and negations of terminals in one grammar: each may multiply the work of compiling. A text without a certain
+/// string takes two.
+const MAX_COMBINED: usize = 4;
+
 /// What a source is written in.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Syntax {
@@ -18,6 +22,7 @@ pub(crate) enum Syntax {
 /// model, and what makes compiling explode.
 pub(crate) fn check(source: &str, syntax: Syntax, what: &'static str) -> Result<(), GrammarError> {
     let (mut depth, mut deepest) = (0usize, 0usize);
+    let mut combined = 0;
     let mut quote = None;
     let mut bytes = source.bytes().peekable();
     while let Some(byte) = bytes.next() {
@@ -40,13 +45,13 @@ pub(crate) fn check(source: &str, syntax: Syntax, what: &'static str) -> Result<
                 let message = "tokens cannot be named (<...>): a grammar is about text".to_owned();
                 return Err(GrammarError::Invalid { message });
             }
-            (None, b'&' | b'~') if syntax == Syntax::Lark => {
-                let message =
-                    "terminals cannot be intersected or negated (& and ~): the work has no useful bound".to_owned();
-                return Err(GrammarError::Invalid { message });
-            }
+            (None, b'&' | b'~') if syntax == Syntax::Lark => combined += 1,
             (None, _) => {}
         }
+    }
+    if combined > MAX_COMBINED {
+        let unit = "intersections and negations (& and ~)";
+        return Err(GrammarError::TooLarge { what, got: combined, limit: MAX_COMBINED, unit });
     }
     if deepest > MAX_DEPTH {
         return Err(GrammarError::TooLarge { what, got: deepest, limit: MAX_DEPTH, unit: "levels of nesting" });
@@ -78,6 +83,7 @@ mod tests {
         check_case(r#"start: "<[" "a" /<[a]/"#, Syntax::Lark, true);
         check_case("start: <[12]>", Syntax::Lark, false);
         check_case("start: <|im_end|>", Syntax::Lark, false);
-        check_case("start: /a/ & ~/b/", Syntax::Lark, false);
+        check_case("start: A\nA: /a/ & ~/b/", Syntax::Lark, true);
+        check_case(&format!("start: A\nA: /a/ {}", "& /b/ ".repeat(MAX_COMBINED + 1)), Syntax::Lark, false);
     }
 }

@@ -57,4 +57,8 @@ pub struct ModelCard {
     pub revision: String,
     pub created_unix_s: u64,
     pub context_tokens: u32,
+    /// Where it comes from: its own name, or the name of an adapter's folder.
+    pub root: String,
+    /// The base model of an adapter.
+    pub parent: Option<String>,
 }

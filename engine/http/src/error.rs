@@ -41,6 +41,9 @@ pub enum ApiError {
     /// No instance could serve or finish it.
     #[error("{message}")]
     Unavailable { message: String, retry_after_s: Option<u32> },
+    /// The instance works, the adapter that was named does not.
+    #[error("The adapter `{model}` cannot be used: {message}")]
+    Adapter { model: String, message: String },
     #[error("The server is shutting down")]
     ShuttingDown,
     #[error("{message}")]
@@ -78,7 +81,7 @@ impl ApiError {
             Self::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::DeadlineExceeded { .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::Unavailable { .. } | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Adapter { .. } | Self::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
@@ -96,6 +99,7 @@ impl ApiError {
             Self::QueueFull { .. } => "queue_full",
             Self::DeadlineExceeded { .. } => "deadline_exceeded",
             Self::Unavailable { .. } => "unavailable",
+            Self::Adapter { .. } => "adapter_unusable",
             Self::ShuttingDown => "shutting_down",
             Self::Internal { .. } => "internal",
         }

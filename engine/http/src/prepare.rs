@@ -137,6 +137,7 @@ fn with_echo(mut request: GenerateRequest, text: Option<Arc<str>>) -> Output {
 fn request(options: &GenerateOptions, prompt: Vec<TokenId>, max_tokens: u32, seed: u64) -> GenerateRequest {
     GenerateRequest {
         model: options.model.clone(),
+        adapter_revision: None,
         prompt,
         emitted: Vec::new(),
         given: Vec::new(),
@@ -158,6 +159,7 @@ fn request(options: &GenerateOptions, prompt: Vec<TokenId>, max_tokens: u32, see
             stop_token_ids: options.stop_token_ids.clone(),
         },
         top_logprobs: options.top_logprobs,
+        priority: options.priority,
         constraint: options.constraint.clone(),
     }
 }

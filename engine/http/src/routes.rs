@@ -175,6 +175,8 @@ fn model_object(card: ModelCard) -> ModelObject {
         owned_by: "foreshock".to_owned(),
         revision: card.revision,
         max_model_len: card.context_tokens,
+        root: card.root,
+        parent: card.parent,
     }
 }
 

@@ -27,5 +27,8 @@ pub fn totals(telemetry: &Telemetry) -> Totals {
         prefix_queries: telemetry.prefix_hit_tokens_total + telemetry.prefix_miss_tokens_total,
         prefix_hits: telemetry.prefix_hit_tokens_total,
         preemptions: telemetry.preemptions_total,
+        drafts: telemetry.drafts_total,
+        draft_tokens: telemetry.draft_tokens_total,
+        accepted_tokens: telemetry.draft_tokens_accepted_total,
     }
 }

@@ -6,6 +6,7 @@ use crate::guides::Guides;
 use crate::limits;
 use crate::request::{Message, Work};
 use crate::shared::Shared;
+use crate::shelf::HeldAdapter;
 use crate::text::LazyText;
 use engine_http::{ApiError, Backend, ModelCard, RequestContext, TokenStream};
 use engine_text::TextModel;
@@ -38,7 +39,7 @@ impl LocalBackend {
     }
 
     fn check_name(&self, model: &str) -> Result<(), ApiError> {
-        if model == self.shared.identity.model {
+        if model == self.shared.identity.model || self.shared.shelf.has(model, None) {
             return Ok(());
         }
         Err(ApiError::ModelNotFound { model: model.to_string() })
@@ -55,18 +56,48 @@ impl LocalBackend {
     }
 }
 
+impl LocalBackend {
+    /// The adapter that a request names, if it does not name the base model.
+    async fn adapter(
+        &self,
+        context: &RequestContext,
+        request: &GenerateRequest,
+    ) -> Result<Option<Arc<HeldAdapter>>, ApiError> {
+        let (name, revision) = (&request.model, request.adapter_revision.as_deref());
+        if *name == self.shared.identity.model && revision.is_none() {
+            return Ok(None);
+        }
+        if !self.shared.shelf.has(name, revision) {
+            return Err(ApiError::ModelNotFound { model: name.clone() });
+        }
+        let held = async {
+            self.shared.loaded().await;
+            self.shared.shelf.hold(name, revision).await
+        };
+        let late = |_| ApiError::DeadlineExceeded {
+            deadline_ms: context.deadline_ms(),
+            stage: "while the adapter was loaded",
+        };
+        tokio::time::timeout_at(context.deadline.into(), held).await.map_err(late)?.map(Some)
+    }
+}
+
 impl Backend for LocalBackend {
     fn models(&self) -> Vec<ModelCard> {
         // Until the model is loaded its context is not known.
         let encoder = || self.shared.encoder.get().map(|shape| shape.context_tokens);
         let decoder = self.shared.facts.get().map(|facts| facts.shape.context_tokens);
         let context_tokens = decoder.or_else(encoder).unwrap_or(0);
-        vec![ModelCard {
+        let mut cards = vec![ModelCard {
             name: self.shared.identity.model.clone(),
             revision: self.shared.identity.revision.clone(),
             created_unix_s: self.created_unix_s,
             context_tokens: u32::try_from(context_tokens).unwrap_or(u32::MAX),
-        }]
+            root: self.shared.identity.model.clone(),
+            parent: None,
+        }];
+        cards.extend(self.shared.shelf.cards(self.created_unix_s, context_tokens));
+        cards
     }
 
     async fn text(&self, model: &str) -> Result<Arc<TextModel>, ApiError> {
@@ -75,10 +106,11 @@ impl Backend for LocalBackend {
     }
 
     async fn generate(&self, context: RequestContext, request: GenerateRequest) -> Result<TokenStream, ApiError> {
-        self.check_name(&request.model)?;
         if self.shared.encoder.get().is_some() {
+            self.check_name(&request.model)?;
             return Err(embed::makes_embeddings(&request.model));
         }
+        let adapter = self.adapter(&context, &request).await?;
         if let Some(facts) = self.shared.facts.get() {
             limits::check(&request, facts)?;
         }
@@ -93,6 +125,7 @@ impl Backend for LocalBackend {
             tenant: context.tenant,
             arrived_at_ns: context.arrived_at_ns,
             request,
+            adapter,
             guided,
             delivery: Delivery::new(sender, context.arrived_at, context.deadline, slot),
         };

@@ -3,7 +3,7 @@
 use crate::error::EngineError;
 use crate::life::Life;
 use crate::shared::Shared;
-use engine_wire::control::{Command, Hello, PROTOCOL, Reply};
+use engine_wire::control::{ADAPTERS_MAX, Command, Hello, PROTOCOL, Reply};
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
 /// Longest command, bytes.
-const MAX_LINE_BYTES: u64 = 64 * 1024;
+const MAX_LINE_BYTES: u64 = 512 * 1024;
 /// Connections at once: a controller holds one, a successor or a person another.
 const MAX_CONNECTIONS: usize = 16;
 /// A connection that says nothing for this long is closed.
@@ -127,7 +127,7 @@ impl Control {
         let epoch = match command {
             // Answered whatever the other's version is: it must learn ours to decide.
             Command::Hello { protocol: _ } => return Reply::Hello(self.hello()),
-            Command::Renew { epoch, .. } | Command::Drain { epoch, .. } => epoch,
+            Command::Renew { epoch, .. } | Command::Drain { epoch, .. } | Command::Adapters { epoch, .. } => epoch,
         };
         if let Err(fenced) = self.life.fence(epoch) {
             return refused(&format!("epoch {epoch} is over: a controller of epoch {} has this engine", fenced.epoch));
@@ -144,6 +144,10 @@ impl Control {
                 self.life.drain_within(Duration::from_millis(deadline_ms));
                 Reply::Done
             }
+            Command::Adapters { adapters, .. } => match self.shared.shelf.set(adapters) {
+                Ok(()) => Reply::Done,
+                Err(message) => refused(&message),
+            },
             Command::Hello { .. } => Reply::Hello(self.hello()),
         }
     }
@@ -161,6 +165,7 @@ impl Control {
             started_at_ns: identity.started_at_ns,
             ready_at_ns: self.shared.ledger().ready_at_ns,
             epoch: self.life.epoch(),
+            adapters_max: ADAPTERS_MAX as u32,
         }
     }
 }

@@ -49,15 +49,25 @@ impl Delivery {
         self.deadline
     }
 
-    /// The error for a request whose deadline has passed.
-    pub fn deadline_exceeded(&self) -> ApiError {
-        let deadline_ms = self.deadline.saturating_duration_since(self.arrived_at).as_millis() as u64;
-        ApiError::DeadlineExceeded { deadline_ms, stage: "in the engine" }
+    /// The deadline by the clock of `arrived_at_ns`, which tells when the request came, ns.
+    pub fn deadline_ns(&self, arrived_at_ns: u64) -> u64 {
+        let allowed = self.deadline.saturating_duration_since(self.arrived_at).as_nanos();
+        arrived_at_ns.saturating_add(u64::try_from(allowed).unwrap_or(u64::MAX))
     }
 
-    /// Sends a token, and with it what had to be kept back.
+    /// The error for a request whose deadline has passed.
+    pub fn deadline_exceeded(&self, stage: &'static str) -> ApiError {
+        let deadline_ms = self.deadline.saturating_duration_since(self.arrived_at).as_millis() as u64;
+        ApiError::DeadlineExceeded { deadline_ms, stage }
+    }
+
+    /// Takes a token to be sent.
     pub fn token(&mut self, token: TokenId, logprobs: Option<TokenLogprobs>) {
         self.pending.push(token, logprobs);
+    }
+
+    /// Sends the tokens that were taken, those of one step as one event, and with them what had to be kept back.
+    pub fn flush(&mut self) {
         while let Some(event) = self.pending.take_event() {
             match self.events.try_send(Ok(StreamEvent::Hop(event))) {
                 Ok(()) => {}
@@ -70,7 +80,8 @@ impl Delivery {
 
     /// Sends the last event. When the client is behind, a task on `runtime` waits for it, until the
     /// request's deadline, and keeps its slot meanwhile.
-    pub fn finish(self, last: Result<HopEvent, ApiError>, runtime: &Handle) {
+    pub fn finish(mut self, last: Result<HopEvent, ApiError>, runtime: &Handle) {
+        self.flush();
         let last = last.map(StreamEvent::Hop);
         if !self.pending.is_empty() {
             runtime.spawn(self.finish_slowly(last));
@@ -166,6 +177,7 @@ mod tests {
         let mut seen = Vec::new();
         for token in 0..10 {
             delivery.token(token, None);
+            delivery.flush();
             if token == 4 {
                 for _ in 0..2 {
                     seen.push(events.recv().await.expect("open").expect("no error"));
@@ -201,6 +213,7 @@ mod tests {
         assert!(!delivery.is_abandoned());
         drop(events);
         delivery.token(1, None);
+        delivery.flush();
         assert!(delivery.is_abandoned());
         delivery.finish(Ok(finished()), &Handle::current());
         assert_eq!(slots.available_permits(), 1);

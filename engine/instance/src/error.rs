@@ -11,6 +11,8 @@ pub enum EngineError {
     BadOption { message: String },
     #[error("cannot load the model {path}: {message}")]
     Model { path: PathBuf, message: String },
+    #[error("cannot load the adapter {name}: {message}")]
+    Adapter { name: String, message: String },
     #[error("{addr} is in use: stop what listens there or choose another --port")]
     PortInUse { addr: SocketAddr },
     #[error("cannot listen on {addr}: {source}")]
@@ -27,7 +29,7 @@ impl EngineError {
     /// Exit code of the process: 2 for bad options or input files, 3 for a port in use, 1 for the rest.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::BadOption { .. } | Self::Model { .. } => 2,
+            Self::BadOption { .. } | Self::Model { .. } | Self::Adapter { .. } => 2,
             Self::PortInUse { .. } => 3,
             Self::Listen { .. } | Self::Control { .. } | Self::Signals(_) | Self::StepThread { .. } => 1,
         }

@@ -82,6 +82,11 @@ fn record(model: &str, telemetry: &Telemetry) {
         let labels = [("model", model.to_string()), ("phase", phase.to_string())];
         counter!(table::ENGINE_TOKENS_TOTAL.name, &labels).absolute(tokens);
     }
+    let rejected = telemetry.draft_tokens_total.saturating_sub(telemetry.draft_tokens_accepted_total);
+    for (outcome, tokens) in [("accepted", telemetry.draft_tokens_accepted_total), ("rejected", rejected)] {
+        let labels = [("model", model.to_string()), ("outcome", outcome.to_string())];
+        counter!(table::SPEC_TOKENS_TOTAL.name, &labels).absolute(tokens);
+    }
     let outcomes = [("hit", telemetry.prefix_hit_tokens_total), ("miss", telemetry.prefix_miss_tokens_total)];
     for (outcome, tokens) in outcomes {
         let labels = [("model", model.to_string()), ("outcome", outcome.to_string())];

@@ -56,6 +56,7 @@ impl Ledger {
             self.cancelled_total += 1;
         }
         if record.outcome == Outcome::Finished && record.output_tokens > 0 {
+            let model = record.adapter.as_deref().unwrap_or(model);
             let labels = || [("model", model.to_string()), ("vantage", "engine".to_string())];
             histogram!(table::TTFT_SECONDS.name, &labels()).record(record.ttft_ms / 1e3);
             if let Some(itl_ms) = record.itl_ms_mean {
@@ -87,6 +88,9 @@ impl Ledger {
             output_tokens_total: self.output_tokens_total,
             prefix_hit_tokens_total: self.scheduler.prefix_hit_tokens_total,
             prefix_miss_tokens_total: self.scheduler.prefix_miss_tokens_total,
+            drafts_total: self.scheduler.drafts_total,
+            draft_tokens_total: self.scheduler.draft_tokens_total,
+            draft_tokens_accepted_total: self.scheduler.draft_tokens_accepted_total,
             requests_total: self.requests_total,
             cancelled_total: self.cancelled_total,
             steps_total: self.scheduler.steps_total,
@@ -114,6 +118,7 @@ mod tests {
     fn record(request_id: usize, outcome: Outcome) -> FinishedRequest {
         FinishedRequest {
             request_id: request_id.to_string(),
+            adapter: None,
             prompt_tokens: 1,
             cached_tokens: 0,
             output_tokens: 1,

@@ -26,13 +26,17 @@ mod request;
 mod run;
 mod server;
 mod shared;
+mod shelf;
 mod step_loop;
 mod text;
 mod timings;
 
 pub use backend::LocalBackend;
 pub use ends::end_tokens;
+pub use engine_core::Speculation;
+pub use engine_wire::control::AdapterSpec;
 pub use error::EngineError;
 pub use load::{Loaded, LoadedEncoder, LoadedModel, Loader};
 pub use options::{Compute, EngineOptions, KvType, Supervision};
 pub use run::{run, run_with};
+pub use shelf::AdapterHost;

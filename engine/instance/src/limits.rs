@@ -118,12 +118,14 @@ mod tests {
         let facts = ModelFacts { shape, max_sequence_tokens: 20 };
         let mut request = GenerateRequest {
             model: "m".into(),
+            adapter_revision: None,
             prompt: vec![1, 2, 3],
             emitted: Vec::new(),
             sampling: Sampling::default(),
             stop: StopRule { max_tokens: 8, ..StopRule::default() },
             given: Vec::new(),
             top_logprobs: None,
+            priority: 0,
             constraint: None,
         };
         change(&mut request);

@@ -4,8 +4,9 @@ use crate::clock;
 use crate::ends;
 use crate::error::EngineError;
 use crate::options::{Compute, EngineOptions, KvType};
+use crate::shelf::AdapterHost;
 use engine_core::{Encode, Forward, TokenId};
-use engine_runtime::{KvFormat, LoadOptions};
+use engine_runtime::{Adapters, KvFormat, LoadOptions};
 use engine_store::{Checkpoint, EncoderCheckpoint, EncoderError};
 
 /// A device that is ready to compute.
@@ -13,6 +14,8 @@ pub struct LoadedModel {
     pub forward: Box<dyn Forward>,
     /// Tokens that end a sequence.
     pub eos_token_ids: Vec<TokenId>,
+    /// How adapters come to the device; none when it takes none.
+    pub adapters: Option<AdapterHost>,
     /// CLOCK_MONOTONIC when the checkpoint was mapped and checked, ns.
     pub mapped_at_ns: u64,
 }
@@ -59,9 +62,13 @@ fn load_decoder(options: &EngineOptions, cores: &[u32]) -> Result<LoadedModel, E
     checkpoint.will_need();
     let mapped_at_ns = clock::monotonic_ns();
     let eos_token_ids = ends::of_checkpoint(&checkpoint, &options.model).map_err(failed)?;
-    let forward =
-        engine_runtime::load(&checkpoint, load_options(options, cores)).map_err(|error| failed(error.to_string()))?;
-    Ok(LoadedModel { forward, eos_token_ids, mapped_at_ns })
+    let table = Adapters::default();
+    let load_options = LoadOptions { adapters: table.clone(), ..load_options(options, cores) };
+    let compute = load_options.compute;
+    let forward = engine_runtime::load(&checkpoint, load_options).map_err(|error| failed(error.to_string()))?;
+    let config = checkpoint.validate().map_err(|error| failed(error.to_string()))?;
+    let adapters = Some(AdapterHost { table, config, compute });
+    Ok(LoadedModel { forward, eos_token_ids, adapters, mapped_at_ns })
 }
 
 fn load_encoder(options: &EngineOptions, cores: &[u32]) -> Result<LoadedEncoder, EngineError> {

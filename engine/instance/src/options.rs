@@ -2,7 +2,9 @@
 
 use crate::clock;
 use crate::error::EngineError;
+use engine_core::Speculation;
 use engine_store::Quantisation;
+use engine_wire::control::AdapterSpec;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -50,8 +52,14 @@ pub struct EngineOptions {
     pub kv_bytes: Option<u64>,
     /// Requests that may wait inside before more are refused.
     pub max_queue: usize,
+    /// Time between two tokens that prefill of others should leave to a stream.
+    pub itl_target: Duration,
+    /// When tokens are drafted from what a sequence has said before. It changes no output.
+    pub speculation: Speculation,
     /// Time that streams get to finish after SIGTERM or SIGINT.
     pub drain_timeout: Duration,
+    /// Adapters to serve beside the model.
+    pub adapters: Vec<AdapterSpec>,
     /// Set when a controller started this engine.
     pub supervision: Option<Supervision>,
 }
@@ -82,7 +90,10 @@ impl EngineOptions {
             kv_type: None,
             kv_bytes: None,
             max_queue: 256,
+            itl_target: Duration::from_millis(100),
+            speculation: Speculation::WhenItPays,
             drain_timeout: Duration::from_secs(10),
+            adapters: Vec::new(),
             supervision: None,
         }
     }
@@ -103,6 +114,9 @@ impl EngineOptions {
         }
         if self.max_queue == 0 {
             return bad("--max-queue is 0: at least one request must be able to wait".into());
+        }
+        if self.itl_target.is_zero() {
+            return bad("--itl-target-ms is 0: no step takes no time".into());
         }
         if let Some(supervision) = &self.supervision
             && supervision.lease.is_zero()
@@ -161,6 +175,7 @@ mod tests {
         );
         check(|o| o.model = "/dev/null".into(), Some("neither a file nor a folder"));
         check(|o| o.max_queue = 0, Some("--max-queue"));
+        check(|o| o.itl_target = Duration::ZERO, Some("--itl-target-ms"));
         check(|o| o.kv_bytes = Some(u64::MAX), Some("--kv-bytes"));
         check(|o| o.name = Some(String::new()), Some("--name"));
     }

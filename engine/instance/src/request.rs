@@ -3,6 +3,7 @@
 use crate::delivery::Delivery;
 use crate::embed::EmbedWork;
 use crate::guides::Guided;
+use crate::shelf::HeldAdapter;
 use engine_core::{EndReason, Limits, Sampled};
 use engine_grammar::GrammarError;
 use engine_runtime::History;
@@ -10,6 +11,8 @@ use engine_wire::TokenId;
 use engine_wire::control::{FinishedRequest, Outcome};
 use engine_wire::hop::{FinishReason, GenerateRequest, HopEvent, TokenLogprobs};
 use engine_wire::sampling::{Sampling, StopRule};
+use std::collections::VecDeque;
+use std::sync::Arc;
 
 /// A request as it is handed to the step thread.
 pub(crate) struct Work {
@@ -18,6 +21,8 @@ pub(crate) struct Work {
     /// CLOCK_MONOTONIC, ns.
     pub arrived_at_ns: u64,
     pub request: GenerateRequest,
+    /// None for the base model.
+    pub adapter: Option<Arc<HeldAdapter>>,
     /// Its grammar, if it has a constraint.
     pub guided: Option<Guided>,
     pub delivery: Delivery,
@@ -34,13 +39,15 @@ pub(crate) enum Message {
 /// A request that the scheduler knows.
 pub(crate) struct Live {
     pub times: Times,
+    /// Held while it runs, so that no step misses it.
+    pub adapter: Option<Arc<HeldAdapter>>,
     pub sampling: Sampling,
     /// What its penalties look at.
     pub history: History,
     /// Alternatives wanted with the log-probabilities, if those are.
     pub top_logprobs: Option<u32>,
-    /// Log-probabilities of the token that was drawn and is on its way through the scheduler.
-    pub logprobs: Option<TokenLogprobs>,
+    /// Log-probabilities of the tokens that were drawn and are on their way through the scheduler.
+    pub logprobs: VecDeque<TokenLogprobs>,
     /// What its output must follow.
     pub guided: Option<Guided>,
     /// Why the grammar could not go on.
@@ -55,13 +62,20 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    pub fn new(request: &GenerateRequest, times: Times, guided: Option<Guided>, delivery: Delivery) -> Self {
+    pub fn new(
+        request: &GenerateRequest,
+        times: Times,
+        guided: Option<Guided>,
+        delivery: Delivery,
+        adapter: Option<Arc<HeldAdapter>>,
+    ) -> Self {
         Self {
             times,
+            adapter,
             history: history_of(request),
             sampling: request.sampling.clone(),
             top_logprobs: request.top_logprobs,
-            logprobs: None,
+            logprobs: VecDeque::new(),
             guided,
             failure: None,
             ignore_eos: request.stop.ignore_eos,
@@ -78,10 +92,12 @@ impl Live {
     }
 
     /// Chooses the next token from a logits row, which is changed by it. `ends` are the tokens that may not be drawn yet;
-    /// they are when a grammar leaves nothing else.
+    /// they are when a grammar leaves nothing else. What is drawn is at once part of the history, since the next row of the
+    /// same step may depend on it.
     pub fn draw(&mut self, logits: &mut [f32], position: usize, ends: &[TokenId]) -> Sampled {
         if let Some(token) = self.given(position) {
-            self.logprobs = self.top_logprobs.map(|top| engine_runtime::logprobs(logits, token, top as usize));
+            let top = self.top_logprobs;
+            self.logprobs.extend(top.map(|top| engine_runtime::logprobs(logits, token, top as usize)));
             return Sampled::Token(token);
         }
         let raw = self.top_logprobs.map(|top| (top as usize, logits.to_vec()));
@@ -99,20 +115,20 @@ impl Live {
                 }
             },
         };
-        if let (Some(Sampled::Token(token) | Sampled::Last(token)), Some((top, raw))) = (drawn, raw) {
-            self.logprobs = Some(engine_runtime::logprobs(&raw, token, top));
+        if let Some(Sampled::Token(token) | Sampled::Last(token)) = drawn {
+            self.logprobs.extend(raw.map(|(top, raw)| engine_runtime::logprobs(&raw, token, top)));
+            self.history.push(token);
         }
         drawn.unwrap_or(Sampled::Failed)
     }
 
-    /// Passes on the token that was drawn or given; whether it was drawn.
+    /// Passes on a token that was drawn or given, to go out with [`Delivery::flush`]; whether it was drawn.
     pub fn take_token(&mut self, token: TokenId, now_ns: u64) -> bool {
-        self.delivery.token(token, self.logprobs.take());
+        self.delivery.token(token, self.logprobs.pop_front());
         let is_given = self.given_left > 0;
         if is_given {
             self.given_left -= 1;
         } else {
-            self.history.push(token);
             self.times.token(now_ns);
         }
         !is_given
@@ -180,6 +196,11 @@ impl Times {
         self.cached_tokens = u32::try_from(cached_tokens).unwrap_or(u32::MAX);
     }
 
+    /// Where it is, for messages.
+    pub fn stage(&self) -> &'static str {
+        if self.joined_at_ns.is_some() { "in the engine" } else { "while it waited in the engine's queue" }
+    }
+
     pub fn cached_tokens(&self) -> u32 {
         self.cached_tokens
     }
@@ -198,6 +219,7 @@ impl Times {
         let itl_ms_mean =
             (gaps > 0).then(|| self.last_token_at_ns.saturating_sub(first_token_at_ns) as f64 / 1e6 / f64::from(gaps));
         FinishedRequest {
+            adapter: None,
             prompt_tokens: u32::try_from(self.prompt_tokens).unwrap_or(u32::MAX),
             cached_tokens: self.cached_tokens,
             output_tokens: self.output_tokens,

@@ -56,6 +56,8 @@ async fn start_and_serve(options: EngineOptions, loader: Loader, voice: Voice) -
     let scheduling = SchedulerConfig::default();
     let max_inside = options.max_queue.saturating_add(scheduling.max_running);
     let shared = Arc::new(Shared::new(identity, options.max_queue, max_inside));
+    let adapters = shared.shelf.set(options.adapters.clone());
+    adapters.map_err(|message| EngineError::BadOption { message: format!("--adapter: {message}") })?;
     let life = Arc::new(Life::new(options.supervision.as_ref().map(|supervision| supervision.lease)));
     // Held to the end: dropping it removes the socket's path.
     let _control = open_control(&options, &shared, &life)?;
@@ -194,6 +196,9 @@ fn decoder(
 ) -> Result<StepLoop, EngineError> {
     let shape = model.forward.shape();
     scheduling.eos_token_ids = model.eos_token_ids;
+    scheduling.itl_target_ns = u64::try_from(options.itl_target.as_nanos()).unwrap_or(u64::MAX);
+    scheduling.speculation = options.speculation;
+    scheduling.window_tokens = model.forward.window_tokens();
     // The slots bound what is inside; the scheduler's own bound must not be the tighter one.
     scheduling.max_waiting = usize::MAX;
     // All that decides what a KV block of these tokens holds.
@@ -204,6 +209,13 @@ fn decoder(
     })?;
     let max_sequence_tokens = scheduler.rule().max_sequence_tokens;
     let _ = shared.facts.set(ModelFacts { shape, max_sequence_tokens });
+    if let Some(host) = model.adapters {
+        shared.shelf.open(host);
+    }
+    // A person is told now; a controller has checked them, and wants the base model to be quick.
+    if options.supervision.is_none() {
+        shared.shelf.hold_all().map_err(|(name, message)| EngineError::Adapter { name, message })?;
+    }
     Ok(StepLoop::new(shared.clone(), inbox, runtime, scheduler, model.forward))
 }
 

@@ -2,6 +2,7 @@
 
 use crate::ledger::Ledger;
 use crate::limits::ModelFacts;
+use crate::shelf::Shelf;
 use engine_core::EncodeShape;
 use engine_http::ApiError;
 use engine_wire::control::EngineState;
@@ -29,6 +30,8 @@ pub(crate) struct Identity {
 pub(crate) struct Shared {
     pub identity: Identity,
     state: watch::Sender<EngineState>,
+    /// The adapters beside the model.
+    pub shelf: Shelf,
     /// Set when the model is loaded.
     pub facts: OnceLock<ModelFacts>,
     /// Set instead when the model is an encoder.
@@ -47,8 +50,10 @@ impl Shared {
     pub fn new(identity: Identity, max_queue: usize, max_inside: usize) -> Self {
         let slots_total = u32::try_from(max_inside.min(Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX);
         let ledger = Ledger::new(identity.started_at_ns);
+        let shelf = Shelf::new(&identity.model);
         Self {
             identity,
+            shelf,
             state: watch::Sender::new(EngineState::Loading),
             facts: OnceLock::new(),
             encoder: OnceLock::new(),
@@ -73,6 +78,12 @@ impl Shared {
             }
             loading
         });
+    }
+
+    /// Waits until the model can compute, or never will. The caller bounds the wait.
+    pub async fn loaded(&self) {
+        // Fails only for a sender that is gone, which is a part of this.
+        let _ = self.state.subscribe().wait_for(|state| *state != EngineState::Loading).await;
     }
 
     /// From here on no new request is taken.

@@ -104,11 +104,14 @@ impl StepLoop {
     }
 
     fn accept(&mut self, work: Work) {
-        let Work { request_id, tenant, arrived_at_ns, request, guided, delivery } = work;
+        let Work { request_id, tenant, arrived_at_ns, request, guided, adapter, delivery } = work;
         self.shared.ledger().request_taken();
+        let deadline_ns = delivery.deadline_ns(arrived_at_ns);
         let times = Times::new(request_id, request.prompt_tokens(), arrived_at_ns);
         let complete = guided.as_ref().is_some_and(Guided::is_complete);
-        let live = Live::new(&request, times, guided, delivery);
+        let live = Live::new(&request, times, guided, delivery, adapter);
+        // A grammar's state moves on as tokens are delivered, and given tokens have nothing to look up.
+        let speculate = live.guided.is_none() && request.given.is_empty();
         if live.delivery.is_abandoned() {
             return self.end(live, Outcome::Cancelled, None);
         }
@@ -127,9 +130,13 @@ impl StepLoop {
         let submission = Submission {
             id,
             tenant: tenant.into(),
+            adapter: live.adapter.as_ref().map(|adapter| adapter.of_sequence()),
             prompt: request.prompt,
             emitted: request.emitted,
             limits: request::limits(request.stop, request.given.len()),
+            priority: request.priority,
+            deadline_ns,
+            speculate,
         };
         match self.scheduler.submit(submission) {
             Ok(Submitted::Queued) => {
@@ -166,7 +173,7 @@ impl StepLoop {
             if live.delivery.is_abandoned() {
                 self.end(live, Outcome::Cancelled, None);
             } else {
-                let error = live.delivery.deadline_exceeded();
+                let error = live.delivery.deadline_exceeded(live.times.stage());
                 self.end(live, Outcome::Failed, Some(Err(error)));
             }
         }
@@ -191,18 +198,29 @@ impl StepLoop {
             Err(error) => self.fail(&step, &error),
         };
         let sample_ns = lap.ns();
-        for event in events {
-            self.deliver(event);
+        self.scheduler.observe_step(step.batch.tokens.len(), forward_ns + sample_ns);
+        for event in &events {
+            self.deliver(*event);
         }
+        self.flush(&events);
         let phases = StepPhases { schedule_ns, forward_ns, sample_ns, deliver_ns: lap.ns() };
         self.timings.step(phases, step.batch.tokens.len());
     }
 
-    /// Draws a token from each logits row.
+    /// Draws a token from each logits row, but for those that go on from a draft that was wrong.
     fn sample(&mut self, step: &Step) -> Vec<SequenceEvent> {
         let mut sampled = Vec::with_capacity(step.rows.len());
+        let mut void = None;
         for (index, row) in step.rows.iter().enumerate() {
-            sampled.push(self.sample_row(index, row));
+            if void == Some(row.sequence) {
+                sampled.push(Sampled::Skipped);
+                continue;
+            }
+            let drawn = self.sample_row(index, row);
+            if row.draft.is_some_and(|draft| drawn != Sampled::Token(draft)) {
+                void = Some(row.sequence);
+            }
+            sampled.push(drawn);
         }
         self.scheduler.complete(step.id, &sampled).unwrap_or_else(|error| {
             // Not reachable: the rows are counted from the very step that is in flight.
@@ -261,11 +279,25 @@ impl StepLoop {
         }
     }
 
+    /// Sends what a step has brought, one event for each sequence that goes on.
+    fn flush(&mut self, events: &[SequenceEvent]) {
+        let mut last = None;
+        for event in events {
+            if let SequenceEvent::Token { id, .. } = event
+                && last.replace(*id) != Some(*id)
+                && let Some(live) = self.live.get_mut(id)
+            {
+                live.delivery.flush();
+            }
+        }
+    }
+
     /// Counts a request and sends its last event, if anybody waits for one. The count comes first: who has
     /// read the end of a stream finds it in the next report.
     fn end(&self, live: Live, outcome: Outcome, last: Option<Result<HopEvent, ApiError>>) {
         let cut = matches!(last, Some(Ok(HopEvent::Finished { reason: FinishReason::Length, .. })));
-        let record = live.times.record(outcome, cut, clock::monotonic_ns());
+        let mut record = live.times.record(outcome, cut, clock::monotonic_ns());
+        record.adapter = live.adapter.as_ref().map(|adapter| adapter.name.clone());
         let mut ledger = self.shared.ledger();
         ledger.request_ended(record, &self.shared.identity.model);
         ledger.scheduler = self.scheduler.stats();

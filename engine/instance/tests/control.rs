@@ -48,7 +48,7 @@ async fn a_controller_of_the_past_is_refused() {
 async fn an_endless_line_is_cut() {
     let engine = TestEngine::start(Duration::ZERO, |_| {}).await;
     let mut controller = Controller::connect(&engine.socket).await;
-    let line = "x".repeat(64 * 1024 + 1);
+    let line = "x".repeat(512 * 1024 + 1);
     assert!(matches!(controller.send_line(&line).await, Reply::Refused { message } if message.contains("too long")));
     assert_eq!(engine.telemetry().await.state, EngineState::Ready);
 }

@@ -4,6 +4,7 @@ mod common;
 
 use common::device::{EOS, POISON, reference};
 use common::{HopStream, TestEngine, loaded, reason, request};
+use engine_wire::TokenId;
 use engine_wire::control::{EngineState, Outcome};
 use engine_wire::hop::{FinishReason, GenerateRequest, HEADER_DEADLINE_MS, HEADER_REQUEST_ID, HopEvent};
 use engine_wire::sampling::Sampling;
@@ -227,6 +228,47 @@ async fn a_deadline_ends_a_stream() {
     assert!(matches!(end, Some(HopEvent::Failed { status: 504 | 408, .. })), "{end:?}");
     let telemetry = engine.until(|telemetry| telemetry.running == 0).await;
     assert_eq!(telemetry.kv_blocks_used, 0);
+}
+
+#[tokio::test]
+async fn a_deadline_that_passes_in_the_queue_is_said_and_nothing_is_computed() {
+    let engine = TestEngine::start(Duration::from_millis(20), |_| {}).await;
+    // Two that hold nearly all of the 32 blocks, and one that needs six.
+    let long = |first: TokenId| (0..60).map(|n| (first + n) % 30).collect::<Vec<_>>();
+    let mut holding = Vec::new();
+    for first in [3, 4] {
+        holding.push(engine.generate(&request(&long(first), 36)).await);
+    }
+    engine.until(|telemetry| telemetry.running == 2).await;
+    let body = serde_json::to_vec(&request(&[9; 24], 4)).expect("serializable");
+    let (tokens, end) = HopStream::open(engine.port, body, &[(HEADER_DEADLINE_MS, "100")]).await.collect().await;
+    let Some(HopEvent::Failed { status: 504, message, .. }) = &end else { panic!("{end:?}") };
+    assert!(tokens.is_empty() && message.contains("in the engine's queue"), "{message}");
+    for stream in holding {
+        assert_eq!(stream.collect().await.0.len(), 36);
+    }
+    let telemetry = engine.until(|telemetry| telemetry.running == 0).await;
+    assert_eq!(telemetry.prefix_miss_tokens_total, 120, "it never joined the batch");
+}
+
+#[tokio::test]
+async fn a_lower_priority_number_is_served_first() {
+    let engine = TestEngine::start(Duration::from_millis(10), |_| {}).await;
+    // One that holds the blocks, and two that have to wait for it, in the wrong order.
+    let long = |first: TokenId| (0..90).map(|n| (first + n) % 30).collect::<Vec<_>>();
+    let holding = engine.generate(&request(&long(3), 6)).await;
+    engine.until(|telemetry| telemetry.running == 1).await;
+    let later = engine.generate(&GenerateRequest { priority: 5, ..request(&long(4), 2) }).await;
+    engine.until(|telemetry| telemetry.waiting == 1).await;
+    let sooner = engine.generate(&GenerateRequest { priority: -5, ..request(&long(5), 2) }).await;
+    let streams = [holding, later, sooner].map(HopStream::collect);
+    let ends = futures_util::future::join_all(streams).await;
+    assert!(ends.iter().all(|(_, end)| reason(end) == Some(FinishReason::Length)), "{ends:?}");
+    let finished = engine.telemetry().await.finished;
+    let first_token = |prompt: usize| finished[prompt].first_token_at_ns;
+    assert_eq!(finished.len(), 3);
+    assert!(first_token(0) < first_token(1) && first_token(1) < first_token(2));
+    assert!(finished[1].arrived_at_ns > finished[2].arrived_at_ns, "the one that came last was second");
 }
 
 #[tokio::test]

@@ -268,7 +268,17 @@ fn logits_are_the_same_bits_with_and_without_a_hit() {
             let limits =
                 Limits { max_tokens: 2, min_tokens: 0, given_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() };
             let (id, prompt) = (SequenceId(id), prompt.to_vec());
-            let submission = Submission { id, tenant: tenant.into(), prompt, emitted: Vec::new(), limits };
+            let submission = Submission {
+                id,
+                tenant: tenant.into(),
+                adapter: None,
+                prompt,
+                emitted: Vec::new(),
+                limits,
+                priority: 0,
+                deadline_ns: 0,
+                speculate: false,
+            };
             scheduler.submit(submission).expect("room");
             let (mut bits, mut cached, mut out) = (Vec::new(), 0, Vec::new());
             while let Some(step) = scheduler.schedule() {

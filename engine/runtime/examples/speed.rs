@@ -1,11 +1,11 @@
-//! Prefill and decode speed of the CPU device: `speed FILE.gguf [f32|fast|q8] [threads] [case]`,
-//! `case` being the first word(s) of the cases to run; `q8` is `fast` with keys and values in int8.
+//! Prefill and decode speed of the CPU device: `speed FILE.gguf [f32|fast|q8] [threads] [case]
+//! [adapter folder]`, `case` being the first word(s) of the cases to run; `q8` is `fast` with keys and values in int8.
 //!
 //! Prints tokens per second of wall time and of CPU time, every sample, because the machine may be shared.
 
-use engine_core::{Batch, BatchSequence, Forward};
-use engine_runtime::{Compute, KvFormat, LoadOptions, load};
-use engine_store::Gguf;
+use engine_core::{AdapterId, Batch, BatchSequence, Forward};
+use engine_runtime::{Adapters, Compute, KvFormat, LoadOptions, LoadedAdapter, load};
+use engine_store::{Adapter, Gguf};
 use rustix::time::{ClockId, clock_gettime};
 use std::time::Instant;
 
@@ -26,15 +26,24 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let start = Instant::now();
     let gguf = Gguf::open(&path)?;
     let opened = start.elapsed();
-    let mut device =
-        load(&gguf, LoadOptions { compute, threads, kv_format, kv_bytes: 1 << 30, ..LoadOptions::default() })?;
+    let adapters = Adapters::default();
+    let options = LoadOptions { compute, threads, kv_format, kv_bytes: 1 << 30, ..LoadOptions::default() };
+    let mut device = load(&gguf, LoadOptions { adapters: adapters.clone(), ..options })?;
+    let adapter = match args.next() {
+        Some(folder) => {
+            let config = gguf.validate()?;
+            Some(adapters.load(&Adapter::open(folder, &config)?, &config, compute))
+        }
+        None => None,
+    };
+    let adapter = adapter.as_ref().map(LoadedAdapter::id);
     println!("open {opened:?}, load {:?}, {compute:?}, {threads} threads", start.elapsed() - opened);
     println!("first token after {:?}", {
-        step(&mut *device, &[(0, 0, 1)])?;
+        step(&mut *device, &[(0, 0, 1)], adapter)?;
         start.elapsed()
     });
     for _ in 0..if "prefill 512".starts_with(&only) { SAMPLES } else { 0 } {
-        report("prefill 512", PREFILL_TOKENS, || step(&mut *device, &[(0, 0, PREFILL_TOKENS)]))?;
+        report("prefill 512", PREFILL_TOKENS, || step(&mut *device, &[(0, 0, PREFILL_TOKENS)], adapter))?;
     }
     for (name, streams, at) in [
         ("decode 1 at 0", 1, 0),
@@ -47,7 +56,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             report(name, streams * DECODE_TOKENS, || {
                 for position in at..at + DECODE_TOKENS {
                     let parts: Vec<_> = (0..streams).map(|stream| (stream, position, 1)).collect();
-                    step(&mut *device, &parts)?;
+                    step(&mut *device, &parts, adapter)?;
                 }
                 Ok(())
             })?;
@@ -57,12 +66,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// One step of (stream, start, new tokens); a stream owns a fixed range of blocks.
-fn step(device: &mut dyn Forward, parts: &[(usize, usize, usize)]) -> Result<(), Box<dyn std::error::Error>> {
+fn step(
+    device: &mut dyn Forward,
+    parts: &[(usize, usize, usize)],
+    adapter: Option<AdapterId>,
+) -> Result<(), Box<dyn std::error::Error>> {
     let mut batch = Batch::default();
     for &(stream, start, new_tokens) in parts {
         batch.tokens.extend((0..new_tokens).map(|index| ((start + index) * 7919 % 49_000) as u32));
         let blocks = (0..512).map(|block| (stream * if parts.len() == 1 { 0 } else { 64 } + block) as u32).collect();
-        batch.sequences.push(BatchSequence { new_tokens, start, blocks, logits: true });
+        batch.sequences.push(BatchSequence { new_tokens, start, blocks, logits: 1, adapter });
     }
     Ok(device.forward(&batch, &mut Vec::new())?)
 }

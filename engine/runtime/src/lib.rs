@@ -4,6 +4,7 @@
 //! `Compute::Fast` is what serves (int8 activations, KV in f16 or int8). In both, every sum that belongs to one
 //! token is taken in one fixed order, so logits do not depend on the batch, the chunking or the threads.
 
+mod adapters;
 mod batch;
 mod cores;
 #[doc(hidden)]
@@ -13,6 +14,7 @@ mod load_encoder;
 mod models;
 pub mod sampling;
 
+pub use adapters::{Adapters, LoadedAdapter};
 pub use kernels::cpu::kv_format::KvFormat;
 #[doc(hidden)]
 pub use load::load_on;

@@ -1,6 +1,7 @@
 //! From an opened checkpoint to a device that runs batch steps, and what that will cost in memory.
 
 use crate::{
+    adapters::Adapters,
     cores::{self, Caller},
     kernels::cpu::{
         kv::{self, KvPool, KvShape},
@@ -46,6 +47,8 @@ pub struct LoadOptions {
     pub kv_format: Option<KvFormat>,
     /// Tokens per KV block, a multiple of 16.
     pub kv_block_tokens: usize,
+    /// Where the adapters are found that batches name.
+    pub adapters: Adapters,
 }
 
 impl Default for LoadOptions {
@@ -57,6 +60,7 @@ impl Default for LoadOptions {
             kv_bytes: 256 << 20,
             kv_format: None,
             kv_block_tokens: KV_BLOCK_TOKENS,
+            adapters: Adapters::default(),
         }
     }
 }
@@ -141,7 +145,8 @@ pub(crate) fn device(options: &LoadOptions, isa: Isa) -> Result<Device, LoadErro
     };
     let pool = Pool::new(threads, start).map_err(|source| LoadError::Thread { source })?;
     let caller = Caller::new(options.cores.first().copied());
-    Ok(Device { isa, pool, integer: options.compute == Compute::Fast, caller, settling: Settling::default() })
+    let (adapters, integer) = (options.adapters.clone(), options.compute == Compute::Fast);
+    Ok(Device { isa, pool, integer, caller, settling: Settling::default(), adapters, hidden: Vec::new() })
 }
 
 fn kv_shape(config: &ModelConfig, options: &LoadOptions) -> Result<KvShape, LoadError> {

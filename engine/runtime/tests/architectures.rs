@@ -4,8 +4,8 @@
 #[path = "common/folder.rs"]
 mod folder;
 
-use engine_core::{Batch, BatchSequence};
-use engine_runtime::{Compute, LoadOptions, load};
+use engine_core::{Batch, BatchSequence, NO_BLOCK};
+use engine_runtime::{Compute, KV_BLOCK_TOKENS, LoadOptions, load};
 use engine_store::{Checkpoint, Gguf};
 use folder::Dtype;
 use std::collections::BTreeMap;
@@ -241,7 +241,13 @@ fn device_logits(checkpoint: &Checkpoint, compute: Compute, tokens: &[u32], pref
     let (mut start, mut out) = (0, Vec::new());
     while start < tokens.len() {
         let new_tokens = if start == 0 { prefill } else { 1 };
-        let sequence = BatchSequence { new_tokens, start, blocks: vec![2, 0, 1], logits: true };
+        let mut blocks = vec![2, 0, 1];
+        // Blocks that fell out of the window of all layers are gone.
+        if let Some(window_tokens) = device.window_tokens() {
+            let first_seen = (start + 1usize).saturating_sub(window_tokens);
+            blocks[..first_seen / KV_BLOCK_TOKENS].fill(NO_BLOCK);
+        }
+        let sequence = BatchSequence { new_tokens, start, blocks, logits: 1, adapter: None };
         let batch = Batch { tokens: tokens[start..start + new_tokens].to_vec(), sequences: vec![sequence] };
         device.forward(&batch, &mut out).expect("a well-formed batch");
         start += new_tokens;

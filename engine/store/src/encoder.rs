@@ -3,10 +3,8 @@
 
 mod error;
 mod files;
-mod revision;
 
 pub use error::EncoderError;
-pub use revision::{FolderStamp, folder_stamp};
 
 use crate::{GgmlType, Safetensors, Summary, TensorData};
 use files::ModelFile;

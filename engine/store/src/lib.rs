@@ -1,6 +1,7 @@
 //! Checkpoint readers. A checkpoint is opened by memory map, checked completely before anything else
 //! sees it, and then handed out as borrowed views: opening costs the header, not the weights.
 
+mod adapter;
 mod checkpoint;
 mod config;
 mod cursor;
@@ -17,10 +18,11 @@ mod tensor;
 mod validate;
 mod value;
 
+pub use adapter::{Adapter, AdapterError, Linear, LowRank, RANK_MAX, adapter_digest};
 pub use checkpoint::{Checkpoint, CheckpointError, TensorShape};
 pub use config::{Architecture, Biases, ModelConfig, Rotation, SlidingWindow};
 pub use digest::digest;
-pub use encoder::{EncoderCheckpoint, EncoderConfig, EncoderError, FolderStamp, Pooling, ShorterVectors, folder_stamp};
+pub use encoder::{EncoderCheckpoint, EncoderConfig, EncoderError, Pooling, ShorterVectors};
 pub use error::GgufError;
 pub use folder::{Folder, Stamp, TOKENIZER_FILE, TextFiles, revision, stamp};
 pub use gguf::Gguf;

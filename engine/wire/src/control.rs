@@ -7,6 +7,7 @@
 //! learns port and readiness without polling.
 
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 
 /// Version of this protocol; an engine with another major version is drained and replaced, not driven.
 pub const PROTOCOL: u32 = 1;
@@ -23,7 +24,28 @@ pub enum Command {
     Renew { epoch: u64, lease_ms: u64 },
     /// Take no new request, finish those in hand, exit; at the deadline exit anyway.
     Drain { epoch: u64, deadline_ms: u64 },
+    /// Serve these low-rank adapters, and no others, beside the base model. They are read when a request first names
+    /// them; one that is left out goes when its last request has ended. Answered with [`Reply::Done`]. Only for
+    /// engines whose [`Hello::adapters_max`] is not 0.
+    Adapters { epoch: u64, adapters: Vec<AdapterSpec> },
 }
+
+/// An adapter that an engine is to serve.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdapterSpec {
+    /// The model name that requests give.
+    pub name: String,
+    /// Folder in PEFT's format.
+    pub path: PathBuf,
+    /// Revision of the model that base and adapter make; hops name it.
+    pub revision: String,
+    /// Digest of the adapter's files, checked when they are read; none accepts any.
+    pub digest: Option<String>,
+}
+
+/// Adapters that one engine serves at most.
+pub const ADAPTERS_MAX: usize = 64;
 
 /// Engine to controller.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -56,6 +78,9 @@ pub struct Hello {
     pub ready_at_ns: Option<u64>,
     /// Highest controller epoch seen.
     pub epoch: u64,
+    /// Adapters that it serves at most: 0 from an engine that is older than they are, or whose model takes none.
+    #[serde(default)]
+    pub adapters_max: u32,
 }
 
 /// Where an engine is in its life.
@@ -93,6 +118,13 @@ pub struct Telemetry {
     pub prefix_hit_tokens_total: u64,
     #[serde(default)]
     pub prefix_miss_tokens_total: u64,
+    /// Drafts made, their tokens, and those of these that were drawn as well.
+    #[serde(default)]
+    pub drafts_total: u64,
+    #[serde(default)]
+    pub draft_tokens_total: u64,
+    #[serde(default)]
+    pub draft_tokens_accepted_total: u64,
     pub requests_total: u64,
     pub cancelled_total: u64,
     pub steps_total: u64,
@@ -150,6 +182,9 @@ pub struct StartPhases {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FinishedRequest {
     pub request_id: String,
+    /// The adapter that it named; none for the base model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<String>,
     pub prompt_tokens: u32,
     pub cached_tokens: u32,
     pub output_tokens: u32,

@@ -35,8 +35,12 @@ pub const HEADER_TRACEPARENT: &str = "traceparent";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GenerateRequest {
-    /// Model name, checked by the engine against the one it serves.
+    /// Model name, checked by the engine against the one it serves and the adapters that it knows.
     pub model: String,
+    /// Revision that the adapter `model` names must have at the engine, so that no stream goes on with another
+    /// one's output; none for the base model, and from clients that do not care.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter_revision: Option<String>,
     /// Prompt tokens, at least one.
     pub prompt: Vec<TokenId>,
     /// Tokens already sent to the client by an instance that died; the stream goes on after them.
@@ -54,6 +58,9 @@ pub struct GenerateRequest {
     /// at most [`MAX_TOP_LOGPROBS`]. They are of the model's own distribution, before temperature, penalties and bias.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub top_logprobs: Option<u32>,
+    /// Lower goes first among its tenant's, as vLLM's.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub priority: i32,
     /// What the text of the output must be, `emitted` included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub constraint: Option<Arc<Constraint>>,
@@ -69,6 +76,11 @@ impl GenerateRequest {
     pub fn drawn(&self, output_tokens: usize) -> usize {
         output_tokens.saturating_sub(self.given.len())
     }
+}
+
+/// Not written, so that a peer that does not know priorities understands requests without one.
+fn is_zero(priority: &i32) -> bool {
+    *priority == 0
 }
 
 /// Texts whose vectors are wanted, in tokens.

@@ -50,12 +50,14 @@ fn what_is_no_event_is_an_error() {
 fn a_request_that_uses_nothing_new_is_written_as_it_always_was() {
     let request = GenerateRequest {
         model: "m".to_owned(),
+        adapter_revision: None,
         prompt: vec![1],
         emitted: Vec::new(),
         given: Vec::new(),
         sampling: Sampling::default(),
         stop: StopRule::default(),
         top_logprobs: None,
+        priority: 0,
         constraint: None,
     };
     let json = r#"{"model":"m","prompt":[1],"sampling":{"temperature":1.0,"top_p":1.0,"top_k":0,"min_p":0.0,"seed":0},"stop":{"max_tokens":16,"min_tokens":0,"ignore_eos":false,"stop_token_ids":[]}}"#;
@@ -69,8 +71,10 @@ fn a_request_that_uses_nothing_new_is_written_as_it_always_was() {
         logit_bias: vec![(3, -100.0)],
         ..Sampling::default()
     };
-    let all = GenerateRequest { sampling, top_logprobs: Some(0), ..request };
+    let adapter_revision = Some("r1".to_owned());
+    let all = GenerateRequest { sampling, top_logprobs: Some(0), adapter_revision, ..request };
     let json = serde_json::to_string(&all).expect("JSON");
+    assert!(json.starts_with(r#"{"model":"m","adapter_revision":"r1","#), "{json}");
     assert!(json.contains(r#""logit_bias":[[3,-100.0]]"#) && json.ends_with(r#""top_logprobs":0}"#), "{json}");
     assert_eq!(serde_json::from_str::<GenerateRequest>(&json).expect("a request"), all);
 }

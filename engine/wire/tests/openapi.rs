@@ -87,6 +87,8 @@ fn answers_have_the_fields_of_their_schemas() {
         owned_by: "foreshock".to_owned(),
         revision: "r".to_owned(),
         max_model_len: 1,
+        root: "m".to_owned(),
+        parent: None,
     };
     check_answer("Model", &model);
     check_answer("ModelList", &ModelList { object: "list".to_owned(), data: vec![model] });

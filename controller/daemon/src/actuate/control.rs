@@ -1,6 +1,6 @@
 //! A client of an engine's control socket: one JSON line asked, one answered, each within a time limit.
 
-use engine_wire::control::{Command, Hello, PROTOCOL, Reply, Telemetry};
+use engine_wire::control::{AdapterSpec, Command, Hello, PROTOCOL, Reply, Telemetry};
 use std::io;
 use std::path::Path;
 use std::time::Duration;
@@ -19,6 +19,8 @@ const LINE_LIMIT_BYTES: u64 = 4 << 20;
 pub struct ControlClient {
     lines: BufReader<OwnedReadHalf>,
     sink: OwnedWriteHalf,
+    /// Adapters that the engine takes, as its last hello said.
+    adapters_max: u32,
 }
 
 impl ControlClient {
@@ -29,7 +31,7 @@ impl ControlClient {
     pub async fn connect(socket: &Path) -> io::Result<Self> {
         let stream = within(UnixStream::connect(socket)).await?;
         let (source, sink) = stream.into_split();
-        Ok(Self { lines: BufReader::new(source), sink })
+        Ok(Self { lines: BufReader::new(source), sink, adapters_max: 0 })
     }
 
     /// Asks who the engine is.
@@ -38,7 +40,10 @@ impl ControlClient {
     /// When it does not answer in time or answers something else.
     pub async fn hello(&mut self) -> io::Result<Hello> {
         match self.ask(&Command::Hello { protocol: PROTOCOL }).await? {
-            Reply::Hello(hello) => Ok(hello),
+            Reply::Hello(hello) => {
+                self.adapters_max = hello.adapters_max;
+                Ok(hello)
+            }
             other => Err(unexpected(&other)),
         }
     }
@@ -61,6 +66,26 @@ impl ControlClient {
     pub async fn drain(&mut self, epoch: u64, deadline_ms: u64) -> io::Result<()> {
         match self.ask(&Command::Drain { epoch, deadline_ms }).await? {
             Reply::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Tells the engine which adapters to serve. The inner error is its refusal.
+    ///
+    /// # Errors
+    /// When it does not answer in time or answers something else.
+    pub async fn adapters(&mut self, epoch: u64, adapters: &[AdapterSpec]) -> io::Result<Result<(), String>> {
+        if adapters.len() > self.adapters_max as usize {
+            return Ok(Err(format!("it takes {} adapters, not {}", self.adapters_max, adapters.len())));
+        }
+        // An older engine knows neither adapters nor the command.
+        if self.adapters_max == 0 {
+            return Ok(Ok(()));
+        }
+        match self.ask(&Command::Adapters { epoch, adapters: adapters.to_vec() }).await? {
+            Reply::Done => Ok(Ok(())),
+            // An epoch that is over is met again, and understood, at the next renewal.
+            Reply::Refused { message } => Ok(Err(message)),
             other => Err(unexpected(&other)),
         }
     }

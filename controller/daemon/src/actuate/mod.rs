@@ -17,13 +17,19 @@ use crate::registry::ModelRecord;
 use controller_core::Nanos;
 use controller_core::action::Action;
 use controller_core::snapshot::{InstanceId, ModelName};
-use engine_wire::control::Telemetry;
+use engine_wire::control::{AdapterSpec, Telemetry};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use thiserror::Error;
 
 /// Registered models by name: what a start needs to know of them.
 pub type Models = BTreeMap<ModelName, ModelRecord>;
+
+/// The adapters that instances of a model's revision serve beside it.
+pub(crate) fn adapter_specs(models: &Models, model: &str, revision: &str) -> Vec<AdapterSpec> {
+    let record = models.get(model).filter(|record| record.revision == revision);
+    record.into_iter().flat_map(|record| record.adapters.iter().map(|adapter| adapter.spec(record))).collect()
+}
 
 /// Carries out what a tick asked for.
 pub trait Actuator: Send {
@@ -86,6 +92,8 @@ pub enum EngineEventKind {
         message: String,
     },
     Telemetry(Box<Telemetry>),
+    /// It took this list of adapters.
+    Adapters(Vec<AdapterSpec>),
     Exited(Exit),
     /// The engine obeys a controller of a higher epoch: this one is no longer in charge.
     Fenced {

@@ -5,12 +5,13 @@ use super::control::ControlClient;
 use super::identity::{InstancePaths, ProcessHandle};
 use super::spawn::{self, Start};
 use super::supervise::{DrainOrder, Link, supervise};
-use super::{ActuateError, Actuator, Applied, EngineEvent, Models};
+use super::{ActuateError, Actuator, Applied, EngineEvent, Models, adapter_specs};
 use crate::config::DaemonConfig;
 use crate::daemon::watch_process;
 use controller_core::action::{Action, ActionKind};
-use controller_core::snapshot::InstanceId;
+use controller_core::snapshot::{InstanceId, ModelName, Revision};
 use controller_witness::Witness;
+use engine_wire::control::AdapterSpec;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -34,6 +35,7 @@ pub struct ProcessActuator {
     events: mpsc::Sender<EngineEvent>,
     /// Ends with its engine: the receiver inside the supervising task is dropped then.
     drains: BTreeMap<InstanceId, watch::Sender<Option<DrainOrder>>>,
+    adapters: BTreeMap<InstanceId, Offer>,
     applied: AppliedKeys,
     tasks: JoinSet<()>,
     /// Set once at most, possibly after engines were adopted, whose tasks then find it.
@@ -52,6 +54,7 @@ impl ProcessActuator {
             epoch,
             events,
             drains: BTreeMap::new(),
+            adapters: BTreeMap::new(),
             applied: AppliedKeys::default(),
             tasks: JoinSet::new(),
             witness: Arc::default(),
@@ -74,7 +77,8 @@ impl ProcessActuator {
         for (engine, process, client) in found {
             let paths = InstancePaths::new(&self.config.state_dir, &engine.instance);
             let foreign = client.is_none();
-            if let Err(error) = self.watch(&engine.instance, process, paths, None, client) {
+            let offer = Offer::new(&engine.model, &engine.revision, Vec::new());
+            if let Err(error) = self.watch(&engine.instance, process, paths, (None, client), offer) {
                 tracing::warn!(instance = engine.instance, %error, "an engine cannot be adopted");
                 continue;
             }
@@ -93,7 +97,9 @@ impl ProcessActuator {
         }
         let spawned = spawn::spawn(&self.config, start, models)?;
         let pid = spawned.process.pid;
-        self.watch(start.instance, spawned.process, spawned.paths, Some(spawned.stdout), None)?;
+        let specs = adapter_specs(models, start.model, start.revision);
+        let offer = Offer::new(start.model, start.revision, specs);
+        self.watch(start.instance, spawned.process, spawned.paths, (Some(spawned.stdout), None), offer)?;
         Ok(Applied::Started { pid, spawned_at_ns: spawned.spawned_at_ns })
     }
 
@@ -103,8 +109,8 @@ impl ProcessActuator {
         instance: &str,
         process: ProcessHandle,
         paths: InstancePaths,
-        stdout: Option<OwnedFd>,
-        client: Option<ControlClient>,
+        (stdout, client): (Option<OwnedFd>, Option<ControlClient>),
+        offer: Offer,
     ) -> Result<(), ActuateError> {
         let describe = |source| ActuateError::Spawn { program: PathBuf::from(&self.config.engine_exe), source };
         let pidfd = process.fd.try_clone().map_err(describe)?;
@@ -121,15 +127,30 @@ impl ProcessActuator {
             paths,
             events: self.events.clone(),
             drain,
+            adapters: offer.specs.subscribe(),
             witness: self.witness.clone(),
             broke: Arc::default(),
         };
         // Engines that have ended are swept here, so both collections stay as small as the fleet.
         self.drains.retain(|_, drain| !drain.is_closed());
         while self.tasks.try_join_next().is_some() {}
+        self.adapters.retain(|_, offer| !offer.specs.is_closed());
         self.drains.insert(instance.to_owned(), drain_sender);
+        self.adapters.insert(instance.to_owned(), offer);
         self.tasks.spawn(supervise(link, process, pidfd, notices, client));
         Ok(())
+    }
+
+    /// Tells every instance which adapters to serve beside its model, where that has changed.
+    pub fn offer_adapters(&self, models: &Models) {
+        for offer in self.adapters.values() {
+            let wanted = adapter_specs(models, &offer.model, &offer.revision);
+            offer.specs.send_if_modified(|specs| {
+                let changed = *specs != wanted;
+                *specs = wanted;
+                changed
+            });
+        }
     }
 
     fn order_drain(&mut self, instance: &str, order: DrainOrder) -> Applied {
@@ -165,6 +186,20 @@ impl Actuator for ProcessActuator {
         };
         self.applied.insert(&action.key);
         Ok(applied)
+    }
+}
+
+/// The adapters that one instance is to serve.
+struct Offer {
+    model: ModelName,
+    revision: Revision,
+    specs: watch::Sender<Vec<AdapterSpec>>,
+}
+
+impl Offer {
+    /// One that the instance knows already.
+    fn new(model: &str, revision: &str, specs: Vec<AdapterSpec>) -> Self {
+        Self { model: model.to_owned(), revision: revision.to_owned(), specs: watch::Sender::new(specs) }
     }
 }
 

@@ -7,7 +7,7 @@ use crate::clock::monotonic_ns;
 use crate::config::DaemonConfig;
 use crate::registry::ModelRecord;
 use controller_core::snapshot::Placement;
-use engine_store::EncoderCheckpoint;
+use engine_wire::control::AdapterSpec;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -100,6 +100,12 @@ fn command(config: &DaemonConfig, start: &Start<'_>, record: &ModelRecord, socke
     if let Some(kv_type) = config.kv_type {
         command.args(["--kv-type", kv_type.as_flag()]);
     }
+    let adapters: Vec<AdapterSpec> = record.adapters.iter().map(|adapter| adapter.spec(record)).collect();
+    if !adapters.is_empty()
+        && let Ok(json) = serde_json::to_string(&adapters)
+    {
+        command.args(["--adapter-set", &json]);
+    }
     command
 }
 
@@ -107,15 +113,8 @@ fn command(config: &DaemonConfig, start: &Start<'_>, record: &ModelRecord, socke
 /// size and modification time stand for it.
 fn check_unchanged(record: &ModelRecord) -> Result<(), ActuateError> {
     let describe = |source| ActuateError::Checkpoint { model: record.name.clone(), path: record.path.clone(), source };
-    // An encoder's folder has other files that matter.
-    let (bytes, modified_unix_ns) = if EncoderCheckpoint::is_one(&record.path) {
-        let stamp = engine_store::folder_stamp(&record.path).map_err(describe)?;
-        (stamp.bytes, stamp.modified_unix_ns)
-    } else {
-        let stamp = engine_store::stamp(&record.path).map_err(describe)?;
-        (stamp.bytes, stamp.modified_unix_ns)
-    };
-    if (bytes, modified_unix_ns) == (record.file_bytes, record.modified_unix_ns) {
+    let stamp = engine_store::stamp(&record.path).map_err(describe)?;
+    if (stamp.bytes, stamp.modified_unix_ns) == (record.file_bytes, record.modified_unix_ns) {
         return Ok(());
     }
     Err(ActuateError::CheckpointChanged { model: record.name.clone(), path: record.path.clone() })

@@ -8,7 +8,7 @@ use super::{EngineEvent, EngineEventKind};
 use crate::clock::monotonic_ns;
 use controller_core::snapshot::InstanceId;
 use controller_witness::{ExitReason as Ended, Witness};
-use engine_wire::control::{Notice, PROTOCOL};
+use engine_wire::control::{AdapterSpec, Notice, PROTOCOL};
 use rustix::process::Signal;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -49,6 +49,8 @@ pub(super) struct Link {
     pub paths: InstancePaths,
     pub events: mpsc::Sender<EngineEvent>,
     pub drain: watch::Receiver<Option<DrainOrder>>,
+    /// What it is to serve; the value it began with is known to it.
+    pub adapters: watch::Receiver<Vec<AdapterSpec>>,
     pub witness: Arc<OnceLock<Arc<Witness>>>,
     /// The control connection broke: the engine may have ended.
     pub broke: Arc<Notify>,
@@ -234,7 +236,7 @@ async fn renew(mut link: Link, mut client: Option<ControlClient>) {
             client = connect(&link).await;
         }
         if let Some(connected) = &mut client {
-            match exchange(&link, connected, &mut drain_sent).await {
+            match exchange(&mut link, connected, &mut drain_sent).await {
                 Ok(()) => retry = CONNECT_EVERY,
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                     link.report(EngineEventKind::Fenced { message: error.to_string() }).await;
@@ -256,12 +258,21 @@ async fn renew(mut link: Link, mut client: Option<ControlClient>) {
         tokio::select! {
             () = sleep(pause) => {}
             _ = next_order(&mut link.drain, order_is_passed_on) => {}
+            () = new_adapters(&mut link.adapters, client.is_some()) => {}
             () = closed(&mut client) => {
                 link.broke.notify_one();
                 client = None;
             }
         }
     }
+}
+
+/// A new list of adapters for an engine that can be told of it.
+async fn new_adapters(adapters: &mut watch::Receiver<Vec<AdapterSpec>>, connected: bool) {
+    if connected && adapters.changed().await.is_ok() {
+        return adapters.mark_changed();
+    }
+    std::future::pending().await
 }
 
 async fn closed(client: &mut Option<ControlClient>) {
@@ -284,7 +295,7 @@ async fn connect(link: &Link) -> Option<ControlClient> {
     Some(client)
 }
 
-async fn exchange(link: &Link, client: &mut ControlClient, drain_sent: &mut bool) -> io::Result<()> {
+async fn exchange(link: &mut Link, client: &mut ControlClient, drain_sent: &mut bool) -> io::Result<()> {
     let order = *link.drain.borrow();
     if let Some(order) = order
         && !*drain_sent
@@ -292,6 +303,15 @@ async fn exchange(link: &Link, client: &mut ControlClient, drain_sent: &mut bool
         let left = order.deadline.saturating_duration_since(Instant::now());
         client.drain(link.epoch, left.as_millis() as u64).await?;
         *drain_sent = true;
+    }
+    if link.adapters.has_changed().unwrap_or(false) {
+        let adapters = link.adapters.borrow_and_update().clone();
+        let told = client.adapters(link.epoch, &adapters).await;
+        // Not told for sure: once more, at the next connection.
+        match told.inspect_err(|_| link.adapters.mark_changed())? {
+            Ok(()) => link.report(EngineEventKind::Adapters(adapters)).await,
+            Err(message) => tracing::error!(instance = link.instance, message, "an engine refused its adapters"),
+        }
     }
     let telemetry = client.renew(link.epoch, link.lease_ms).await?;
     link.report(EngineEventKind::Telemetry(Box::new(telemetry))).await;

@@ -5,6 +5,7 @@
 //! engines' telemetry ([`Fleet`](crate::fleet::Fleet)). What they say of the same requests is joined in one
 //! place, [`reconcile`].
 
+pub mod adapters;
 pub mod reconcile;
 
 use controller_core::Nanos;

@@ -19,6 +19,14 @@ pub enum RegistryError {
     Locked { path: PathBuf },
     #[error("the state database {} has schema version {found}, but this foreshock knows only up to {known}; use the newer foreshock that wrote it, or another folder with --state", path.display())]
     NewerSchema { path: PathBuf, found: i64, known: i64 },
+    #[error("the base model `{base}` is not registered; `foreshock models ls` lists those that are")]
+    NoBase { base: String },
+    #[error("the model `{base}` has {limit} adapters already, which is the most that one engine serves")]
+    TooManyAdapters { base: String, limit: usize },
+    #[error("the name `{name}` is {kind}'s already; remove that one first or choose another name")]
+    NameTaken { name: String, kind: &'static str },
+    #[error("the model `{name}` is the base of {}; remove {} first", adapters.join(", "), if adapters.len() == 1 { "it" } else { "them" })]
+    HasAdapters { name: String, adapters: Vec<String> },
     #[error("the state database {}: {source}", path.display())]
     Sqlite { path: PathBuf, source: rusqlite::Error },
 }

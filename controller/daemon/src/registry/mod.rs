@@ -4,11 +4,13 @@
 //! kill -9 at any point leaves the last committed state. Every call here is synchronous: the control loop
 //! never makes one on the path of a request (see [`history`]), and others call from a blocking thread.
 
+mod adapters;
 mod error;
 mod history;
 mod models;
 mod schema;
 
+pub use adapters::AdapterRecord;
 pub use error::RegistryError;
 pub use history::{HistoryWriter, KeptDecisions};
 pub use models::{Added, ModelRecord};

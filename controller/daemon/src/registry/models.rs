@@ -1,6 +1,6 @@
 //! Registered models: a name and the revision it stands for.
 
-use super::{Registry, RegistryError};
+use super::{AdapterRecord, Registry, RegistryError};
 use engine_store::Quantisation;
 use rusqlite::{OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,9 @@ pub struct ModelRecord {
     /// What a folder's matrices are rounded to at load.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantise: Option<Quantisation>,
+    /// The adapters that its instances serve beside it, by name; registered by themselves.
+    #[serde(default)]
+    pub adapters: Vec<AdapterRecord>,
 }
 
 /// What registering did.
@@ -83,11 +86,18 @@ impl Registry {
         Ok(added)
     }
 
-    /// Forgets a model; false when there was none by that name.
+    /// Forgets a model or an adapter; false when there was none by that name.
     ///
     /// # Errors
-    /// When the database cannot be written.
+    /// When the model is the base of adapters, or the database cannot be written.
     pub fn remove_model(&mut self, name: &str) -> Result<bool, RegistryError> {
+        if self.remove_adapter(name)? {
+            return Ok(true);
+        }
+        let adapters: Vec<String> = self.model(name)?.into_iter().flat_map(names_of_adapters).collect();
+        if !adapters.is_empty() {
+            return Err(RegistryError::HasAdapters { name: name.to_owned(), adapters });
+        }
         let removed = self.connection.execute("DELETE FROM models WHERE name = ?1", [name]);
         removed.map(|rows| rows > 0).map_err(|error| self.describe(error))
     }
@@ -98,7 +108,10 @@ impl Registry {
     /// When the database cannot be read.
     pub fn model(&self, name: &str) -> Result<Option<ModelRecord>, RegistryError> {
         let sql = format!("SELECT {COLUMNS} FROM models WHERE name = ?1");
-        self.connection.query_row(&sql, [name], read_model).optional().map_err(|error| self.describe(error))
+        let found = self.connection.query_row(&sql, [name], read_model).optional();
+        let Some(mut model) = found.map_err(|error| self.describe(error))? else { return Ok(None) };
+        model.adapters = self.adapters()?.into_iter().filter(|adapter| adapter.base == name).collect();
+        Ok(Some(model))
     }
 
     /// All models, by name.
@@ -110,10 +123,16 @@ impl Registry {
         let read = || -> rusqlite::Result<Vec<ModelRecord>> {
             self.connection.prepare_cached(&sql)?.query_map([], read_model)?.collect()
         };
-        read().map_err(|error| self.describe(error))
+        let mut models = read().map_err(|error| self.describe(error))?;
+        for adapter in self.adapters()? {
+            if let Some(base) = models.iter_mut().find(|model| model.name == adapter.base) {
+                base.adapters.push(adapter);
+            }
+        }
+        Ok(models)
     }
 
-    /// A number that rises whenever a model is added, replaced or removed, by whichever process. Reading
+    /// A number that rises whenever a model or an adapter is added, replaced or removed, by whichever process. Reading
     /// it is one page-cache look-up, cheap enough to poll.
     ///
     /// # Errors
@@ -126,6 +145,10 @@ impl Registry {
         };
         read().map_err(|error| self.describe(error))
     }
+}
+
+fn names_of_adapters(model: ModelRecord) -> impl Iterator<Item = String> {
+    model.adapters.into_iter().map(|adapter| adapter.name)
 }
 
 fn is_same_file(known: &ModelRecord, model: &ModelRecord) -> bool {
@@ -147,6 +170,7 @@ fn read_model(row: &Row<'_>) -> rusqlite::Result<ModelRecord> {
         context_tokens: row.get(8)?,
         instance_bytes: unsigned(9)?,
         quantise: read_quantisation(row, 10)?,
+        adapters: Vec::new(),
     })
 }
 

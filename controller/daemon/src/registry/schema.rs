@@ -34,6 +34,22 @@ const MIGRATIONS: &[&str] = &[
      CREATE TABLE decisions (id INTEGER PRIMARY KEY, model TEXT NOT NULL, decision TEXT NOT NULL);
      CREATE INDEX decisions_by_model ON decisions (model, id);",
     "ALTER TABLE models ADD COLUMN quantise TEXT;",
+    "CREATE TABLE adapters (
+         name TEXT PRIMARY KEY,
+         base TEXT NOT NULL,
+         path TEXT NOT NULL,
+         digest TEXT NOT NULL,
+         created_unix_s INTEGER NOT NULL,
+         parameters INTEGER NOT NULL,
+         rank INTEGER NOT NULL
+     ) WITHOUT ROWID;
+     CREATE INDEX adapters_by_base ON adapters (base);
+     CREATE TRIGGER adapters_insert AFTER INSERT ON adapters BEGIN
+         UPDATE meta SET value = value + 1 WHERE key = 'models_version'; END;
+     CREATE TRIGGER adapters_update AFTER UPDATE ON adapters BEGIN
+         UPDATE meta SET value = value + 1 WHERE key = 'models_version'; END;
+     CREATE TRIGGER adapters_delete AFTER DELETE ON adapters BEGIN
+         UPDATE meta SET value = value + 1 WHERE key = 'models_version'; END;",
 ];
 
 /// Schema version that this code writes.

@@ -57,6 +57,7 @@ pub fn record(state_dir: &Path, name: &str) -> ModelRecord {
         parameters: 1,
         context_tokens: 128,
         instance_bytes: 1 << 20,
+        adapters: Vec::new(),
         quantise: None,
         path,
     }

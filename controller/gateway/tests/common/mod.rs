@@ -59,6 +59,7 @@ pub fn route(revision: &str) -> Arc<ModelRoute> {
         path: "/nowhere.gguf".into(),
         created_unix_s: 1,
         context_tokens: 2048,
+        base: None,
     })
 }
 
@@ -94,12 +95,14 @@ pub fn context(limit: Duration) -> RequestContext {
 pub fn request(prompt: u32, max_tokens: u32) -> GenerateRequest {
     GenerateRequest {
         model: MODEL.to_owned(),
+        adapter_revision: None,
         prompt: vec![prompt, 7],
         emitted: Vec::new(),
         given: Vec::new(),
         sampling: Sampling::default(),
         stop: StopRule { max_tokens, ..StopRule::default() },
         top_logprobs: None,
+        priority: 0,
         constraint: None,
     }
 }

@@ -58,6 +58,8 @@ impl Backend for Scripted {
             revision: "r1".to_owned(),
             created_unix_s: 7,
             context_tokens: CONTEXT_TOKENS,
+            root: name.to_owned(),
+            parent: None,
         };
         vec![card("tiny"), card("org/tiny")]
     }

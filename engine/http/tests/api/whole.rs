@@ -78,7 +78,7 @@ async fn models_and_probes() {
     let server = server(Vec::new()).await;
     let card = |name: &str| {
         format!(
-            r#"{{"id":"{name}","object":"model","created":0,"owned_by":"foreshock","revision":"r1","max_model_len":64}}"#
+            r#"{{"id":"{name}","object":"model","created":0,"owned_by":"foreshock","revision":"r1","max_model_len":64,"root":"{name}","parent":null}}"#
         )
     };
     for (path, content_type, expected) in [

@@ -56,7 +56,7 @@ impl Forward for DigestDevice {
                 let before = if position == 0 { 1 } else { self.slots[Self::slot(sequence, position - 1)] };
                 self.slots[Self::slot(sequence, position)] = mix(before, u64::from(*token));
             }
-            if sequence.logits {
+            for end in end - sequence.logits + 1..=end {
                 let slots = (0..end).map(|position| self.slots[Self::slot(sequence, position)]);
                 push_logits(slots, self.slots[Self::slot(sequence, 0)], out);
             }

@@ -48,7 +48,7 @@ pub fn options(dir: &Path) -> EngineOptions {
 
 pub fn loaded(pace: Duration) -> Loaded {
     let forward = Box::new(DigestDevice::new(pace));
-    LoadedModel { forward, eos_token_ids: vec![device::EOS], mapped_at_ns: 0 }.into()
+    LoadedModel { forward, eos_token_ids: vec![device::EOS], adapters: None, mapped_at_ns: 0 }.into()
 }
 
 impl TestEngine {
@@ -253,12 +253,14 @@ impl HopStream {
 pub fn request(prompt: &[TokenId], max_tokens: u32) -> GenerateRequest {
     GenerateRequest {
         model: MODEL.into(),
+        adapter_revision: None,
         prompt: prompt.to_vec(),
         emitted: Vec::new(),
         given: Vec::new(),
         sampling: Sampling { temperature: 0.0, ..Sampling::default() },
         stop: StopRule { max_tokens, ignore_eos: true, ..StopRule::default() },
         top_logprobs: None,
+        priority: 0,
         constraint: None,
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     },
 };
 use engine_core::{Batch, Forward, ForwardError, ForwardShape};
-use engine_store::{Checkpoint, CheckpointError, ModelConfig};
+use engine_store::{Checkpoint, CheckpointError, Linear, ModelConfig};
 
 struct Layer {
     attention_norm: Vec<f32>,
@@ -136,6 +136,9 @@ impl<E: KvElement> Gemma3<E> {
         ];
         device.multiply(tokens, &buffers.normed, &buffers.quantised, jobs, &[&layer.attention_out]);
 
+        let mut outputs =
+            [(Linear::Q, &mut buffers.q[..]), (Linear::K, &mut buffers.k[..]), (Linear::V, &mut buffers.v[..])];
+        device.adapt(plan, index, &buffers.normed, &mut outputs);
         let window = config.window(index);
         let rotary = if window.is_some() { &self.local } else { &self.global };
         for (x, norm) in [(&mut buffers.q, &layer.q_norm), (&mut buffers.k, &layer.k_norm)] {
@@ -162,10 +165,12 @@ impl<E: KvElement> Gemma3<E> {
         device.quantise(&buffers.attended, config.q_width(), &mut buffers.quantised);
         let job = Job { matrix: &layer.attention_out, out: &mut self.branch, accumulate: false };
         device.multiply(tokens, &buffers.attended, &buffers.quantised, vec![job], &[&layer.gate, &layer.up]);
+        device.adapt(plan, index, &buffers.attended, &mut [(Linear::Output, &mut self.branch[..])]);
         device.join(&self.branch, &layer.attention_post_norm, epsilon, &mut buffers.x);
     }
 
-    fn feed_forward(&mut self, index: usize, tokens: usize) {
+    fn feed_forward(&mut self, index: usize, plan: &Plan<'_>) {
+        let tokens = plan.positions.len();
         let (config, layer, buffers, device) =
             (&self.config, &self.weights.layers[index], &mut self.buffers, &mut self.device);
         let (width, epsilon, isa) = (config.ffn_width, config.norm_epsilon, device.isa);
@@ -181,6 +186,8 @@ impl<E: KvElement> Gemma3<E> {
             Job { matrix: &layer.up, out: &mut buffers.up, accumulate: false },
         ];
         device.multiply(tokens, &buffers.normed, &buffers.quantised, jobs, &[&layer.down]);
+        let mut outputs = [(Linear::Gate, &mut buffers.gate[..]), (Linear::Up, &mut buffers.up[..])];
+        device.adapt(plan, index, &buffers.normed, &mut outputs);
         let up = &buffers.up;
         device.each_row(&mut buffers.gate, width, |token, row| {
             elementwise::gelu_times(isa, row, &up[token * width..(token + 1) * width]);
@@ -188,6 +195,7 @@ impl<E: KvElement> Gemma3<E> {
         device.quantise(&buffers.gate, width, &mut buffers.quantised);
         let job = Job { matrix: &layer.down, out: &mut self.branch, accumulate: false };
         device.multiply(tokens, &buffers.gate, &buffers.quantised, vec![job], &next);
+        device.adapt(plan, index, &buffers.gate, &mut [(Linear::Down, &mut self.branch[..])]);
         device.join(&self.branch, &layer.ffn_post_norm, epsilon, &mut buffers.x);
     }
 }
@@ -199,7 +207,7 @@ impl<E: KvElement> Forward for Gemma3<E> {
 
     fn forward(&mut self, batch: &Batch, out: &mut Vec<f32>) -> Result<(), ForwardError> {
         self.device.caller.pin();
-        let plan = batch::plan(batch, &self.shape)?;
+        let plan = batch::plan(batch, &self.shape, &self.device.adapters)?;
         if batch.tokens.is_empty() {
             out.clear();
             return Ok(());
@@ -208,7 +216,7 @@ impl<E: KvElement> Forward for Gemma3<E> {
         self.branch.resize(batch.tokens.len() * self.config.width, 0.0);
         for layer in 0..self.weights.layers.len() {
             self.attention(layer, &plan);
-            self.feed_forward(layer, batch.tokens.len());
+            self.feed_forward(layer, &plan);
         }
         let weights = &self.weights;
         let matrix = weights.output();

@@ -2,9 +2,11 @@
 //! token to the residual stream and from there to logits.
 
 use crate::{
+    adapters::Adapters,
     batch::Plan,
     kernels::cpu::{
         elementwise,
+        low_rank::{self, Product},
         matmul::{self, Input, Job},
         matrix::Matrix,
         pool::Pool,
@@ -14,7 +16,7 @@ use crate::{
     },
 };
 use engine_core::{ForwardShape, TokenId};
-use engine_store::{Checkpoint, CheckpointError, ModelConfig, TensorData};
+use engine_store::{Checkpoint, CheckpointError, Linear, ModelConfig, TensorData};
 
 /// A matrix as it lies in the file, or quantised at load.
 pub(super) fn matrix(checkpoint: &Checkpoint, name: &str) -> Result<Matrix, CheckpointError> {
@@ -114,7 +116,11 @@ pub struct Device {
     pub integer: bool,
     /// The core of the calling thread, when cores were given.
     pub caller: crate::cores::Caller,
+    /// Of the weights, into huge pages.
     pub settling: Settling,
+    pub adapters: Adapters,
+    /// What lies between the two products of an adapter.
+    pub hidden: Vec<f32>,
 }
 
 impl Device {
@@ -167,6 +173,25 @@ impl Device {
     ) {
         let quantised = self.integer.then_some(quantised);
         matmul::multiply(&mut self.pool, self.isa, Input { tokens, real, quantised }, jobs, next);
+    }
+
+    /// Adds to products of `real` what the adapters of their rows change of them.
+    pub(super) fn adapt(&mut self, plan: &Plan<'_>, layer: usize, real: &[f32], outputs: &mut [(Linear, &mut [f32])]) {
+        if plan.adapted.is_empty() {
+            return;
+        }
+        let mut products = Vec::new();
+        for adapted in &plan.adapted {
+            for (out, (linear, _)) in outputs.iter().enumerate() {
+                let pair = adapted.weights.pair(layer, *linear);
+                products.extend(pair.map(|pair| Product { pair, rows: &adapted.rows, out }));
+            }
+        }
+        if products.is_empty() {
+            return;
+        }
+        let mut outputs: Vec<&mut [f32]> = outputs.iter_mut().map(|(_, out)| &mut **out).collect();
+        low_rank::apply(&mut self.pool, self.isa, real, &mut outputs, &products, &mut self.hidden);
     }
 
     /// Rows in parallel, several per item; what is little work is done in place.

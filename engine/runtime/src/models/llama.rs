@@ -16,7 +16,7 @@ use crate::{
     },
 };
 use engine_core::{Batch, Forward, ForwardError, ForwardShape};
-use engine_store::{Architecture, Biases, Checkpoint, CheckpointError, ModelConfig, Rotation};
+use engine_store::{Architecture, Biases, Checkpoint, CheckpointError, Linear, ModelConfig, Rotation};
 
 struct Layer {
     attention_norm: Vec<f32>,
@@ -153,6 +153,9 @@ impl<E: KvElement> Llama<E> {
                 device.add_bias(x, bias);
             }
         }
+        let mut outputs =
+            [(Linear::Q, &mut buffers.q[..]), (Linear::K, &mut buffers.k[..]), (Linear::V, &mut buffers.v[..])];
+        device.adapt(plan, index, &buffers.normed, &mut outputs);
         let (isa, rotary) = (device.isa, &self.rotary);
         let rotate = match config.rotation {
             Rotation::Neighbours => elementwise::rotate,
@@ -188,9 +191,11 @@ impl<E: KvElement> Llama<E> {
         if let Some(bias) = &layer.attention_out_bias {
             device.add_bias(&mut buffers.x, bias);
         }
+        device.adapt(plan, index, &buffers.attended, &mut [(Linear::Output, &mut buffers.x[..])]);
     }
 
-    fn feed_forward(&mut self, index: usize, tokens: usize) {
+    fn feed_forward(&mut self, index: usize, plan: &Plan<'_>) {
+        let tokens = plan.positions.len();
         let (config, layer, buffers, device) =
             (&self.config, &self.weights.layers[index], &mut self.buffers, &mut self.device);
         let next = match self.weights.layers.get(index + 1) {
@@ -205,6 +210,8 @@ impl<E: KvElement> Llama<E> {
             Job { matrix: &layer.up, out: &mut buffers.up, accumulate: false },
         ];
         device.multiply(tokens, &buffers.normed, &buffers.quantised, jobs, &[&layer.down]);
+        let mut outputs = [(Linear::Gate, &mut buffers.gate[..]), (Linear::Up, &mut buffers.up[..])];
+        device.adapt(plan, index, &buffers.normed, &mut outputs);
         let (isa, width, up) = (device.isa, config.ffn_width, &buffers.up);
         device.each_row(&mut buffers.gate, width, |token, row| {
             elementwise::silu_times(isa, row, &up[token * width..(token + 1) * width]);
@@ -212,6 +219,7 @@ impl<E: KvElement> Llama<E> {
         device.quantise(&buffers.gate, width, &mut buffers.quantised);
         let job = Job { matrix: &layer.down, out: &mut buffers.x, accumulate: true };
         device.multiply(tokens, &buffers.gate, &buffers.quantised, vec![job], &next);
+        device.adapt(plan, index, &buffers.gate, &mut [(Linear::Down, &mut buffers.x[..])]);
     }
 }
 
@@ -220,9 +228,15 @@ impl<E: KvElement> Forward for Llama<E> {
         self.shape
     }
 
+    fn window_tokens(&self) -> Option<usize> {
+        // The widest, if every layer has one.
+        let windows: Option<Vec<usize>> = (0..self.config.layers).map(|layer| self.config.window(layer)).collect();
+        windows?.into_iter().max()
+    }
+
     fn forward(&mut self, batch: &Batch, out: &mut Vec<f32>) -> Result<(), ForwardError> {
         self.device.caller.pin();
-        let plan = batch::plan(batch, &self.shape)?;
+        let plan = batch::plan_within(batch, &self.shape, &self.device.adapters, self.window_tokens())?;
         if batch.tokens.is_empty() {
             out.clear();
             return Ok(());
@@ -231,7 +245,7 @@ impl<E: KvElement> Forward for Llama<E> {
         self.rotary.fill(&plan.positions);
         for layer in 0..self.weights.layers.len() {
             self.attention(layer, &plan);
-            self.feed_forward(layer, batch.tokens.len());
+            self.feed_forward(layer, &plan);
         }
         let weights = &self.weights;
         let matrix = weights.output();

@@ -87,7 +87,7 @@ fn a_block_left_by_another_sequence_changes_nothing() {
 fn malformed_batches_are_refused_with_a_reason() {
     use engine_core::{Batch, BatchSequence, ForwardError};
     let mut driver = SMOLLM2.device_on(Compute::Fast, 1, Isa::detect());
-    let good = BatchSequence { new_tokens: 1, start: 0, blocks: vec![0], logits: true };
+    let good = BatchSequence { new_tokens: 1, start: 0, blocks: vec![0], logits: 1, adapter: None };
     let mut check = |token: TokenId, sequence: BatchSequence, part: &str| {
         let batch = Batch { tokens: vec![token], sequences: vec![sequence] };
         match driver.device.forward(&batch, &mut Vec::new()) {

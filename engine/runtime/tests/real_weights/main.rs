@@ -1,5 +1,6 @@
 //! The CPU device on the real checkpoint: reference tokens, the fast path's error, and bitwise invariance.
 
+mod adapters;
 mod fast;
 #[path = "../common/folder.rs"]
 mod folder;

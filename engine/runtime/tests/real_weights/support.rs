@@ -1,8 +1,8 @@
 //! Finding the checkpoint and the reference outputs, and driving a device by hand.
 
-use engine_core::{Batch, BatchSequence, BlockId, Forward, TokenId};
-use engine_runtime::{Compute, LoadOptions, kernels::cpu::simd::Isa, load_on};
-use engine_store::{Checkpoint, Gguf};
+use engine_core::{AdapterId, Batch, BatchSequence, BlockId, Forward, TokenId};
+use engine_runtime::{Adapters, Compute, LoadOptions, LoadedAdapter, kernels::cpu::simd::Isa, load_on};
+use engine_store::{Adapter, Checkpoint, Gguf, ModelConfig};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ fn root() -> PathBuf {
 }
 
 /// A checkpoint and the reference outputs of the same weights.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct Model {
     file: &'static str,
     golden: &'static str,
@@ -59,15 +59,21 @@ impl Model {
         Driver::on(&Checkpoint::from(&self.gguf()), compute, threads, isa)
     }
 
+    pub fn path(&self) -> PathBuf {
+        root().join("target/models").join(self.file)
+    }
+
     pub fn gguf(&self) -> Gguf {
-        let path = root().join("target/models").join(self.file);
-        Gguf::open(&path).unwrap_or_else(|error| panic!("{error}\nfetch the checkpoint with: cargo xtask setup"))
+        Gguf::open(self.path()).unwrap_or_else(|error| panic!("{error}\nfetch the checkpoint with: cargo xtask setup"))
     }
 }
 
 /// A device and the next KV block that no sequence has yet.
 pub struct Driver {
     pub device: Box<dyn Forward>,
+    adapters: Adapters,
+    config: ModelConfig,
+    compute: Compute,
     next_block: BlockId,
 }
 
@@ -75,6 +81,7 @@ pub struct Driver {
 pub struct Sequence {
     pub tokens: Vec<TokenId>,
     pub done: usize,
+    pub adapter: Option<AdapterId>,
     blocks: Vec<BlockId>,
 }
 
@@ -89,8 +96,17 @@ impl Driver {
     }
 
     pub fn with(checkpoint: &Checkpoint, options: LoadOptions, isa: Isa) -> Self {
+        let config = checkpoint.validate().expect("a runnable checkpoint");
+        let (adapters, compute) = (Adapters::default(), options.compute);
+        let options = LoadOptions { adapters: adapters.clone(), ..options };
         let device = load_on(checkpoint, options, isa).expect("the checkpoint loads");
-        Self { device, next_block: 0 }
+        Self { device, adapters, config, compute, next_block: 0 }
+    }
+
+    /// Loads the adapter in a folder.
+    pub fn load_adapter(&self, folder: &Path) -> LoadedAdapter {
+        let adapter = Adapter::open(folder, &self.config).expect("a good adapter");
+        self.adapters.load(&adapter, &self.config, self.compute)
     }
 
     /// Each sequence's blocks run backwards, so that no test passes by their being contiguous.
@@ -98,7 +114,7 @@ impl Driver {
         let count = (tokens.len() + room).div_ceil(self.device.shape().kv_block_tokens) as BlockId;
         let blocks = (self.next_block..self.next_block + count).rev().collect();
         self.next_block += count;
-        Sequence { tokens: tokens.to_vec(), done: 0, blocks }
+        Sequence { tokens: tokens.to_vec(), done: 0, adapter: None, blocks }
     }
 
     /// One step: `parts[i]` new tokens of each sequence; logits of those that have no token left to compute.
@@ -108,8 +124,9 @@ impl Driver {
             let start = sequence.done;
             sequence.done += new_tokens;
             batch.tokens.extend(&sequence.tokens[start..sequence.done]);
-            let logits = sequence.done == sequence.tokens.len();
-            batch.sequences.push(BatchSequence { new_tokens, start, blocks: sequence.blocks.clone(), logits });
+            let logits = usize::from(sequence.done == sequence.tokens.len());
+            let (blocks, adapter) = (sequence.blocks.clone(), sequence.adapter);
+            batch.sequences.push(BatchSequence { new_tokens, start, blocks, logits, adapter });
         }
         let mut out = Vec::new();
         self.device.forward(&batch, &mut out).expect("a well-formed batch");

@@ -58,6 +58,8 @@ pub struct GenerateOptions {
     pub seed: Option<i64>,
     /// Choices for each prompt, at least one.
     pub n: u32,
+    /// Lower is served first among the same tenant's.
+    pub priority: i32,
     /// Whether log-probabilities are wanted, and of how many of the likeliest tokens beside the chosen one.
     pub top_logprobs: Option<u32>,
     /// Whether the answer begins with the prompt.
@@ -95,6 +97,7 @@ pub(super) fn parse_options(fields: &mut Fields<'_>) -> Result<GenerateOptions, 
     let repetition_penalty = fields.number("repetition_penalty", "greater than 0", |p| p > 0.0)?;
     let logit_bias = fields.take_raw("logit_bias").map(parse_logit_bias).transpose()?.unwrap_or_default();
     let n = fields.integer("n", "an integer from 1 to 16", |n| (1..=i64::from(MAX_CHOICES)).contains(&n))?;
+    let priority = fields.take::<i32>("priority", "an integer of 32 bits")?.unwrap_or(0);
     let seed = fields.take::<i64>("seed", "an integer of 64 bits")?;
     let stop = fields.take_raw("stop").map(parse_stop).transpose()?.unwrap_or_default();
     let stop_token_ids = parse_stop_token_ids(fields)?;
@@ -121,6 +124,7 @@ pub(super) fn parse_options(fields: &mut Fields<'_>) -> Result<GenerateOptions, 
         logit_bias,
         seed,
         n: n.map_or(1, clamp_u32),
+        priority,
         top_logprobs: None,
         echo: false,
         stop,

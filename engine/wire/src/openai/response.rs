@@ -240,4 +240,8 @@ pub struct ModelObject {
     pub revision: String,
     /// Longest sequence, tokens; named as vLLM names it.
     pub max_model_len: u32,
+    /// What the model is made from, as vLLM has it: its own name, or the name of an adapter's folder.
+    pub root: String,
+    /// The base model of an adapter.
+    pub parent: Option<String>,
 }

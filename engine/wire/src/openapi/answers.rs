@@ -118,6 +118,8 @@ fn others() -> Map<String, Value> {
                 ("owned_by", string()),
                 ("revision", string()),
                 ("max_model_len", integer()),
+                ("root", string()),
+                ("parent", json!({ "type": ["string", "null"] })),
             ]),
         ),
         (

@@ -146,6 +146,12 @@ pub(super) const GENERATE: &[Parameter] = &[
         "Choices for each prompt; at most 64 in one request.",
     ),
     optional(
+        "priority",
+        r#"{"type":"integer","minimum":-2147483648,"maximum":2147483647,"default":0}"#,
+        "-1",
+        "Lower is served first, among the requests of the same tenant; one is overtaken at most 64 times.",
+    ),
+    optional(
         "stop",
         r#"{"type":["string","array"],"maxItems":16}"#,
         r#"["END"]"#,

@@ -86,6 +86,32 @@ impl Drop for Tiles {
     }
 }
 
+/// Operations, two for each multiply-add, in one turn of [`spin`].
+pub(super) const SPIN_OPS: u64 = 4 * 2 * 16 * 16 * 64;
+
+/// Products of whole tiles in registers, as many as the unit takes at once, `turns` times: for measuring its peak.
+///
+/// # Safety
+/// [`request`] must have answered true.
+pub(super) unsafe fn spin(turns: u64) {
+    // SAFETY: permission was given, as the caller vouches.
+    let _tiles = unsafe { Tiles::new(4 * TILE, TILE) };
+    // SAFETY: tiles are configured; nothing but tile registers is touched.
+    unsafe {
+        asm!(
+            "2:",
+            "tdpbssd tmm0, tmm2, tmm3",
+            "tdpbssd tmm1, tmm2, tmm3",
+            "tdpbssd tmm4, tmm2, tmm3",
+            "tdpbssd tmm5, tmm2, tmm3",
+            "dec {n}",
+            "jnz 2b",
+            n = inout(reg) turns => _,
+            options(nomem, nostack),
+        );
+    }
+}
+
 /// Sums of one product: a row per token, a column per weight row.
 #[repr(C, align(64))]
 #[derive(Clone, Copy)]

@@ -19,6 +19,7 @@ mod integer_avx512;
 mod integer_portable;
 pub mod kv;
 pub mod kv_format;
+pub mod low_rank;
 pub mod matmul;
 pub mod matrix;
 pub mod peak;

@@ -1,6 +1,8 @@
 //! The bounds that kernels are measured against: what the cores' widest integer instruction reaches when nothing but
 //! registers feeds it (prefill), and what the widest loads bring in (decode).
 
+#[cfg(target_arch = "x86_64")]
+use super::amx;
 use std::time::{Duration, Instant};
 
 /// Loop passes between two looks at the clock.
@@ -57,6 +59,11 @@ fn sum(words: &[u64]) {
 /// Runs the loop once; answers how many operations that was.
 #[cfg(target_arch = "x86_64")]
 fn pass() -> u64 {
+    if amx::request() {
+        // SAFETY: the tiles were just granted.
+        unsafe { amx::spin(PASSES) };
+        return PASSES * amx::SPIN_OPS;
+    }
     if is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512f") {
         // SAFETY: the features were just found.
         unsafe { x86::vnni() };

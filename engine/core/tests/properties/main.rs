@@ -1,16 +1,19 @@
 //! Properties of the scheduler under arbitrary submissions, cancellations, failures and steps, over a fake
 //! device whose next token depends on every KV slot of its sequence: a block that leaked, was overwritten, was
-//! found under a wrong name or before it was written shows up as another token. Prompts of several tenants
-//! begin alike, so that many find a prefix in the cache.
+//! found under a wrong name or before it was written shows up as another token. Prompts of several tenants and
+//! adapters begin alike, so that many find a prefix in the cache.
+
+mod starvation;
 
 use engine_core::*;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 const VOCAB: u64 = 17;
 const EOS: TokenId = 3;
 const TENANTS: usize = 3;
+/// Adapters, and one that stands for none.
+const ADAPTERS: u32 = 3;
 
 fn mix(state: u64, value: u64) -> u64 {
     (state ^ value.wrapping_add(0x9e37_79b9_7f4a_7c15)).wrapping_mul(0xff51_afd7_ed55_8ccd).rotate_left(23)
@@ -19,32 +22,40 @@ fn mix(state: u64, value: u64) -> u64 {
 /// KV memory: a slot holds a digest of the prefix that ends there.
 struct FakeDevice {
     block_tokens: usize,
+    /// Slots that a draw depends on.
+    window_tokens: usize,
     slots: Vec<u64>,
 }
 
 impl FakeDevice {
-    fn new(shape: ForwardShape) -> Self {
-        Self { block_tokens: shape.kv_block_tokens, slots: vec![0; shape.kv_blocks * shape.kv_block_tokens] }
+    fn new(shape: ForwardShape, window_tokens: usize) -> Self {
+        Self {
+            block_tokens: shape.kv_block_tokens,
+            window_tokens,
+            slots: vec![0; shape.kv_blocks * shape.kv_block_tokens],
+        }
     }
 
     fn slot(&self, sequence: &BatchSequence, position: usize) -> usize {
         sequence.blocks[position / self.block_tokens] as usize * self.block_tokens + position % self.block_tokens
     }
 
-    /// The next token of each sequence that wants logits.
+    /// The next token after each one whose logits are wanted.
     fn forward(&mut self, batch: &Batch) -> Vec<TokenId> {
         let mut tokens = batch.tokens.iter();
         let mut next = Vec::new();
         for sequence in &batch.sequences {
             for position in sequence.start..sequence.start + sequence.new_tokens {
-                let before = if position == 0 { 1 } else { self.slots[self.slot(sequence, position - 1)] };
+                let before =
+                    if position == 0 { begin(sequence.adapter) } else { self.slots[self.slot(sequence, position - 1)] };
                 let token = *tokens.next().expect("as many tokens as the sequences say");
                 let slot = self.slot(sequence, position);
                 self.slots[slot] = mix(before, u64::from(token));
             }
-            if sequence.logits {
-                let end = sequence.start + sequence.new_tokens;
-                next.push(choose((0..end).map(|p| self.slots[self.slot(sequence, p)])));
+            let end = sequence.start + sequence.new_tokens;
+            for end in end - sequence.logits + 1..=end {
+                let first = end.saturating_sub(self.window_tokens);
+                next.push(choose((first..end).map(|p| self.slots[self.slot(sequence, p)])));
             }
         }
         assert_eq!(tokens.next(), None);
@@ -52,21 +63,35 @@ impl FakeDevice {
     }
 }
 
+/// What the first slot of a sequence is made from.
+fn begin(adapter: Option<AdapterId>) -> u64 {
+    adapter.map_or(1, |adapter| u64::from(adapter) + 2)
+}
+
+/// The token after these.
+fn choose_after(adapter: Option<AdapterId>, tokens: &[TokenId], window_tokens: usize) -> TokenId {
+    choose(slots_of(adapter, tokens).skip(tokens.len().saturating_sub(window_tokens)))
+}
+
+/// The slots of a sequence of these tokens.
+fn slots_of(adapter: Option<AdapterId>, tokens: &[TokenId]) -> impl Iterator<Item = u64> {
+    tokens.iter().scan(begin(adapter), |state, token| {
+        *state = mix(*state, u64::from(*token));
+        Some(*state)
+    })
+}
+
 fn choose(slots: impl Iterator<Item = u64>) -> TokenId {
     (slots.fold(7, mix) % VOCAB) as TokenId
 }
 
 /// One sequence, alone, without paging: what the scheduler must reproduce.
-fn reference(submission: &Submission, max_sequence_tokens: usize) -> (Vec<TokenId>, EndReason) {
+fn reference(submission: &Submission, max_sequence_tokens: usize, window_tokens: usize) -> (Vec<TokenId>, EndReason) {
     let mut tokens: Vec<TokenId> = submission.prompt.iter().chain(&submission.emitted).copied().collect();
     let mut output = submission.emitted.len();
     let mut produced = Vec::new();
     loop {
-        let slots = tokens.iter().scan(1, |state, token| {
-            *state = mix(*state, u64::from(*token));
-            Some(*state)
-        });
-        let token = choose(slots);
+        let token = choose_after(submission.adapter.as_ref().map(|adapter| adapter.id), &tokens, window_tokens);
         tokens.push(token);
         produced.push(token);
         output += 1;
@@ -101,10 +126,19 @@ fn submission() -> impl Strategy<Value = Submission> {
         let common = (0..common as TokenId).map(|n| n * n % VOCAB as TokenId);
         common.chain(own).collect()
     });
-    (prop_oneof![prompt, tokens(1..24)], tokens(0..4), limits, 0..TENANTS).prop_map(
-        |(prompt, emitted, (max, min_tokens, ignore_eos, stop_token_ids), tenant)| {
+    let rank = (-2..3i32, 0..3u64);
+    (prop_oneof![prompt, tokens(1..24)], tokens(0..4), limits, (0..TENANTS, 0..ADAPTERS), rank).prop_map(
+        |(
+            prompt,
+            emitted,
+            (max, min_tokens, ignore_eos, stop_token_ids),
+            (tenant, adapter),
+            (priority, deadline_ns),
+        )| {
             let limits = Limits { max_tokens: max, min_tokens, given_tokens: 0, ignore_eos, stop_token_ids };
-            Submission { id: SequenceId(0), tenant: tenant.to_string().into(), prompt, emitted, limits }
+            let (id, tenant) = (SequenceId(0), tenant.to_string().into());
+            let adapter = adapter.checked_sub(1).map(|id| Adapter { id, revision: format!("r{id}").into() });
+            Submission { id, tenant, adapter, prompt, emitted, limits, priority, deadline_ns, speculate: true }
         },
     )
 }
@@ -120,31 +154,86 @@ fn operation() -> impl Strategy<Value = Operation> {
     ]
 }
 
+/// Where drafts come from.
+#[derive(Clone, Copy, Debug)]
+enum Drafts {
+    /// What the scheduler itself does.
+    Own,
+    /// Tokens without meaning, as many as allowed, some outside the vocabulary.
+    Garbage,
+    /// What will be drawn, so that every draft is accepted whole.
+    Right,
+    /// The same with an error somewhere.
+    Nearly,
+}
+
+fn drafts() -> impl Strategy<Value = Drafts> {
+    prop_oneof![Just(Drafts::Own), Just(Drafts::Garbage), Just(Drafts::Right), Just(Drafts::Nearly)]
+}
+
+/// What a drafter that knows the device drafts after these tokens.
+fn foretell(
+    drafts: Drafts,
+    adapter: Option<AdapterId>,
+    tokens: &[TokenId],
+    window_tokens: usize,
+    salt: u64,
+) -> Vec<TokenId> {
+    if matches!(drafts, Drafts::Garbage) {
+        return (0..9).map(|n| (mix(salt, n) % (VOCAB + 1)) as TokenId).collect();
+    }
+    let mut all = tokens.to_vec();
+    for _ in 0..9 {
+        all.push(choose_after(adapter, &all, window_tokens));
+    }
+    let mut draft = all.split_off(tokens.len());
+    if matches!(drafts, Drafts::Nearly) {
+        let wrong = salt as usize % draft.len();
+        draft[wrong] = (draft[wrong] + 1) % VOCAB as TokenId;
+    }
+    draft
+}
+
+/// The draws of a step whose rows say these tokens.
+fn draw(step: &Step, tokens: Vec<TokenId>) -> Vec<Sampled> {
+    let mut void = None;
+    let draws = step.rows.iter().zip(tokens).map(|(row, token)| {
+        if void == Some(row.sequence) {
+            return Sampled::Skipped;
+        }
+        if row.draft.is_some_and(|draft| draft != token) {
+            void = Some(row.sequence);
+        }
+        Sampled::Token(token)
+    });
+    draws.collect()
+}
+
 /// The scheduler, its fake device, and what is known from outside.
 struct World {
+    drafts: Drafts,
     shape: ForwardShape,
     config: SchedulerConfig,
     scheduler: Scheduler,
     device: FakeDevice,
     live: BTreeMap<SequenceId, Submission>,
     output: BTreeMap<SequenceId, Vec<TokenId>>,
-    /// By tenant, in order.
-    joined: BTreeMap<Arc<str>, Vec<SequenceId>>,
     /// What was admitted, with the number of tokens that came from the cache.
     hit_tokens: usize,
     next_id: u64,
 }
 
 impl World {
-    fn new(shape: ForwardShape, config: SchedulerConfig) -> Self {
+    fn new(shape: ForwardShape, config: SchedulerConfig, drafts: Drafts) -> Self {
+        let window_tokens = config.window_tokens.unwrap_or(usize::MAX);
         Self {
+            drafts,
             shape,
             scheduler: Scheduler::new(shape, config.clone()).expect("a valid configuration"),
             config,
-            device: FakeDevice::new(shape),
+            device: FakeDevice::new(shape, window_tokens),
             live: BTreeMap::new(),
             output: BTreeMap::new(),
-            joined: BTreeMap::new(),
             hit_tokens: 0,
             next_id: 0,
         }
@@ -204,20 +293,37 @@ impl World {
         self.live.remove(&id);
     }
 
+    fn schedule(&mut self) -> Option<Step> {
+        let (drafts, window_tokens) = (self.drafts, self.device.window_tokens);
+        let live = &self.live;
+        let adapter = |id| live.get(&id).and_then(|submission: &Submission| submission.adapter.as_ref()).map(|a| a.id);
+        let mut salt = self.scheduler.stats().steps_total;
+        match drafts {
+            Drafts::Own => self.scheduler.schedule(),
+            _ => self.scheduler.schedule_with_drafts(&mut |id, tokens| {
+                salt = mix(salt, id.0);
+                foretell(drafts, adapter(id), tokens, window_tokens, salt)
+            }),
+        }
+    }
+
     fn step(&mut self, cancelled: Option<SequenceId>, bad_row: Option<usize>) -> bool {
-        let Some(step) = self.scheduler.schedule() else { return false };
+        let Some(step) = self.schedule() else { return false };
         self.check_step(&step);
         assert_eq!(self.scheduler.audit(), Ok(()));
         assert_eq!(self.scheduler.schedule(), None, "one step at a time");
         let tokens = self.device.forward(&step.batch);
         self.cancel(cancelled);
         assert_eq!(self.scheduler.audit(), Ok(()));
-        let mut sampled: Vec<Sampled> = tokens.into_iter().map(Sampled::Token).collect();
+        let mut sampled = draw(&step, tokens);
+        // Times that neither grow nor fall in order: whatever is made of them, the output is the same.
+        let tokens = step.batch.tokens.len();
+        self.scheduler.observe_step(tokens, 1000 + mix(self.next_id, tokens as u64) % 5000);
         if let Some(n) = bad_row.filter(|_| !sampled.is_empty()) {
             let row = n % sampled.len();
             sampled[row] = Sampled::Failed;
         }
-        let wrong = self.scheduler.complete(step.id, &[Sampled::Failed; 99]);
+        let wrong = self.scheduler.complete(step.id, &[Sampled::Failed; 999]);
         assert!(matches!(wrong, Err(StepError::RowCount { .. })));
         let events = self.scheduler.complete(step.id, &sampled).expect("the step in flight");
         assert_eq!(self.scheduler.complete(step.id, &sampled), Err(StepError::NotInFlight));
@@ -226,7 +332,7 @@ impl World {
     }
 
     fn failing_step(&mut self, n: usize) {
-        let Some(step) = self.scheduler.schedule() else { return };
+        let Some(step) = self.schedule() else { return };
         self.check_step(&step);
         let lost = n % step.batch.sequences.len();
         let events = self.scheduler.fail(step.id, &[lost]).expect("the step in flight");
@@ -243,7 +349,7 @@ impl World {
                 }
                 SequenceEvent::Ended { id, reason } => {
                     let submission = self.live.remove(&id).expect("it lives");
-                    let (expected, expected_reason) = reference(&submission, self.longest());
+                    let (expected, expected_reason) = reference(&submission, self.longest(), self.device.window_tokens);
                     assert_eq!(self.output[&id], expected, "{submission:?}");
                     assert_eq!(reason, expected_reason, "{submission:?}");
                 }
@@ -256,16 +362,24 @@ impl World {
         let batch = &step.batch;
         assert!(!batch.sequences.is_empty() && batch.sequences.len() <= self.config.max_running);
         assert!(batch.tokens.len() <= self.config.step_tokens, "the budget is kept");
-        assert_eq!(batch.sequences.iter().filter(|s| s.logits).count(), step.rows.len());
+        assert_eq!(batch.sequences.iter().map(|s| s.logits).sum::<usize>(), step.rows.len());
         let mut written = BTreeSet::new();
         let mut read = BTreeSet::new();
         for sequence in &batch.sequences {
             assert!(sequence.new_tokens > 0);
             let end = sequence.start + sequence.new_tokens;
             assert!(sequence.blocks.len() * self.shape.kv_block_tokens >= end);
-            assert!(sequence.blocks.iter().all(|block| (*block as usize) < self.shape.kv_blocks));
             let first = sequence.start / self.shape.kv_block_tokens;
-            read.extend(&sequence.blocks[..first]);
+            let seen = (sequence.start + 1).saturating_sub(self.device.window_tokens) / self.shape.kv_block_tokens;
+            assert!(sequence.blocks[seen..].iter().all(|block| (*block as usize) < self.shape.kv_blocks));
+            let held = sequence.blocks.iter().filter(|block| **block != NO_BLOCK).count();
+            if let Some(window_tokens) = self.config.window_tokens
+                && sequence.logits == sequence.new_tokens
+            {
+                let most = (window_tokens + sequence.new_tokens).div_ceil(self.shape.kv_block_tokens) + 2;
+                assert!(held <= most, "{held} blocks of {most} for a window of {window_tokens} tokens");
+            }
+            read.extend(sequence.blocks[..first].iter().filter(|block| **block != NO_BLOCK));
             for block in &sequence.blocks[first..] {
                 assert!(written.insert(*block), "block {block} is written by two");
             }
@@ -279,9 +393,6 @@ impl World {
             );
             assert!(*cached_tokens <= submission.prompt.len());
             self.hit_tokens += cached_tokens;
-            let joined = self.joined.entry(submission.tenant.clone()).or_default();
-            assert!(joined.last() < Some(id), "within a tenant first come, first served: {joined:?}, {id:?}");
-            joined.push(*id);
         }
     }
 
@@ -309,6 +420,11 @@ proptest! {
         max_running in 1..6usize,
         more_tokens in 0..12usize,
         max_waiting in 1..10usize,
+        (drafts, speculation) in (drafts(), prop_oneof![
+            Just(Speculation::Off), Just(Speculation::WhenItPays), Just(Speculation::Always)
+        ]),
+        itl_target_ns in 500..8000u64,
+        window_tokens in proptest::option::of(2..24usize),
     ) {
         let shape = ForwardShape { vocab: VOCAB as usize, kv_block_tokens, kv_blocks, context_tokens };
         let config = SchedulerConfig {
@@ -316,9 +432,13 @@ proptest! {
             max_running,
             max_waiting,
             eos_token_ids: vec![EOS],
+            chunk_tokens: 4,
+            itl_target_ns,
+            speculation,
+            window_tokens,
             ..SchedulerConfig::default()
         };
-        let mut world = World::new(shape, config);
+        let mut world = World::new(shape, config, drafts);
         for operation in operations {
             world.apply(operation);
         }
@@ -334,48 +454,5 @@ proptest! {
         let stats = world.scheduler.stats();
         prop_assert_eq!(stats.kv_blocks_used, 0);
         prop_assert!(stats.prefix_hit_tokens_total >= world.hit_tokens as u64);
-    }
-
-    /// However many others come, of known tenants and of new ones, before it and with every step after it:
-    /// whoever waits is let in within as many admissions as there were tenants and running ones before it.
-    #[test]
-    fn nobody_starves_while_others_keep_coming(
-        before in proptest::collection::vec((0..6u64, 1..40usize, 1..6usize), 0..30),
-        after in proptest::collection::vec((0..60u64, 1..40usize, 1..6usize), 120),
-        max_running in 1..4usize,
-        kv_blocks in 12..30usize,
-    ) {
-        let shape = ForwardShape { vocab: VOCAB as usize, kv_block_tokens: 4, kv_blocks, context_tokens: 48 };
-        let config = SchedulerConfig { step_tokens: 48, max_running, max_waiting: 1000, ..Default::default() };
-        let mut scheduler = Scheduler::new(shape, config).expect("a valid configuration");
-        let submission = |id: u64, (tenant, prompt_tokens, max_tokens): (u64, usize, usize)| Submission {
-            id: SequenceId(id),
-            tenant: format!("tenant {tenant}").into(),
-            prompt: (0..prompt_tokens as u64).map(|n| (mix(id, n) % VOCAB) as TokenId).collect(),
-            emitted: Vec::new(),
-            limits: Limits { max_tokens, min_tokens: 0, given_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
-        };
-        let tenants: BTreeSet<u64> = before.iter().map(|(tenant, ..)| *tenant).collect();
-        for (id, other) in before.into_iter().enumerate() {
-            scheduler.submit(submission(id as u64 + 1000, other)).expect("room");
-        }
-        scheduler.submit(Submission { tenant: "waits".into(), ..submission(0, (0, 40, 6)) }).expect("room");
-        let mut overtaken = BTreeSet::new();
-        for (id, other) in after.into_iter().enumerate() {
-            scheduler.submit(submission(id as u64 + 2000, other)).expect("room");
-            let step = scheduler.schedule().expect("work");
-            let place = step.admitted.iter().position(|admitted| admitted.id == SequenceId(0));
-            overtaken.extend(step.admitted.iter().take(place.unwrap_or(usize::MAX)).map(|admitted| admitted.id));
-            if place.is_some() {
-                overtaken.clear();
-                break;
-            }
-            let tokens = vec![Sampled::Token(1); step.rows.len()];
-            scheduler.complete(step.id, &tokens).expect("in flight");
-            prop_assert_eq!(scheduler.audit(), Ok(()));
-            // A turn lets in at most a quantum of prompts and one more; each has at least one token.
-            prop_assert!(overtaken.len() <= 49 * (tenants.len() + 1), "{:?} came before", overtaken);
-        }
-        prop_assert!(overtaken.is_empty(), "it still waits behind {:?}", overtaken);
     }
 }
