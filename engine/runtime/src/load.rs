@@ -7,6 +7,7 @@ use crate::{
         kv::{self, KvPool, KvShape},
         kv_format::{KvElement, KvFormat},
         pool::Pool,
+        settle::Settling,
         simd::Isa,
     },
     models::{
@@ -145,7 +146,7 @@ pub(crate) fn device(options: &LoadOptions, isa: Isa) -> Result<Device, LoadErro
     let pool = Pool::new(threads, start).map_err(|source| LoadError::Thread { source })?;
     let caller = Caller::new(options.cores.first().copied());
     let (adapters, integer) = (options.adapters.clone(), options.compute == Compute::Fast);
-    Ok(Device { isa, pool, integer, caller, adapters, hidden: Vec::new() })
+    Ok(Device { isa, pool, integer, caller, settling: Settling::default(), adapters, hidden: Vec::new() })
 }
 
 fn kv_shape(config: &ModelConfig, options: &LoadOptions) -> Result<KvShape, LoadError> {

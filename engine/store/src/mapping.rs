@@ -1,7 +1,7 @@
 //! The bytes of a checkpoint: a shared read-only map of the file, or bytes given by a test.
 
-use memmap2::{Advice, Mmap, MmapOptions};
-use std::{fs::File, io, path::Path, sync::Arc};
+use memmap2::{Advice, Mmap, MmapOptions, UncheckedAdvice};
+use std::{fs::File, io, ops::Range, path::Path, sync::Arc};
 
 /// Bytes that live as long as anyone holds a clone.
 #[derive(Clone)]
@@ -50,5 +50,17 @@ impl Mapping {
             // Linux before 5.14 does not know it; then reading ahead has to do.
             map.advise(Advice::PopulateRead).or_else(|_| map.advise(Advice::WillNeed))
         });
+    }
+
+    /// Takes whole pages within `range` out of the process's memory. Failure costs memory alone.
+    pub(crate) fn release(&self, range: Range<usize>) {
+        // Larger pages only release less.
+        const PAGE_BYTES: usize = 4096;
+        let Self::File(map) = self else { return };
+        let (start, end) = (range.start.next_multiple_of(PAGE_BYTES), range.end / PAGE_BYTES * PAGE_BYTES);
+        if start < end {
+            // SAFETY: the map is read-only and of a file, so pages that are dropped are read again with the same bytes.
+            let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start) };
+        }
     }
 }

@@ -169,6 +169,18 @@ impl TensorData {
     pub fn dims(&self) -> &[u64] {
         &self.dims
     }
+
+    /// Whether the bytes lie in a file that is mapped.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.mapping, Mapping::File(_))
+    }
+
+    /// Takes the pages that hold only these of the tensor's bytes out of the process's memory. They come back, from the
+    /// page cache or the file, when they are read again.
+    pub fn release(&self, range: Range<usize>) {
+        let end = self.range.end.min(self.range.start + range.end);
+        self.mapping.release(self.range.start + range.start..end);
+    }
 }
 
 impl Deref for TensorData {

@@ -73,6 +73,15 @@ impl Weights {
         })
     }
 
+    /// Those that a step reads whole, in the order in which it does.
+    fn matrices_mut(&mut self) -> Vec<&mut Matrix> {
+        let layers = self.layers.iter_mut().flat_map(|layer| {
+            let Layer { q, k, v, attention_out, gate, up, down, .. } = layer;
+            [q, k, v, attention_out, gate, up, down]
+        });
+        layers.chain([self.output.as_mut().unwrap_or(&mut self.embedding)]).collect()
+    }
+
     fn output(&self) -> &Matrix {
         self.output.as_ref().unwrap_or(&self.embedding)
     }
@@ -213,6 +222,7 @@ impl<E: KvElement> Forward for Gemma3<E> {
         let matrix = weights.output();
         let epsilon = self.config.norm_epsilon;
         self.device.logits(&mut self.buffers, &plan, (&weights.output_norm, epsilon), matrix, out);
+        self.device.settling.step(&mut self.device.pool, self.weights.matrices_mut());
         batch::check_finite(batch, self.shape.vocab, out)
     }
 }

@@ -11,6 +11,7 @@ use crate::{
         matrix::Matrix,
         pool::Pool,
         quant::{self, Quantised},
+        settle::Settling,
         simd::Isa,
     },
 };
@@ -115,6 +116,8 @@ pub struct Device {
     pub integer: bool,
     /// The core of the calling thread, when cores were given.
     pub caller: crate::cores::Caller,
+    /// Of the weights, into huge pages.
+    pub settling: Settling,
     pub adapters: Adapters,
     /// What lies between the two products of an adapter.
     pub hidden: Vec<f32>,

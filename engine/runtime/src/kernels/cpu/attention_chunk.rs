@@ -192,18 +192,23 @@ impl<'a, E: KvElement, K: Sink> Attend<'a, E, K> {
     /// their scores are masked.
     #[inline(always)]
     fn load_keys<S: Wide, const N: usize>(&mut self, s: S, first: usize, count: usize, tiles: &Range<usize>) {
-        let dim = self.source.kv.shape.head_dim;
+        // Dimensions that share a line.
+        let per_line = (LINE / (TILE * size_of::<E>())).max(1);
         for k in 0..count.min(N) {
             let from = self.tile(first + k);
             let next = self.ahead(first + k, N, tiles);
-            let into = self.scratch.keys.as_chunks_mut::<N>().0.iter_mut();
-            for (d, (x, into)) in from.keys.as_chunks::<TILE>().0.iter().zip(into).enumerate().take(dim) {
-                if (d * size_of_val(x)).is_multiple_of(LINE) {
-                    s.prefetch(&next[d * TILE..][..1]);
+            let groups = from.keys.chunks(GROUP * TILE).zip(next.chunks(GROUP * TILE));
+            let into = self.scratch.keys.as_chunks_mut::<N>().0.chunks_mut(GROUP);
+            for (group, ((keys, next), into)) in groups.zip(into).enumerate() {
+                let scale = if E::SCALED { s.load(&from.key_scales[group]) } else { s.zero() };
+                let lines = keys.chunks(per_line * TILE).zip(next.chunks(per_line * TILE));
+                for ((keys, next), into) in lines.zip(into.chunks_mut(per_line)) {
+                    s.prefetch(&next[..1]);
+                    for (x, into) in keys.as_chunks::<TILE>().0.iter().zip(into) {
+                        let v = E::load(s, x);
+                        s.store(if E::SCALED { s.mul(v, scale) } else { v }, &mut into[k]);
+                    }
                 }
-                let v = E::load(s, x);
-                let v = if E::SCALED { s.mul(v, s.load(&from.key_scales[d / GROUP])) } else { v };
-                s.store(v, &mut into[k]);
             }
         }
     }
@@ -224,31 +229,35 @@ impl<'a, E: KvElement, K: Sink> Attend<'a, E, K> {
         let (from, dim) = (self.tile(tile), self.source.kv.shape.head_dim);
         let next = self.tile((tile + VALUES_AHEAD).min(end - 1)).values;
         let rows = from.values.chunks_exact(dim).zip(next.chunks_exact(dim));
+        let into = self.scratch.values.as_chunks_mut::<N>().0;
         for (position, (row, next)) in rows.enumerate().take(valid) {
             s.prefetch(next);
             let (whole, rest) = row.as_chunks::<LANES>();
-            for (column, x) in whole.iter().enumerate() {
-                let v = scaled::<S, E>(s, &from, column, position, E::load(s, x));
-                s.store(v, &mut self.scratch.values[(column / N * TILE + position) * N + column % N]);
+            // Columns that are summed together share a scale: they are at most a group.
+            for (pass, columns) in whole.chunks(N).enumerate() {
+                let scale = scale_of::<S, E, N>(s, &from, pass, position);
+                for (x, into) in columns.iter().zip(&mut into[pass * TILE + position]) {
+                    let v = E::load(s, x);
+                    s.store(if E::SCALED { s.mul(v, scale) } else { v }, into);
+                }
             }
             if !rest.is_empty() {
                 let mut filled = [E::zeroed(); LANES];
                 filled[..rest.len()].copy_from_slice(rest);
-                let column = whole.len();
-                let v = scaled::<S, E>(s, &from, column, position, E::load(s, &filled));
-                s.store(v, &mut self.scratch.values[(column / N * TILE + position) * N + column % N]);
+                let (pass, column) = (whole.len() / N, whole.len() % N);
+                let v = E::load(s, &filled);
+                let v = if E::SCALED { s.mul(v, scale_of::<S, E, N>(s, &from, pass, position)) } else { v };
+                s.store(v, &mut into[pass * TILE + position][column]);
             }
         }
     }
 }
 
-/// A column of one position's value, multiplied with its scale if it has one.
+/// The scale of the columns of one pass and position.
 #[inline(always)]
-fn scaled<S: Wide, E: KvElement>(s: S, from: &Tile<'_, E>, column: usize, position: usize, v: S::V) -> S::V {
-    match E::SCALED {
-        true => s.mul(v, s.splat(from.value_scales[column * LANES / GROUP][position])),
-        false => v,
-    }
+fn scale_of<S: Wide, E: KvElement, const N: usize>(s: S, from: &Tile<'_, E>, pass: usize, position: usize) -> S::V {
+    const { assert!(GROUP.is_multiple_of(N * LANES)) };
+    if E::SCALED { s.splat(from.value_scales[pass * N * LANES / GROUP][position]) } else { s.zero() }
 }
 
 impl Scratch {

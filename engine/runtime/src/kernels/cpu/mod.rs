@@ -3,6 +3,7 @@
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+mod arena;
 pub mod attention;
 mod attention_chunk;
 pub mod elementwise;
@@ -27,6 +28,7 @@ pub mod quant;
 #[cfg(target_arch = "x86_64")]
 mod quant_avx512;
 mod real;
+pub mod settle;
 mod share;
 pub mod simd;
 #[cfg(target_arch = "x86_64")]
