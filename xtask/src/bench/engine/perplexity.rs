@@ -4,7 +4,7 @@
 //! As that tool counts: chunks of 512 tokens, each by itself, with the model's beginning-of-text token in
 //! place of the first where the model wants one, and only the second half of each is scored.
 
-use super::process::{Engine, NAME};
+use super::process::{Engine, NAME, PLAIN};
 use super::subject::Subject;
 use super::{Bound, add};
 use crate::bench::llama;
@@ -26,7 +26,7 @@ pub fn measure(subject: &Subject, model: &Path, report: &mut Report) -> Result<(
     eprintln!("    {}: perplexity", subject.name);
     let text_path = layout::root().join("LICENSE");
     let peer = llama::perplexity(model, &text_path, CHUNK_TOKENS)?;
-    let engine = Engine::start(model, &[])?;
+    let engine = Engine::start(model, PLAIN)?;
     let ours = perplexity(engine.addr, &std::fs::read_to_string(&text_path)?)?;
     let samples = Samples { ours: vec![ours], peer: vec![peer] };
     add(report, format!("{}: perplexity", subject.name), "", &samples, Bound::AtMost(RATIO_MOST), None);

@@ -1,6 +1,6 @@
 //! A prefix that requests share: time to first token of a later request beside that of the first. Both are ours.
 
-use super::process::{Engine, NAME};
+use super::process::{Engine, NAME, PLAIN};
 use super::subject::Subject;
 use super::{Bound, add};
 use crate::bench::load;
@@ -15,7 +15,7 @@ const OWN_TOKENS: usize = 16;
 const RATIO_MOST: f64 = 0.1;
 
 pub fn measure(subject: &Subject, model: &Path, report: &mut Report) -> Result<()> {
-    let engine = Engine::start(model, &[])?;
+    let engine = Engine::start(model, PLAIN)?;
     let mut samples = Samples::default();
     for round in 1..=ROUNDS {
         eprintln!("    {}: shared prefix: round {round} of {ROUNDS}", subject.name);

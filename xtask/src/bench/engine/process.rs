@@ -19,6 +19,9 @@ pub struct Engine {
     pub addr: SocketAddr,
 }
 
+/// Without drafts: what follows a random prompt repeats itself, and drafts of repetitions would flatter every figure.
+pub const PLAIN: &[&str] = &["--speculation", "off"];
+
 /// Name of the model.
 pub const NAME: &str = "engine";
 

@@ -1,6 +1,6 @@
 //! Closed-loop streaming clients, each asking anew as soon as it is answered.
 
-use super::process::{Engine, NAME};
+use super::process::{Engine, NAME, PLAIN};
 use super::subject::Subject;
 use super::{Bound, add};
 use crate::bench::llama;
@@ -18,7 +18,7 @@ const PROMPT_TOKENS: usize = 128;
 const OUTPUT_TOKENS: usize = 64;
 
 pub fn measure(subject: &Subject, model: &Path, report: &mut Report) -> Result<()> {
-    let ours = Engine::start(model, &[])?;
+    let ours = Engine::start(model, PLAIN)?;
     let mut peer = llama::spawn(model, &["--ctx-size", "8192", "--parallel", "16"])?;
     peer.wait_for_token(Instant::now(), 4)?;
     for (clients, least) in subject.serving_least {

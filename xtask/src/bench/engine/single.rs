@@ -1,7 +1,7 @@
 //! One request at a time: prefill, decode at an empty and at a long context, and the memory held after them.
 
 use super::floor::Floor;
-use super::process::{Engine, NAME, resident_mib};
+use super::process::{Engine, NAME, PLAIN, resident_mib};
 use super::subject::Subject;
 use super::{Bound, add};
 use crate::bench::llama;
@@ -29,7 +29,7 @@ struct Case {
 }
 
 pub fn measure(subject: &Subject, model: &Path, floor: &Floor, report: &mut Report) -> Result<()> {
-    let ours = Engine::start(model, &[])?;
+    let ours = Engine::start(model, PLAIN)?;
     let mut peer = llama::spawn(model, &["--ctx-size", "4096", "--parallel", "1"])?;
     peer.wait_for_token(Instant::now(), 4)?;
     for case in cases(subject, floor) {

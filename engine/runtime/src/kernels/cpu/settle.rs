@@ -11,7 +11,7 @@ use super::{
 };
 use std::{io, ops::Range};
 
-/// Bytes moved with one step, to a band: about a millisecond, and that much more memory while it is copied.
+/// Bytes moved with one step, to a band: a few milliseconds at most, and that much more memory while it is copied.
 const STEP_BYTES: usize = 4 << 20;
 /// Matrices stay aligned to cache lines.
 const ALIGN: usize = 64;
