@@ -217,7 +217,13 @@ async fn streams_text_and_log_probabilities_are_the_same_with_and_without() {
         streams.push((plain.generate(request).await, drafting.generate(request).await));
     }
     for (request, (expected, found)) in requests.iter().zip(streams) {
-        let (expected, found) = (all(expected).await, all(found).await);
+        let (mut expected, mut found) = (all(expected).await, all(found).await);
+        // How much a request found in the cache depends on how far the one before it was when it came.
+        for stream in [&mut expected, &mut found] {
+            if let Some(HopEvent::Finished { cached_tokens, .. }) = &mut stream.2 {
+                *cached_tokens = 0;
+            }
+        }
         assert_eq!(found.1.len(), if request.top_logprobs.is_some() { found.0.len() } else { 0 });
         assert!(found == expected, "{request:?}: {found:?}, not {expected:?}");
     }
