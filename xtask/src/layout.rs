@@ -2,9 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-/// Root of the repository.
+/// Root of the repository. As cargo says when it runs this program: a checkout, or its build folder, may have been
+/// moved since the program was built.
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_owned).unwrap_or_default()
+    let package =
+        std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+    package.parent().map(Path::to_owned).unwrap_or_default()
 }
 
 /// Build output and everything fetched.
