@@ -74,6 +74,11 @@ pub const ARRIVALS_TOTAL: Metric = counter(
     &["model"],
     "Generation requests that named a model: demand as the gateway counts it.",
 );
+pub const REPETITIONS_TOTAL: Metric = counter(
+    "foreshock_repetitions_total",
+    &["model"],
+    "Requests that repeat, within a minute, one that was refused: no new demand, and not in foreshock_arrivals_total.",
+);
 pub const HELD_REQUESTS: Metric = gauge("foreshock_held_requests", &["model"], "Requests that wait for an instance.");
 pub const IN_FLIGHT_REQUESTS: Metric = gauge("foreshock_in_flight_requests", &["model"], "Requests at an instance.");
 pub const REJECTED_TOTAL: Metric =
@@ -202,6 +207,7 @@ pub const BUILD_INFO: Metric = gauge("foreshock_build_info", &["version"], "1, w
 pub const METRICS: &[Metric] = &[
     REQUESTS_TOTAL,
     ARRIVALS_TOTAL,
+    REPETITIONS_TOTAL,
     HELD_REQUESTS,
     IN_FLIGHT_REQUESTS,
     REJECTED_TOTAL,

@@ -101,7 +101,7 @@ pub struct ArrivalEstimator {
 struct Mark {
     at_ns: Nanos,
     arrivals: u64,
-    unidentified: f64,
+    unnamed: f64,
     prompt_tokens: u64,
     output_tokens: u64,
 }
@@ -114,7 +114,7 @@ impl ArrivalEstimator {
         let mark = Mark {
             at_ns,
             arrivals: demand.arrivals_total,
-            unidentified,
+            unnamed: if demand.unnamed_total.is_finite() { demand.unnamed_total.clamp(-1e12, 1e12) } else { 0.0 },
             prompt_tokens: demand.prompt_tokens_total,
             output_tokens: demand.output_tokens_total,
         };
@@ -128,10 +128,10 @@ impl ArrivalEstimator {
             return;
         }
         let restarted = mark.arrivals < last.arrivals;
-        let base = if restarted { Mark::default() } else { last.clone() };
+        let base = if restarted { Mark { unnamed: mark.unnamed, ..Mark::default() } } else { last.clone() };
         let named = (mark.arrivals - base.arrivals) as f64;
         // Signed on purpose: a request that was first shared among models and then named to another one is taken back.
-        let arrived = named + mark.unidentified - base.unidentified;
+        let arrived = named + mark.unnamed - base.unnamed;
         let since_ns = self.unidentified_since_ns.or(Some(at_ns));
         self.unidentified_since_ns = since_ns.filter(|_| unidentified >= UNIDENTIFIED_LEAST);
         if arrived > 0.0 {

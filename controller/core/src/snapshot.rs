@@ -55,6 +55,11 @@ pub struct Demand {
     pub arrivals_total: u64,
     /// This model's share of requests that the kernel saw begin and the gateway has not named yet.
     pub unidentified: f64,
+    /// This model's share of all requests that the kernel saw and the gateway had not named, each added when it was
+    /// seen and taken back when it was named: with `arrivals_total` the running total of offered load. May be negative
+    /// where names and shares differ. It differs from `unidentified` in that nothing is ever written off.
+    #[serde(default)]
+    pub unnamed_total: f64,
     /// Requests waiting for an instance now.
     pub held: u32,
     /// Requests at an instance now.

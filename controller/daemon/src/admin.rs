@@ -103,6 +103,8 @@ pub fn routes(admin: Admin) -> impl Filter<Extract = (impl Reply,), Error = Infa
         .map(decisions)
         .or(warp::path!("v1" / "foreshock" / "snapshot").and(warp::get()).and(with()).map(snapshot))
         .unify()
+        .or(warp::path!("v1" / "foreshock" / "ticks").and(warp::get()).and(with()).and(query()).map(ticks))
+        .unify()
         .or(warp::path!("v1" / "foreshock" / "instances").and(warp::get()).and(with()).map(instances))
         .unify()
         .or(warp::path!("v1" / "foreshock" / "requests").and(warp::get()).and(with()).and(query()).map(requests))
@@ -133,6 +135,13 @@ pub fn routes(admin: Admin) -> impl Filter<Extract = (impl Reply,), Error = Infa
 fn decisions(admin: Admin, query: HashMap<String, String>) -> Answer {
     match limit(&query) {
         Ok(limit) => list(&admin.view.decisions(query.get("model").map(String::as_str), limit)),
+        Err(answer) => *answer,
+    }
+}
+
+fn ticks(admin: Admin, query: HashMap<String, String>) -> Answer {
+    match limit(&query) {
+        Ok(limit) => list(&admin.view.ticks(limit)),
         Err(answer) => *answer,
     }
 }

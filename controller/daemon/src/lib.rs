@@ -29,4 +29,4 @@ pub use explain::render_explain;
 pub use lock::{LockError, ServeLock};
 pub use observe::{GatewayReading, GatewaySignal, KernelReading, KernelSignal, ModelDemand, Signal};
 pub use registry::{AdapterRecord, Added, ModelRecord, Registry, RegistryError};
-pub use view::View;
+pub use view::{TickSeen, View};

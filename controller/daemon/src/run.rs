@@ -140,9 +140,11 @@ impl Daemon {
         for action in &actions {
             self.apply(action, snapshot.now_ns, models, &owners);
         }
+        let acted_ns = monotonic_ns();
         if !actions.is_empty() {
             self.publish_routes(models);
         }
+        self.publisher.ticked(&snapshot, acted_ns, actions.len());
         measure::tick(took);
         let decisions = if self.config.advise { self.new_advice(decisions) } else { decisions };
         self.record(decisions);

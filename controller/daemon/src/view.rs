@@ -2,8 +2,10 @@
 //! it up: each publication replaces one pointer.
 
 use crate::fleet::Instance;
+use controller_core::Nanos;
 use controller_core::action::Decision;
-use controller_core::snapshot::{InstanceId, Snapshot};
+use controller_core::snapshot::{InstanceId, ModelName, ModelView, Snapshot};
+use serde::Serialize;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
@@ -11,9 +13,25 @@ use tokio::sync::watch;
 /// Decisions that can be asked for while serve runs; the database keeps more.
 pub const DECISIONS_SHOWN: usize = 2_000;
 
+/// Ticks that can be asked for.
+const TICKS_SHOWN: usize = 4_096;
+
+/// A tick that saw demand grow: when load was seen, to be laid beside when it came.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TickSeen {
+    /// When the tick observed, CLOCK_MONOTONIC ns.
+    pub at_ns: Nanos,
+    /// When it had decided and its actions were applied.
+    pub acted_ns: Nanos,
+    pub actions: usize,
+    /// Offered load by model, a running total: arrivals and what only the kernel has seen.
+    pub offered_total: BTreeMap<ModelName, f64>,
+}
+
 /// A reader of what the loop published. Cheap to clone.
 #[derive(Clone)]
 pub struct View {
+    ticks: Arc<Mutex<VecDeque<Arc<TickSeen>>>>,
     decisions: Arc<Mutex<VecDeque<Arc<Decision>>>>,
     snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
     instances: watch::Receiver<Arc<BTreeMap<InstanceId, Instance>>>,
@@ -25,6 +43,12 @@ impl View {
         let decisions = self.decisions.lock().unwrap_or_else(PoisonError::into_inner);
         let wanted = decisions.iter().rev().filter(|decision| model.is_none_or(|model| decision.model == model));
         wanted.take(limit).cloned().collect()
+    }
+
+    /// The newest `limit` ticks that saw demand grow, newest first.
+    pub fn ticks(&self, limit: usize) -> Vec<Arc<TickSeen>> {
+        let ticks = self.ticks.lock().unwrap_or_else(PoisonError::into_inner);
+        ticks.iter().rev().take(limit).cloned().collect()
     }
 
     /// The last tick's input; none before the first.
@@ -40,6 +64,7 @@ impl View {
 
 /// The loop's end of a [`View`].
 pub(crate) struct ViewPublisher {
+    ticks: Arc<Mutex<VecDeque<Arc<TickSeen>>>>,
     decisions: Arc<Mutex<VecDeque<Arc<Decision>>>>,
     snapshot: watch::Sender<Option<Arc<Snapshot>>>,
     instances: watch::Sender<Arc<BTreeMap<InstanceId, Instance>>>,
@@ -50,6 +75,7 @@ impl ViewPublisher {
     pub(crate) fn new(decisions: Vec<Decision>) -> Self {
         let decisions = decisions.into_iter().map(Arc::new).collect();
         Self {
+            ticks: Arc::default(),
             decisions: Arc::new(Mutex::new(decisions)),
             snapshot: watch::Sender::new(None),
             instances: watch::Sender::new(Arc::default()),
@@ -58,6 +84,7 @@ impl ViewPublisher {
 
     pub(crate) fn view(&self) -> View {
         View {
+            ticks: self.ticks.clone(),
             decisions: self.decisions.clone(),
             snapshot: self.snapshot.subscribe(),
             instances: self.instances.subscribe(),
@@ -72,6 +99,20 @@ impl ViewPublisher {
         decisions.extend(new.iter().cloned().map(Arc::new));
         let excess = decisions.len().saturating_sub(DECISIONS_SHOWN);
         decisions.drain(..excess);
+    }
+
+    /// Keeps a tick if the load that it saw is more than the last one's.
+    pub(crate) fn ticked(&self, snapshot: &Snapshot, acted_ns: Nanos, actions: usize) {
+        let offered = |view: &ModelView| view.demand.arrivals_total as f64 + view.demand.unnamed_total;
+        let offered_total = snapshot.models.iter().map(|(name, view)| (name.clone(), offered(view))).collect();
+        let mut ticks = self.ticks.lock().unwrap_or_else(PoisonError::into_inner);
+        if actions == 0 && ticks.back().is_some_and(|last| last.offered_total == offered_total) {
+            return;
+        }
+        if ticks.len() >= TICKS_SHOWN {
+            ticks.pop_front();
+        }
+        ticks.push_back(Arc::new(TickSeen { at_ns: snapshot.now_ns, acted_ns, actions, offered_total }));
     }
 
     pub(crate) fn saw(&self, snapshot: Snapshot) {

@@ -18,11 +18,15 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use warp::{Filter, Reply};
 
 /// Time that bytes of finished answers get to reach their clients.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
+
+/// The kernel's news of demand wake the loop this often at most: the gateway's own news of a held request come at once,
+/// and this is for when it is too busy to have any.
+const KERNEL_WAKE_SPACING: Duration = Duration::from_millis(5);
 
 /// Runs until SIGTERM or SIGINT.
 pub fn run(args: ServeArgs) -> Result<()> {
@@ -143,6 +147,14 @@ fn wire_signals(daemon: &mut Daemon, gateway: &Gateway, witness: &Arc<Witness>, 
             wake.notify_one();
         }
     });
+    let (wake, seen) = (daemon.wake(), witness.clone());
+    tokio::spawn(async move {
+        loop {
+            seen.demand_seen().await;
+            wake.notify_one();
+            sleep(KERNEL_WAKE_SPACING).await;
+        }
+    });
 }
 
 fn gateway_reading(gateway: &Gateway) -> GatewayReading {
@@ -163,7 +175,11 @@ fn kernel_reading(witness: &Witness, port: u16) -> Option<KernelReading> {
     if !witness.sees_requests() {
         return None;
     }
-    witness.counters(port).map(|counters| KernelReading { gateway_requests_total: counters.requests })
+    witness.counters(port).map(|counters| KernelReading {
+        requests_total: counters.requests,
+        syns_total: counters.syns,
+        connections_total: counters.connections,
+    })
 }
 
 /// A server and the way to stop it.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct ModelDemand {
     /// Generations asked of the model (a request with several prompts or choices asks for several), each once
-    /// and never again when it resumes; refused ones too.
+    /// and never again when it resumes; refused ones too, but not their repetitions.
     pub arrivals_total: u64,
     /// Requests that wait for an instance, or at one that is still loading.
     pub held: u32,

@@ -8,7 +8,8 @@ use crate::model::{ModelState, TextCell};
 use crate::options::GatewayOptions;
 use crate::outlet::Outlet;
 use crate::records::{AccessEntry, Records, RequestRecord};
-use crate::request::Active;
+use crate::refused::Refused;
+use crate::request::{Active, Asked};
 use crate::routes::{Endpoint, ModelRoute, RouteTable};
 use crate::text::TextModels;
 use engine_http::backend::TokenStream;
@@ -18,6 +19,7 @@ use engine_wire::hop::{EmbedRequest, Embedded, GenerateRequest};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
 use tokio::sync::{Notify, oneshot, watch};
 use warp::Filter;
 use warp::filters::BoxedFilter;
@@ -35,6 +37,7 @@ pub struct Shared {
     models: RwLock<BTreeMap<String, Arc<ModelState>>>,
     texts: TextModels,
     pub records: Records,
+    pub refused: Refused,
     /// Wakes the controller when a request is held.
     pub demand_changed: Notify,
     draining: AtomicBool,
@@ -53,6 +56,7 @@ impl Gateway {
         let shared = Arc::new(Shared {
             texts: TextModels::new(options.load_text.clone()),
             records: Records::new(options.record_limit),
+            refused: Refused::default(),
             options,
             models: RwLock::default(),
             demand_changed: Notify::new(),
@@ -149,18 +153,34 @@ impl Gateway {
 }
 
 impl Gateway {
-    /// Counts a request's arrival at its model, and lets it in unless the gateway ends.
-    fn admit(&self, name: &str) -> Result<(Arc<ModelState>, Arc<ModelRoute>, TextCell), ApiError> {
+    /// Counts a request's arrival at its model, and lets it in unless the gateway ends. What repeats a refused
+    /// request is counted apart: it is demand that was counted already.
+    fn admit<R: Asked>(&self, context: &RequestContext, request: &R) -> Result<Admitted, ApiError> {
+        let name = request.model();
         let model = self.shared.model(name)?;
         let (route, text) = model.route().ok_or_else(|| ApiError::ModelNotFound { model: name.to_owned() })?;
-        model.arrivals_total.fetch_add(1, Ordering::Relaxed);
-        model.meters().arrivals.increment(1);
+        let key = self.shared.refused.key(&context.tenant, name, |hasher| request.hash(hasher));
+        if self.shared.refused.is_repetition(key, Instant::now()) {
+            model.meters().repetitions.increment(1);
+        } else {
+            model.arrivals_total.fetch_add(1, Ordering::Relaxed);
+            model.meters().arrivals.increment(1);
+        }
         if self.shared.draining.load(Ordering::Acquire) {
             count_rejected(&model.name, "shutting_down");
             return Err(ApiError::ShuttingDown);
         }
-        Ok((model, route, text))
+        Ok(Admitted { model, route, text, key })
     }
+}
+
+/// A request that was let in.
+struct Admitted {
+    model: Arc<ModelState>,
+    route: Arc<ModelRoute>,
+    text: TextCell,
+    /// By which its repetition is known.
+    key: u64,
 }
 
 impl Shared {
@@ -234,12 +254,12 @@ impl Backend for Gateway {
     }
 
     async fn generate(&self, context: RequestContext, mut request: GenerateRequest) -> Result<TokenStream, ApiError> {
-        let (model, route, text) = self.admit(&request.model)?;
+        let Admitted { model, route, text, key } = self.admit(&context, &request)?;
         request.adapter_revision = route.base.is_some().then(|| route.revision.clone());
         let (outlet, receiver) = Outlet::new();
         let active = ActiveCount::new(self.shared.clone());
         let shared = self.shared.clone();
-        let running = Active::new(shared, model, (route.revision.clone(), text), context, request, outlet);
+        let running = Active::new(shared, model, (route.revision.clone(), text), context, (request, key), outlet);
         tokio::spawn(async move {
             running.run().await;
             drop(active);
@@ -252,11 +272,11 @@ impl Backend for Gateway {
     }
 
     async fn embed(&self, context: RequestContext, request: EmbedRequest) -> Result<Embedded, ApiError> {
-        let (model, route, text) = self.admit(&request.model)?;
+        let Admitted { model, route, text, key } = self.admit(&context, &request)?;
         let (sender, answer) = oneshot::channel();
         let active = ActiveCount::new(self.shared.clone());
         let (shared, revision) = (self.shared.clone(), route.revision.clone());
-        let running = Active::new(shared, model, (revision, text), context, request, Outlet::silent());
+        let running = Active::new(shared, model, (revision, text), context, (request, key), Outlet::silent());
         // A task of its own, so that a client that leaves does not take the request's record with it.
         tokio::spawn(async move {
             running.run_embed(sender).await;

@@ -14,6 +14,7 @@ mod model;
 mod options;
 mod outlet;
 mod records;
+mod refused;
 mod request;
 pub mod routes;
 pub mod sse;

@@ -7,6 +7,7 @@ use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 /// Metric handles of one model.
 pub struct Meters {
     pub arrivals: Counter,
+    pub repetitions: Counter,
     pub held: Gauge,
     pub in_flight: Gauge,
     pub resumed: Counter,
@@ -22,6 +23,7 @@ impl Meters {
         let gateway = [("model", model.clone()), ("vantage", "gateway".to_owned())];
         Self {
             arrivals: counter!(telemetry::ARRIVALS_TOTAL.name, "model" => model.clone()),
+            repetitions: counter!(telemetry::REPETITIONS_TOTAL.name, "model" => model.clone()),
             held: gauge!(telemetry::HELD_REQUESTS.name, "model" => model.clone()),
             in_flight: gauge!(telemetry::IN_FLIGHT_REQUESTS.name, "model" => model.clone()),
             resumed: counter!(telemetry::RESUMED_STREAMS_TOTAL.name, "model" => model.clone()),

@@ -17,6 +17,7 @@ use crate::outlet::Outlet;
 use crate::records::{Outcome, RECORD_INSTANCES};
 use engine_http::{ApiError, RequestContext};
 use engine_wire::hop::{EmbedRequest, FinishReason, GENERATE_PATH, GenerateRequest, HopEvent};
+use std::hash::Hasher;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -32,12 +33,24 @@ pub enum Ending {
 
 /// What is asked of an instance.
 pub trait Asked {
+    fn model(&self) -> &str;
+    /// Feeds what tells one question from another.
+    fn hash(&self, hasher: &mut dyn Hasher);
     fn prompt_tokens(&self) -> usize;
     /// Tokens that the client has already.
     fn emitted_tokens(&self) -> usize;
 }
 
 impl Asked for GenerateRequest {
+    fn model(&self) -> &str {
+        &self.model
+    }
+
+    fn hash(&self, hasher: &mut dyn Hasher) {
+        hash_tokens(&self.prompt, hasher);
+        hash_tokens(&self.given, hasher);
+    }
+
     fn prompt_tokens(&self) -> usize {
         GenerateRequest::prompt_tokens(self)
     }
@@ -48,6 +61,14 @@ impl Asked for GenerateRequest {
 }
 
 impl Asked for EmbedRequest {
+    fn model(&self) -> &str {
+        &self.model
+    }
+
+    fn hash(&self, hasher: &mut dyn Hasher) {
+        self.texts.iter().for_each(|text| hash_tokens(text, hasher));
+    }
+
     fn prompt_tokens(&self) -> usize {
         self.texts.iter().map(Vec::len).sum()
     }
@@ -55,6 +76,11 @@ impl Asked for EmbedRequest {
     fn emitted_tokens(&self) -> usize {
         0
     }
+}
+
+fn hash_tokens(tokens: &[u32], hasher: &mut dyn Hasher) {
+    hasher.write_usize(tokens.len());
+    tokens.iter().for_each(|token| hasher.write_u32(*token));
 }
 
 /// One request and all that is known of its way so far.
@@ -68,6 +94,8 @@ pub struct Active<R = GenerateRequest> {
     context: RequestContext,
     /// `emitted` grows with every token delivered.
     request: R,
+    /// By which its repetition is known, should it be refused.
+    key: u64,
     outlet: Outlet,
     demand: DemandGuard,
     progress: Progress,
@@ -99,7 +127,7 @@ impl<R: Asked> Active<R> {
         model: Arc<ModelState>,
         (revision, text): (String, TextCell),
         context: RequestContext,
-        request: R,
+        (request, key): (R, u64),
         outlet: Outlet,
     ) -> Self {
         Self {
@@ -111,6 +139,7 @@ impl<R: Asked> Active<R> {
             text,
             context,
             request,
+            key,
             outlet,
         }
     }
@@ -196,6 +225,9 @@ impl<R: Asked> Active<R> {
             None => (Outcome::Finished, None),
             Some(Ending::ClientGone) => (Outcome::Cancelled, None),
             Some(Ending::Failed(error, reason)) => {
+                if !produced {
+                    self.shared.refused.note(self.key, Instant::now());
+                }
                 if self.progress.instances.is_empty() {
                     count_rejected(&self.model.name, reason);
                 } else {

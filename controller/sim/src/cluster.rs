@@ -114,6 +114,7 @@ impl Cluster {
                 fidelity: Fidelity::Gateway,
                 arrivals_total: queue.arrivals_total,
                 unidentified: 0.0,
+                unnamed_total: 0.0,
                 held: queue.held.len() as u32,
                 in_flight: at_engines as u32,
                 prompt_tokens_total: queue.prompt_tokens_total,

@@ -2,6 +2,8 @@
 //! events, which the kernel counts; counters in maps are not touched by that.
 
 use crate::exit::ExitReason;
+use crate::reassembly::Reassembly;
+use crate::record::PortRole;
 use crate::witness::{ProbeError, Shared, locked};
 use aya::maps::{MapData, RingBuf};
 use ebpf_types::Event;
@@ -58,6 +60,7 @@ async fn run(mut ring: AsyncFd<RingBuf<MapData>>, shared: Arc<Shared>) {
 fn drain(ring: &mut RingBuf<MapData>, shared: &Shared, latest_ns: &mut u64) -> bool {
     let mut finished = Vec::new();
     let mut empty = false;
+    let mut demand = false;
     {
         let mut reassembly = locked(&shared.reassembly);
         for _ in 0..BATCH {
@@ -69,6 +72,7 @@ fn drain(ring: &mut RingBuf<MapData>, shared: &Shared, latest_ns: &mut u64) -> b
                 Ok(Event::Exit(exit)) => shared.process_ended(exit.pid, ExitReason::from_event(&exit)),
                 Ok(event) => {
                     *latest_ns = (*latest_ns).max(at_ns(&event));
+                    demand |= is_demand(&event, &reassembly);
                     reassembly.apply(&event, &mut finished);
                 }
                 Err(_) => {
@@ -77,8 +81,17 @@ fn drain(ring: &mut RingBuf<MapData>, shared: &Shared, latest_ns: &mut u64) -> b
             }
         }
     }
+    if demand {
+        shared.demand_seen.notify_one();
+    }
     shared.publish(finished);
     empty
+}
+
+/// Whether somebody wants something where demand is counted.
+fn is_demand(event: &Event<'_>, reassembly: &Reassembly) -> bool {
+    let (Event::Syn(flow) | Event::Request(flow, _)) = event else { return false };
+    reassembly.role(flow.key.server_port).is_some_and(PortRole::counts_demand)
 }
 
 fn at_ns(event: &Event<'_>) -> u64 {

@@ -43,6 +43,14 @@ pub enum PortRole {
 }
 
 impl PortRole {
+    /// Whether what is asked here is demand; at an engine behind the gateway it is the same requests again.
+    pub fn counts_demand(&self) -> bool {
+        match self {
+            Self::Gateway => true,
+            Self::Engine { .. } => false,
+        }
+    }
+
     /// Value of the metric label `port_role`.
     pub fn label(&self) -> &'static str {
         match self {

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast};
 use tokio::task::JoinHandle;
 
 /// How to attach.
@@ -92,6 +92,8 @@ pub(crate) struct Shared {
     pub exits: Mutex<VecDeque<(u32, ExitReason)>>,
     pub exit_seen: broadcast::Sender<u32>,
     pub malformed: AtomicU64,
+    /// Wakes whoever plans when demand was seen.
+    pub demand_seen: Notify,
     pub maps: Option<Mutex<KernelMaps>>,
 }
 
@@ -144,6 +146,7 @@ impl Witness {
             exits: Mutex::new(VecDeque::new()),
             exit_seen: broadcast::channel(EXITS_KEPT).0,
             malformed: AtomicU64::new(0),
+            demand_seen: Notify::new(),
             maps: maps.map(Mutex::new),
         });
         let runtime = tokio::runtime::Handle::try_current().map_err(|error| ProbeError::Runtime(error.to_string()))?;
@@ -243,6 +246,12 @@ impl Witness {
     /// Records as they are finished.
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<RequestRecord>> {
         self.shared.records.subscribe()
+    }
+
+    /// Resolves when an attempt to connect or a request was seen, at a port where demand is counted, since the last
+    /// call resolved; for one waiter. This is sooner than any server can tell, and also while it cannot.
+    pub async fn demand_seen(&self) {
+        self.shared.demand_seen.notified().await;
     }
 
     /// A request by its client's address and its number on the connection: going on, or among the recent.

@@ -139,10 +139,16 @@ pub fn start(model: &Path, prompt_tokens: usize, options: &[&str]) -> Result<Sta
 
 /// Starts llama-server with all cores and these further options; it may still be loading.
 pub fn spawn(model: &Path, options: &[&str]) -> Result<Running> {
+    spawn_with(model, options, &[])
+}
+
+/// [`spawn`] with variables in its environment.
+pub fn spawn_with(model: &Path, options: &[&str], variables: &[(&str, &Path)]) -> Result<Running> {
     let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
     let fixed = ["--host", "127.0.0.1", "--threads", &threads(), "--no-webui"];
     let mut server = command(program("llama-server"), &fixed);
     server.args(["--port", &addr.port().to_string()]).arg("--model").arg(model).args(options);
+    server.envs(variables.iter().copied());
     server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     Ok(Running { child: server.spawn().context("cannot start llama-server")?, addr })
 }

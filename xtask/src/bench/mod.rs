@@ -7,6 +7,7 @@ mod gateway;
 mod llama;
 mod load;
 mod report;
+mod witness;
 
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
@@ -20,6 +21,8 @@ pub enum Name {
     FirstToken,
     /// What the gateway adds to a request, against calling the engine directly.
     Gateway,
+    /// The kernel's counts and times beside the server's and the clients' own clocks, for our engine and llama-server.
+    Witness,
 }
 
 /// Runs one benchmark, prints its table and writes target/bench/NAME.json.
@@ -31,6 +34,7 @@ pub fn run(name: Name, models: &[String]) -> Result<()> {
         Name::Engine => engine::measure(models)?,
         Name::FirstToken => first_token::measure()?,
         Name::Gateway => gateway::measure()?,
+        Name::Witness => witness::measure()?,
     };
     report.finish()
 }

@@ -39,6 +39,7 @@ fn model() -> impl Strategy<Value = ModelView> {
             fidelity: Fidelity::Gateway,
             arrivals_total,
             unidentified,
+            unnamed_total: unidentified,
             held,
             in_flight,
             prompt_tokens_total: prompt,

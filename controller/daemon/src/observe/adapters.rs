@@ -54,6 +54,7 @@ impl AdapterDemand {
                 whole.held += own.held;
                 whole.in_flight += own.in_flight;
                 whole.unidentified += own.unidentified;
+                whole.unnamed_total += own.unnamed_total;
             }
         }
         for ((base, _), (first, last)) in &self.0 {

@@ -52,7 +52,20 @@ pub struct ModelDemand {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct KernelReading {
     /// HTTP requests that began.
-    pub gateway_requests_total: u64,
+    pub requests_total: u64,
+    /// First attempts to connect, those that a full backlog dropped too, and connections that were made.
+    pub syns_total: u64,
+    pub connections_total: u64,
+}
+
+impl KernelReading {
+    /// Load as it is offered: requests that began, and an attempt to connect that has led to nothing yet counts as
+    /// the request that it was made for. Connections that were being made when the probes came have no attempt here,
+    /// so the total may start below the requests; only its growth means something.
+    pub fn offered_total(&self) -> i64 {
+        let signed = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        signed(self.requests_total) + signed(self.syns_total) - signed(self.connections_total)
+    }
 }
 
 /// The gateway's counters as a Signal.

@@ -26,12 +26,16 @@ pub struct Reconciler {
     seconds: VecDeque<(u64, i64, i64)>,
     shares: BTreeMap<ModelName, Share>,
     last_ns: Nanos,
+    /// The difference at the last look.
+    difference: Option<i64>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Share {
     arrivals_total: u64,
     recent: f64,
+    /// As [`Demand::unnamed_total`].
+    unnamed_total: f64,
 }
 
 impl Reconciler {
@@ -48,6 +52,10 @@ impl Reconciler {
         };
         let count = models.clone().count().max(1) as f64;
         let recent_sum: f64 = self.shares.values().map(|share| share.recent).sum();
+        let news = self.news(observations) as f64;
+        for share in self.shares.values_mut() {
+            share.unnamed_total += news * if recent_sum > 0.0 { share.recent / recent_sum } else { 1.0 / count };
+        }
         let demand_of = |model: &ModelName| {
             let counted = observations.gateway.models.get(model).cloned().unwrap_or_default();
             let recent = self.shares.get(model).map_or(0.0, |share| share.recent);
@@ -58,6 +66,7 @@ impl Reconciler {
                 fidelity,
                 arrivals_total: counted.arrivals_total,
                 unidentified: unidentified * share,
+                unnamed_total: self.shares.get(model).map_or(0.0, |share| share.unnamed_total),
                 held: counted.held,
                 in_flight: counted.in_flight,
                 prompt_tokens_total: counted.prompt_tokens_total,
@@ -88,11 +97,16 @@ impl Reconciler {
         self.shares = shares;
     }
 
+    /// By how much the difference grew since the last look. A side that counts no more, or anew, says nothing.
+    fn news(&mut self, observations: &Observations) -> i64 {
+        let last = std::mem::replace(&mut self.difference, difference(observations));
+        let (Some(last), Some(now)) = (last, self.difference) else { return 0 };
+        now - last
+    }
+
     /// Requests begun and not named; none when either side does not count.
     fn unidentified(&mut self, observations: &Observations) -> Option<u64> {
-        let kernel = observations.kernel?.gateway_requests_total;
-        let gateway = observations.gateway.requests_seen_total?;
-        let difference = kernel as i64 - gateway as i64;
+        let difference = difference(observations)?;
         let second = observations.now_ns / NS_PER_S;
         match self.seconds.back_mut() {
             Some((last, lowest, highest)) if *last == second => {
@@ -116,6 +130,12 @@ impl Reconciler {
     }
 }
 
+/// Requests that the kernel counts and the gateway does not.
+fn difference(observations: &Observations) -> Option<i64> {
+    let kernel = observations.kernel?.offered_total();
+    Some(kernel - i64::try_from(observations.gateway.requests_seen_total?).unwrap_or(i64::MAX))
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{GatewayReading, KernelReading, ModelDemand};
@@ -137,7 +157,7 @@ mod tests {
                     requests_seen_total: *seen,
                     models: BTreeMap::from([("a".to_owned(), demand(a)), ("b".to_owned(), demand(b))]),
                 },
-                kernel: kernel.map(|gateway_requests_total| KernelReading { gateway_requests_total }),
+                kernel: kernel.map(|requests_total| KernelReading { requests_total, ..KernelReading::default() }),
                 instances: BTreeMap::new(),
             };
             last = reconciler.join(&observations, models.iter());

@@ -7,7 +7,7 @@
 mod floor;
 mod perplexity;
 mod prefix;
-mod process;
+pub(super) mod process;
 mod serving;
 mod single;
 mod subject;

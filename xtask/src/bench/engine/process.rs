@@ -28,11 +28,17 @@ pub const NAME: &str = "engine";
 impl Engine {
     /// Starts it with these further options and waits for its first token.
     pub fn start(model: &Path, options: &[&str]) -> Result<Self> {
+        Self::start_with(model, options, &[])
+    }
+
+    /// [`Engine::start`] with variables in its environment.
+    pub fn start_with(model: &Path, options: &[&str], variables: &[(&str, &Path)]) -> Result<Self> {
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
         let child = command(layout::foreshock(), &["engine", "--name", NAME, "--port", &addr.port().to_string()])
             .arg("--model")
             .arg(model)
             .args(options)
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
