@@ -126,12 +126,16 @@ impl<'a> Planner<'a> {
     /// Phase 4a. Returns the wishes that found no room, most urgent first.
     fn start_wishes(&self, plan: &mut Plan, room: &mut Room) -> Vec<Wish> {
         let mut unmet: Vec<Wish> = Vec::new();
+        // What will be free once those that leave have left, less what earlier wishes get of it: an instance that was
+        // drained for a model is not started again in the room that it leaves.
+        let mut coming = room.without(&self.leaving(), self.fleet);
         for wish in self.wishes(plan) {
             let name = &wish.order.3;
             let Some(need) = self.needs.get(name) else { continue };
             // Room that is being made for a model with nothing is not taken by a wish that is less urgent.
             let promised = wish.order.0 > 0 && unmet.iter().any(|other| self.waits_for_room(other, room));
-            let placement = if promised { None } else { room.take(need.instance_bytes) };
+            let spare = !promised && coming.take(need.instance_bytes).is_some();
+            let placement = if spare { room.take(need.instance_bytes) } else { None };
             match placement {
                 Some(placement) => {
                     plan.starts.push(PlannedStart { model: name.clone(), placement, reason: wish.reason });
