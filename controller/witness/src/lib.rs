@@ -5,10 +5,13 @@
 
 mod answer;
 mod attach;
+pub mod body;
 mod btf;
 pub mod exit;
 mod export;
+mod gaps;
 mod maps;
+mod open;
 mod permission;
 mod reader;
 pub mod reassembly;
@@ -17,6 +20,7 @@ mod token;
 mod witness;
 
 pub use attach::ProbeStatus;
+pub use body::BodyFacts;
 pub use exit::ExitReason;
-pub use record::{PortRole, RequestEnd, RequestRecord};
+pub use record::{Fidelity, FlowSample, Hop, PortRole, RequestEnd, RequestRecord, Vantage};
 pub use witness::{PortSnapshot, ProbeError, Witness, WitnessOptions};

@@ -5,7 +5,7 @@ use crate::exit::ExitReason;
 use crate::maps::KernelMaps;
 use crate::reader;
 use crate::reassembly::Reassembly;
-use crate::record::{PortRole, RequestRecord};
+use crate::record::{FlowSample, PortRole, RequestRecord};
 use aya::Ebpf;
 use aya::maps::RingBuf;
 use serde::Serialize;
@@ -89,6 +89,7 @@ pub(crate) struct Shared {
     pub recent: Mutex<VecDeque<Arc<RequestRecord>>>,
     pub recent_limit: usize,
     pub records: broadcast::Sender<Arc<RequestRecord>>,
+    pub flows: broadcast::Sender<FlowSample>,
     pub exits: Mutex<VecDeque<(u32, ExitReason)>>,
     pub exit_seen: broadcast::Sender<u32>,
     pub malformed: AtomicU64,
@@ -99,6 +100,8 @@ pub(crate) struct Shared {
 const EXITS_KEPT: usize = 1024;
 /// Records a slow subscriber may fall behind before it loses some.
 const SUBSCRIBER_LAG: usize = 4096;
+/// The same for samples of requests that are going on.
+const FLOW_LAG: usize = 16384;
 
 /// The probes, attached as far as possible. Dropping it detaches them.
 pub struct Witness {
@@ -141,6 +144,7 @@ impl Witness {
             recent: Mutex::new(VecDeque::new()),
             recent_limit: options.recent_records.max(1),
             records: broadcast::channel(SUBSCRIBER_LAG).0,
+            flows: broadcast::channel(FLOW_LAG).0,
             exits: Mutex::new(VecDeque::new()),
             exit_seen: broadcast::channel(EXITS_KEPT).0,
             malformed: AtomicU64::new(0),
@@ -202,7 +206,10 @@ impl Witness {
         self.shared.retire(port);
         locked(maps).unwatch_port(port);
         let mut finished = Vec::new();
-        locked(&self.shared.reassembly).unwatch(port, &mut finished);
+        let mut reassembly = locked(&self.shared.reassembly);
+        reassembly.unwatch(port, &mut finished);
+        self.shared.tell(&mut reassembly);
+        drop(reassembly);
         self.shared.publish(finished);
     }
 
@@ -243,6 +250,12 @@ impl Witness {
     /// Records as they are finished.
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<RequestRecord>> {
         self.shared.records.subscribe()
+    }
+
+    /// Starts, tokens and ends as they are seen; tokens within some milliseconds. A subscriber that falls behind
+    /// loses samples and is told how many.
+    pub fn subscribe_flow(&self) -> broadcast::Receiver<FlowSample> {
+        self.shared.flows.subscribe()
     }
 
     /// A request by its client's address and its number on the connection: going on, or among the recent.
@@ -299,6 +312,14 @@ impl Shared {
             ended: totals.ended,
             in_flight: totals.in_flight,
         })
+    }
+
+    /// Tells what happened on requests. The machine stays locked meanwhile, so that the order is its own.
+    pub fn tell(&self, reassembly: &mut Reassembly) {
+        for sample in reassembly.take_samples() {
+            // Fails only when nobody listens.
+            let _ = self.flows.send(sample);
+        }
     }
 
     /// Keeps, tells and measures finished records.
