@@ -165,7 +165,9 @@ impl Reassembly {
     }
 
     fn token(&mut self, token: &TokenEvent) {
-        let Some(connection) = self.flows.get(&token.flow).and_then(|key| self.connections.get_mut(key)) else { return };
+        let Some(connection) = self.flows.get(&token.flow).and_then(|key| self.connections.get_mut(key)) else {
+            return;
+        };
         if connection.request != token.request {
             return;
         }

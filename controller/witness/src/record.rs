@@ -84,10 +84,26 @@ pub enum Hop {
 pub enum FlowSample {
     /// The request is known as far as it ever will be. `at_ns` is its first segment's arrival, `request_bytes` its
     /// size with its head, where announced, else what was seen so far.
-    Start { port: u16, flow: u64, at_ns: u64, request_bytes: u64, max_tokens: Option<u32> },
+    Start {
+        port: u16,
+        flow: u64,
+        at_ns: u64,
+        request_bytes: u64,
+        max_tokens: Option<u32>,
+    },
     /// `segments` more `data:` segments that are tokens, more than one only where events between were lost.
-    Token { port: u16, flow: u64, at_ns: u64, segments: u32 },
-    End { port: u16, flow: u64, at_ns: u64, end: RequestEnd },
+    Token {
+        port: u16,
+        flow: u64,
+        at_ns: u64,
+        segments: u32,
+    },
+    End {
+        port: u16,
+        flow: u64,
+        at_ns: u64,
+        end: RequestEnd,
+    },
 }
 
 /// Who listens on a watched port.
