@@ -9,6 +9,7 @@ use controller_daemon::{
     KvType, ModelDemand,
 };
 use controller_gateway::{Gateway, GatewayOptions};
+use controller_gpu::{GpuOptions, GpuSource, Owner, Owners};
 use controller_witness::{PortRole, Witness, WitnessOptions};
 use engine_http::{Limits, RouteOptions, ServeOptions};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -78,9 +79,10 @@ async fn serve(args: ServeArgs, daemon_config: DaemonConfig) -> Result<()> {
     wire_signals(&mut daemon, &gateway, &witness, data_addr.port());
     witness.watch(data_addr.port(), PortRole::Gateway)?;
 
+    let gpus = Arc::new(GpuSource::start(GpuOptions::default(), owners(&daemon)));
     let data_server = spawn_data(data, &gateway, metrics.clone());
     let admin_addr = admin.local_addr()?;
-    let admin_server = spawn_admin(admin, &daemon, &gateway, &witness, metrics);
+    let admin_server = spawn_admin(admin, &daemon, &gateway, &witness, gpus, metrics);
     tracing::info!(data = %data_addr, admin = %admin_addr, state = %daemon.state_dir().display(), "serving");
 
     let (stop_loop, loop_stopped) = oneshot::channel::<()>();
@@ -145,6 +147,16 @@ fn wire_signals(daemon: &mut Daemon, gateway: &Gateway, witness: &Arc<Witness>, 
     });
 }
 
+/// Which instance a process on a GPU belongs to.
+fn owners(daemon: &Daemon) -> Owners {
+    let view = daemon.view();
+    Box::new(move || {
+        let instances = view.instances();
+        let owner = |id: &String, model: &String| Owner { instance: id.clone(), model: model.clone() };
+        instances.iter().map(|(id, instance)| (instance.pid, owner(id, &instance.model))).collect()
+    })
+}
+
 fn gateway_reading(gateway: &Gateway) -> GatewayReading {
     let models = gateway.demand().into_iter().map(|(name, demand)| {
         let demand = ModelDemand {
@@ -207,6 +219,7 @@ fn spawn_admin(
     daemon: &Daemon,
     gateway: &Gateway,
     witness: &Arc<Witness>,
+    gpus: Arc<GpuSource>,
     metrics: PrometheusHandle,
 ) -> Running {
     let (records, kernel, probes) = (gateway.clone(), witness.clone(), witness.clone());
@@ -226,6 +239,7 @@ fn spawn_admin(
                 "events_lost_total": probes.events_lost(),
             })
         }),
+        gpus: Arc::new(move |_| serde_json::json!(gpus.view())),
         metrics: Arc::new(move || metrics.render()),
     };
     let filter = controller_daemon::admin::routes(admin).map(Reply::into_response).boxed();
