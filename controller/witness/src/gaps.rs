@@ -44,13 +44,13 @@ fn bucket(ns: u64) -> u32 {
         return ns as u32;
     }
     let shift = octave - SHIFT;
-    (shift + 1 << SHIFT) + ((ns >> shift) as u32 & (1 << SHIFT) - 1)
+    ((shift + 1) << SHIFT) + ((ns >> shift) as u32 & ((1 << SHIFT) - 1))
 }
 
 /// The largest value of a bucket.
 fn upper_ns(bucket: u32) -> u64 {
     let Some(shift) = (bucket >> SHIFT).checked_sub(1) else { return u64::from(bucket) };
-    let low = u128::from((1 << SHIFT) + (bucket & (1 << SHIFT) - 1)) << shift;
+    let low = u128::from((1 << SHIFT) + (bucket & ((1 << SHIFT) - 1))) << shift;
     u64::try_from(low + (1u128 << shift) - 1).unwrap_or(u64::MAX)
 }
 
