@@ -59,9 +59,7 @@ async fn run(mut ring: AsyncFd<RingBuf<MapData>>, shared: Arc<Shared>) {
                 let before_ns = latest_ns.saturating_sub(FORGOTTEN_AFTER.as_nanos() as u64);
                 let mut reassembly = locked(&shared.reassembly);
                 reassembly.sweep(before_ns, &mut finished);
-                shared.tell(&mut reassembly);
-                drop(reassembly);
-                shared.publish(finished);
+                shared.publish(&mut reassembly, finished);
             }
         }
     }
@@ -89,10 +87,9 @@ fn drain(ring: &mut RingBuf<MapData>, shared: &Shared, latest_ns: &mut u64, in_f
                 }
             }
         }
-        shared.tell(&mut reassembly);
         *in_flight = reassembly.in_flight() > 0;
+        shared.publish(&mut reassembly, finished);
     }
-    shared.publish(finished);
     empty
 }
 

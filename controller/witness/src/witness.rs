@@ -208,9 +208,7 @@ impl Witness {
         let mut finished = Vec::new();
         let mut reassembly = locked(&self.shared.reassembly);
         reassembly.unwatch(port, &mut finished);
-        self.shared.tell(&mut reassembly);
-        drop(reassembly);
-        self.shared.publish(finished);
+        self.shared.publish(&mut reassembly, finished);
     }
 
     /// Lets the kernel tell how this process ends.
@@ -314,16 +312,9 @@ impl Shared {
         })
     }
 
-    /// Tells what happened on requests. The machine stays locked meanwhile, so that the order is its own.
-    pub fn tell(&self, reassembly: &mut Reassembly) {
-        for sample in reassembly.take_samples() {
-            // Fails only when nobody listens.
-            let _ = self.flows.send(sample);
-        }
-    }
-
-    /// Keeps, tells and measures finished records.
-    pub fn publish(&self, finished: Vec<RequestRecord>) {
+    /// Keeps, tells and measures finished records, and then tells what happened on requests: whoever hears of an end
+    /// finds its record. The machine stays locked meanwhile, so that the order is its own.
+    pub fn publish(&self, reassembly: &mut Reassembly, finished: Vec<RequestRecord>) {
         for record in finished {
             crate::export::observe(&record);
             let record = Arc::new(record);
@@ -335,6 +326,9 @@ impl Shared {
             drop(recent);
             // Fails only when nobody listens.
             let _ = self.records.send(record);
+        }
+        for sample in reassembly.take_samples() {
+            let _ = self.flows.send(sample);
         }
     }
 
