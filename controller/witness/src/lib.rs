@@ -6,6 +6,7 @@
 mod answer;
 mod attach;
 mod btf;
+mod cuda;
 pub mod exit;
 mod export;
 mod maps;
@@ -17,6 +18,8 @@ mod token;
 mod witness;
 
 pub use attach::ProbeStatus;
+pub use cuda::{CudaError, CudaWatch};
+pub use ebpf_types::CudaCounters;
 pub use exit::ExitReason;
 pub use record::{PortRole, RequestEnd, RequestRecord};
 pub use witness::{PortSnapshot, ProbeError, Witness, WitnessOptions};
