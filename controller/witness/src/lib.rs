@@ -7,6 +7,7 @@ mod answer;
 mod attach;
 pub mod body;
 mod btf;
+mod cuda;
 pub mod exit;
 mod export;
 mod gaps;
@@ -21,6 +22,8 @@ mod witness;
 
 pub use attach::ProbeStatus;
 pub use body::BodyFacts;
+pub use cuda::{CudaError, CudaWatch};
+pub use ebpf_types::CudaCounters;
 pub use exit::ExitReason;
 pub use record::{Fidelity, FlowSample, Hop, PortRole, RequestEnd, RequestRecord, Vantage};
 pub use witness::{PortSnapshot, ProbeError, Witness, WitnessOptions};

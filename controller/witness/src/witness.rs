@@ -1,6 +1,7 @@
 //! The handle that everybody else holds.
 
 use crate::attach::{self, Attached, ProbeStatus};
+use crate::cuda::{Cuda, CudaError, CudaWatch};
 use crate::exit::ExitReason;
 use crate::maps::KernelMaps;
 use crate::reader;
@@ -8,6 +9,7 @@ use crate::reassembly::Reassembly;
 use crate::record::{FlowSample, PortRole, RequestRecord};
 use aya::Ebpf;
 use aya::maps::RingBuf;
+use ebpf_types::CudaCounters;
 use serde::Serialize;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -108,8 +110,8 @@ pub struct Witness {
     shared: Arc<Shared>,
     probes: Vec<ProbeStatus>,
     tasks: Vec<JoinHandle<()>>,
-    /// Holds the programs and their links.
-    _ebpf: Option<Ebpf>,
+    /// Holds the programs and their links; those on CUDA processes come and go.
+    programs: Option<Mutex<(Ebpf, Option<Cuda>)>>,
 }
 
 impl Drop for Witness {
@@ -157,7 +159,11 @@ impl Witness {
             tasks.push(runtime.spawn(crate::export::run(shared.clone())));
         }
         crate::export::probes_attached(&probes);
-        Ok(Self { shared, probes, tasks, _ebpf: ebpf })
+        let programs = ebpf.map(|mut ebpf| {
+            let cuda = Cuda::take(&mut ebpf);
+            Mutex::new((ebpf, cuda))
+        });
+        Ok(Self { shared, probes, tasks, programs })
     }
 
     /// Every probe, attached or not and why.
@@ -225,6 +231,29 @@ impl Witness {
         if let Some(maps) = &self.shared.maps {
             locked(maps).unwatch_pid(pid);
         }
+    }
+
+    /// Counts this process's calls into CUDA's driver library from now on. Each call costs it microseconds until
+    /// [`Witness::unwatch_cuda`], so watch for short times.
+    ///
+    /// # Errors
+    /// When the process maps no such library, or the kernel refuses.
+    pub fn watch_cuda(&self, pid: u32) -> Result<CudaWatch, CudaError> {
+        let mut programs = locked(self.programs.as_ref().ok_or(CudaError::NoProbes)?);
+        let (ebpf, cuda) = &mut *programs;
+        cuda.as_mut().ok_or(CudaError::NoProbes)?.watch(ebpf, pid)
+    }
+
+    /// Ends that, and answers what was counted.
+    pub fn unwatch_cuda(&self, pid: u32) -> Option<CudaCounters> {
+        let mut programs = locked(self.programs.as_ref()?);
+        let (ebpf, cuda) = &mut *programs;
+        cuda.as_mut()?.unwatch(ebpf, pid)
+    }
+
+    /// What was counted of this process since it is watched.
+    pub fn cuda_counters(&self, pid: u32) -> Option<CudaCounters> {
+        locked(self.programs.as_ref()?).1.as_ref()?.counters(pid)
     }
 
     /// How a watched process ended, if the kernel told; waits for its event no longer than `wait`.
