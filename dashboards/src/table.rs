@@ -212,6 +212,17 @@ pub const GPU_ECC_ERRORS_TOTAL: Metric = counter(
 pub const GPU_XID_ERRORS_TOTAL: Metric =
     counter("foreshock_gpu_xid_errors_total", &["gpu"], "Critical errors (Xid) of a GPU since watching began.");
 
+pub const CUDA_CALLS_PER_SECOND: Metric = gauge(
+    "foreshock_cuda_calls_per_second",
+    &["model", "call"],
+    "CUDA calls of a model's engines in the last window: launch, graph_launch, copy, allocate, free, context.",
+);
+pub const CUDA_BYTES_PER_SECOND: Metric = gauge(
+    "foreshock_cuda_bytes_per_second",
+    &["model", "call"],
+    "Bytes copied to the device and allocated by a model's engines in the last window.",
+);
+
 // Controller.
 pub const TICKS_TOTAL: Metric = counter("foreshock_ticks_total", &[], "Controller ticks.");
 pub const TICK_SECONDS: Metric = latency("foreshock_tick_seconds", &[], "Time one tick took.");
@@ -280,6 +291,8 @@ pub const METRICS: &[Metric] = &[
     GPU_THROTTLED,
     GPU_ECC_ERRORS_TOTAL,
     GPU_XID_ERRORS_TOTAL,
+    CUDA_CALLS_PER_SECOND,
+    CUDA_BYTES_PER_SECOND,
     TICKS_TOTAL,
     TICK_SECONDS,
     DECISIONS_TOTAL,

@@ -2,6 +2,7 @@
 //! alone, while it is watched. Needs root; without, it says so and is skipped. No real CUDA was at hand.
 
 use anyhow::{Context, Result, ensure};
+use blackbox::{Foreshock, stream};
 use controller_witness::{CudaCounters, CudaError, Witness, WitnessOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -54,15 +55,18 @@ impl Drop for Program {
     }
 }
 
+fn cc(folder: &Path, arguments: &[&str]) -> Result<()> {
+    ensure!(Command::new("cc").args(arguments).current_dir(folder).status()?.success(), "cc {arguments:?}");
+    Ok(())
+}
+
+fn source(name: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cuda").join(name).display().to_string()
+}
+
 fn compile(folder: &Path) -> Result<()> {
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cuda");
-    let cc = |arguments: &[&str]| -> Result<()> {
-        ensure!(Command::new("cc").args(arguments).current_dir(folder).status()?.success(), "cc {arguments:?}");
-        Ok(())
-    };
-    let source = |name: &str| sources.join(name).display().to_string();
-    cc(&["-shared", "-fPIC", "-O1", "-Wl,-soname,libcuda.so.1", "-o", "libcuda.so.1", &source("libcuda.c")])?;
-    cc(&["-O1", "-o", "program", &source("program.c"), "libcuda.so.1", "-lpthread"])
+    cc(folder, &["-shared", "-fPIC", "-O1", "-Wl,-soname,libcuda.so.1", "-o", "libcuda.so.1", &source("libcuda.c")])?;
+    cc(folder, &["-O1", "-o", "program", &source("program.c"), "libcuda.so.1", "-lpthread"])
 }
 
 /// What `rounds` of two threads each call.
@@ -119,5 +123,31 @@ async fn calls_of_the_watched_process_are_counted_exactly() -> Result<()> {
     check(witness.unwatch_cuda(one.pid()), 1)?;
     let without = witness.watch_cuda(std::process::id());
     ensure!(matches!(without, Err(CudaError::NoLibrary(_))), "{without:?}");
+    Ok(())
+}
+
+#[test]
+fn serve_counts_the_calls_of_its_engines_in_windows() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let library = folder.path().join("libcuda.so.1");
+    let path = library.display().to_string();
+    cc(folder.path(), &["-shared", "-fPIC", "-O1", "-DBUSY", "-o", &path, &source("libcuda.c"), "-lpthread"])?;
+    // Loaded into everything that serve starts: its engines become CUDA processes.
+    let foreshock =
+        Foreshock::start_with(folder.path(), &["--cuda-probes", "--idle-seconds", "60"], &[("LD_PRELOAD", &library)])?;
+    if foreshock.admin_get("probes")?["summary"].as_str().is_some_and(|summary| summary.contains("missing CAP_")) {
+        println!("skipped: no permission for probes");
+        return Ok(());
+    }
+    foreshock.add_model("alpha")?;
+    let body = serde_json::json!({"model": "alpha", "prompt": "Once", "max_tokens": 2, "stream": true});
+    stream::post(foreshock.data, "/v1/completions", &body)?;
+    foreshock.wait_until("launches in a window", |foreshock| {
+        let calls = ["model=\"alpha\"", "call=\"launch\""];
+        Ok(foreshock.metric_sum("foreshock_cuda_calls_per_second", &calls)? > 1.0)
+    })?;
+    ensure!(foreshock.metric_sum("foreshock_cuda_calls_per_second", &["call=\"graph_launch\""])? == 0.0, "no graphs");
+    let status = foreshock.terminate()?;
+    ensure!(status.success(), "{status}");
     Ok(())
 }

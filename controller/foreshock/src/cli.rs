@@ -50,6 +50,9 @@ pub struct ServeArgs {
     /// Attach no kernel probes; demand comes from the gateway's counters alone.
     #[arg(long, env = "FORESHOCK_NO_PROBES")]
     pub no_probes: bool,
+    /// Count the engines' CUDA calls for 2 s in every 30 s; costs each counted call microseconds.
+    #[arg(long, env = "FORESHOCK_CUDA_PROBES", conflicts_with = "no_probes")]
+    pub cuda_probes: bool,
     /// Decide and record, act on nothing.
     #[arg(long, env = "FORESHOCK_ADVISE")]
     pub advise: bool,

@@ -2,6 +2,7 @@
 
 mod cli;
 mod config;
+mod cuda;
 mod engine;
 mod explain;
 mod logging;

@@ -2,7 +2,7 @@
 
 use crate::cli::{self, Compute, ServeArgs};
 use crate::config::{self, InputError, Node};
-use crate::{logging, recorder};
+use crate::{cuda, logging, recorder};
 use anyhow::{Context, Result};
 use controller_daemon::{
     Admin, ComputeMode, Daemon, DaemonConfig, DaemonError, GatewayReading, GatewaySignal, KernelReading, KernelSignal,
@@ -79,6 +79,9 @@ async fn serve(args: ServeArgs, daemon_config: DaemonConfig) -> Result<()> {
     wire_signals(&mut daemon, &gateway, &witness, data_addr.port());
     witness.watch(data_addr.port(), PortRole::Gateway)?;
 
+    if args.cuda_probes {
+        tokio::spawn(cuda::sample(witness.clone(), daemon.view()));
+    }
     let gpus = Arc::new(GpuSource::start(GpuOptions::default(), owners(&daemon)));
     let data_server = spawn_data(data, &gateway, metrics.clone());
     let admin_addr = admin.local_addr()?;

@@ -45,4 +45,16 @@ pub const PANELS: &[Panel] = &[
             query("increase(foreshock_gpu_ecc_errors_total[1h]) or vector(0)", "ECC {{kind}} in 1 h: {{gpu}}"),
         ],
     },
+    Panel {
+        title: "CUDA calls",
+        description: "Calls into CUDA's driver library by model, in the windows of `serve --cuda-probes`. Kernels inside of graphs are not counted.",
+        unit: Unit::PerSecond,
+        queries: &[
+            query("max by (model, call) (foreshock_cuda_calls_per_second{model=~\"$model\"})", "{{call}}: {{model}}"),
+            query(
+                "max by (model, call) (foreshock_cuda_bytes_per_second{model=~\"$model\"})",
+                "{{call}}, bytes: {{model}}",
+            ),
+        ],
+    },
 ];
