@@ -3,7 +3,7 @@
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::ring_buf::RingBufEntry;
 use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
-use ebpf_types::{FLAG_TERMINATOR, FlowEvent, FlowKey, FlowState, ListenQueue, PortCounters, SynSeen, TokenEvent};
+use ebpf_types::{FLAG_TERMINATOR, FlowEvent, FlowKey, FlowState, ListenQueue, PortCounters, SynSeen};
 
 /// Counters per watched port (host order). User space makes and removes the entries.
 #[map]
@@ -35,8 +35,7 @@ pub const SCRATCH_BYTES: usize = 512;
 /// Ways to submit: without waking the reader, and waking it even where it has not caught up.
 const NO_WAKEUP: u64 = 1;
 const WAKEUP: u64 = 2;
-/// Bytes that may wait in the ring before a token wakes the reader; below, it looks by itself while a stream
-/// is going on.
+/// Bytes that may wait in the ring before any event wakes the reader.
 const QUIET_BYTES: u64 = 64 << 10;
 
 const RING_AVAILABLE_DATA: u64 = 0;
@@ -79,14 +78,21 @@ pub fn submit<T>(entry: RingBufEntry<T>) {
     entry.submit(WAKEUP);
 }
 
-/// Writes a token, which does not wake the reader by itself: waking costs more than all the rest.
+/// Submits without waking the reader, which costs more than all the rest: while requests are going on it looks by
+/// itself.
 #[inline(always)]
-pub fn emit_token(event: &TokenEvent) {
-    match EVENTS.reserve::<TokenEvent>(0) {
+pub fn submit_quietly<T>(entry: RingBufEntry<T>) {
+    let crowded = EVENTS.query(RING_AVAILABLE_DATA) > QUIET_BYTES;
+    entry.submit(if crowded { WAKEUP } else { NO_WAKEUP });
+}
+
+/// Writes an event of a request that is going on.
+#[inline(always)]
+pub fn emit_quietly<T: Copy + 'static>(event: &T) {
+    match EVENTS.reserve::<T>(0) {
         Some(mut entry) => {
             entry.write(*event);
-            let crowded = EVENTS.query(RING_AVAILABLE_DATA) > QUIET_BYTES;
-            entry.submit(if crowded { WAKEUP } else { NO_WAKEUP });
+            submit_quietly(entry);
         }
         None => count_lost(),
     }

@@ -4,7 +4,7 @@
 use crate::connection::sample_queue;
 use crate::kernel::in_watched_namespace;
 use crate::maps::{
-    EVENTS, FLOWS, PORTS, SCRATCH, SCRATCH_BYTES, add, count_lost, emit, emit_token, flow_event, submit, terminated,
+    EVENTS, FLOWS, PORTS, SCRATCH, SCRATCH_BYTES, add, count_lost, emit_quietly, flow_event, submit_quietly, terminated,
 };
 use crate::packet::{self, Segment, after};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
@@ -141,7 +141,7 @@ fn tell(ctx: &SkBuffContext, key: &FlowKey, flow: &mut FlowState, segment: &Segm
         if flow.data_segments == 0 || terminated(flow) {
             let mut event = flow_event(EVENT_RESPONSE, flags, now, key, flow);
             event.segment_bytes = segment.payload_bytes;
-            emit(&event);
+            emit_quietly(&event);
         }
     } else if segment.payload_bytes <= LINE_BYTES as u32 {
         tell_text::<LINE_BYTES>(ctx, key, flow, segment, flags);
@@ -166,12 +166,12 @@ fn tell_text<const N: usize>(ctx: &SkBuffContext, key: &FlowKey, flow: &FlowStat
         let text = (&raw mut (*target).text).cast::<u8>();
         (*target).event.header.text_bytes = packet::copy::<N>(ctx, segment.payload_offset, segment.payload_bytes, text);
     }
-    submit(entry);
+    submit_quietly(entry);
 }
 
 #[inline(always)]
 fn tell_token(flow: &FlowState, segment: &Segment) {
-    emit_token(&TokenEvent {
+    emit_quietly(&TokenEvent {
         header: EventHeader { kind: EVENT_TOKEN, flags: 0, text_bytes: 0, at_ns: flow.last_byte_ns },
         flow: flow.id,
         request: flow.request,
