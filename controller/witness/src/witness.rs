@@ -6,7 +6,7 @@ use crate::exit::ExitReason;
 use crate::maps::KernelMaps;
 use crate::reader;
 use crate::reassembly::Reassembly;
-use crate::record::{PortRole, RequestRecord};
+use crate::record::{FlowSample, PortRole, RequestRecord};
 use aya::Ebpf;
 use aya::maps::RingBuf;
 use ebpf_types::CudaCounters;
@@ -91,6 +91,7 @@ pub(crate) struct Shared {
     pub recent: Mutex<VecDeque<Arc<RequestRecord>>>,
     pub recent_limit: usize,
     pub records: broadcast::Sender<Arc<RequestRecord>>,
+    pub flows: broadcast::Sender<FlowSample>,
     pub exits: Mutex<VecDeque<(u32, ExitReason)>>,
     pub exit_seen: broadcast::Sender<u32>,
     pub malformed: AtomicU64,
@@ -101,6 +102,8 @@ pub(crate) struct Shared {
 const EXITS_KEPT: usize = 1024;
 /// Records a slow subscriber may fall behind before it loses some.
 const SUBSCRIBER_LAG: usize = 4096;
+/// The same for samples of requests that are going on.
+const FLOW_LAG: usize = 16384;
 
 /// The probes, attached as far as possible. Dropping it detaches them.
 pub struct Witness {
@@ -143,6 +146,7 @@ impl Witness {
             recent: Mutex::new(VecDeque::new()),
             recent_limit: options.recent_records.max(1),
             records: broadcast::channel(SUBSCRIBER_LAG).0,
+            flows: broadcast::channel(FLOW_LAG).0,
             exits: Mutex::new(VecDeque::new()),
             exit_seen: broadcast::channel(EXITS_KEPT).0,
             malformed: AtomicU64::new(0),
@@ -208,8 +212,9 @@ impl Witness {
         self.shared.retire(port);
         locked(maps).unwatch_port(port);
         let mut finished = Vec::new();
-        locked(&self.shared.reassembly).unwatch(port, &mut finished);
-        self.shared.publish(finished);
+        let mut reassembly = locked(&self.shared.reassembly);
+        reassembly.unwatch(port, &mut finished);
+        self.shared.publish(&mut reassembly, finished);
     }
 
     /// Lets the kernel tell how this process ends.
@@ -274,6 +279,12 @@ impl Witness {
         self.shared.records.subscribe()
     }
 
+    /// Starts, tokens and ends as they are seen; tokens within some milliseconds. A subscriber that falls behind
+    /// loses samples and is told how many.
+    pub fn subscribe_flow(&self) -> broadcast::Receiver<FlowSample> {
+        self.shared.flows.subscribe()
+    }
+
     /// A request by its client's address and its number on the connection: going on, or among the recent.
     pub fn find(&self, client: SocketAddr, sequence: u32) -> Option<RequestRecord> {
         if let Some(record) = locked(&self.shared.reassembly).open_record(client, sequence) {
@@ -330,8 +341,9 @@ impl Shared {
         })
     }
 
-    /// Keeps, tells and measures finished records.
-    pub fn publish(&self, finished: Vec<RequestRecord>) {
+    /// Keeps, tells and measures finished records, and then tells what happened on requests: whoever hears of an end
+    /// finds its record. The machine stays locked meanwhile, so that the order is its own.
+    pub fn publish(&self, reassembly: &mut Reassembly, finished: Vec<RequestRecord>) {
         for record in finished {
             crate::export::observe(&record);
             let record = Arc::new(record);
@@ -343,6 +355,9 @@ impl Shared {
             drop(recent);
             // Fails only when nobody listens.
             let _ = self.records.send(record);
+        }
+        for sample in reassembly.take_samples() {
+            let _ = self.flows.send(sample);
         }
     }
 

@@ -1,8 +1,9 @@
 //! The maps, and what is done with them in more than one place.
 
 use aya_ebpf::macros::map;
+use aya_ebpf::maps::ring_buf::RingBufEntry;
 use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
-use ebpf_types::{FLAG_TERMINATOR, FlowEvent, FlowKey, FlowState, ListenQueue, PortCounters, SynSeen};
+use ebpf_types::{FLAG_TERMINATOR, FlowEvent, FlowKey, FlowState, ListenQueue, PortCounters, SynSeen, TokenEvent};
 
 /// Counters per watched port (host order). User space makes and removes the entries.
 #[map]
@@ -25,6 +26,18 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 /// Events that found the ring full.
 #[map]
 pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// Where the text of a segment is looked at; one per CPU, since a program's stack is small.
+#[map]
+pub static SCRATCH: PerCpuArray<[u8; SCRATCH_BYTES]> = PerCpuArray::with_max_entries(1, 0);
+pub const SCRATCH_BYTES: usize = 512;
+
+/// Ways to submit: without waking the reader, and waking it even where it has not caught up.
+const NO_WAKEUP: u64 = 1;
+const WAKEUP: u64 = 2;
+/// Bytes that may wait in the ring before a token wakes the reader; below, it looks by itself while a stream
+/// is going on.
+const QUIET_BYTES: u64 = 64 << 10;
 
 const RING_AVAILABLE_DATA: u64 = 0;
 const RING_SIZE: u64 = 1;
@@ -54,7 +67,26 @@ pub fn emit(event: &FlowEvent) {
     match EVENTS.reserve::<FlowEvent>(0) {
         Some(mut entry) => {
             entry.write(*event);
-            entry.submit(0);
+            submit(entry);
+        }
+        None => count_lost(),
+    }
+}
+
+/// Submits and wakes the reader: by default the kernel would not where tokens wait unread.
+#[inline(always)]
+pub fn submit<T>(entry: RingBufEntry<T>) {
+    entry.submit(WAKEUP);
+}
+
+/// Writes a token, which does not wake the reader by itself: waking costs more than all the rest.
+#[inline(always)]
+pub fn emit_token(event: &TokenEvent) {
+    match EVENTS.reserve::<TokenEvent>(0) {
+        Some(mut entry) => {
+            entry.write(*event);
+            let crowded = EVENTS.query(RING_AVAILABLE_DATA) > QUIET_BYTES;
+            entry.submit(if crowded { WAKEUP } else { NO_WAKEUP });
         }
         None => count_lost(),
     }
@@ -94,5 +126,8 @@ pub fn flow_event(kind: u16, flags: u16, now: u64, key: &FlowKey, flow: &FlowSta
     event.response_bytes =
         if flow.first_byte_ns == 0 { 0 } else { flow.response_end.wrapping_sub(flow.response_seq) as u64 };
     event.data_segments = flow.data_segments;
+    event.cookie = flow.cookie;
+    event.flow = flow.id;
+    event.net_namespace = flow.net_namespace;
     event
 }
