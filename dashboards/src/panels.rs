@@ -2,6 +2,8 @@
 //! window. Counters of rare events end in `or vector(0)`, because their series does not exist before the
 //! first event and zero is the truth then.
 
+mod gpu;
+
 /// A titled group of panels.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
@@ -62,6 +64,7 @@ pub const ROWS: &[Row] = &[
     Row { title: "Engines", panels: ENGINES },
     Row { title: "Forecast and decisions", panels: DECISIONS },
     Row { title: "The kernel as witness", panels: KERNEL },
+    Row { title: "GPUs", panels: gpu::PANELS },
 ];
 
 const DEMAND: &[Panel] = &[

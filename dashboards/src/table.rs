@@ -185,6 +185,49 @@ pub const KERNEL_EVENTS_LOST_TOTAL: Metric =
 pub const PROBES_ATTACHED: Metric =
     gauge("foreshock_probes_attached", &["probe"], "1 when a kernel probe is attached, 0 when it is not.");
 
+// GPUs, as the driver's management library and the cards' own counters tell. `gpu` is an index, or index:instance under MIG.
+pub const GPU_UP: Metric =
+    gauge("foreshock_gpu_up", &["gpu"], "1 when a GPU was read a moment ago, 0 when it is lost or its driver hangs.");
+pub const GPU_INFO: Metric = gauge("foreshock_gpu_info", &["gpu", "uuid", "name"], "1, with a GPU's name.");
+pub const GPU_BUSY_RATIO: Metric =
+    gauge("foreshock_gpu_busy_ratio", &["gpu"], "Share of the time in which a GPU ran anything.");
+pub const GPU_COUNTER_RATIO: Metric = gauge(
+    "foreshock_gpu_counter_ratio",
+    &["gpu", "unit"],
+    "The card's own counters, from Hopper on: sm, occupancy, tensor, memory_bandwidth.",
+);
+pub const GPU_MEMORY_USED_BYTES: Metric = gauge("foreshock_gpu_memory_used_bytes", &["gpu"], "GPU memory in use.");
+pub const GPU_MEMORY_BYTES: Metric = gauge("foreshock_gpu_memory_bytes", &["gpu"], "GPU memory there is.");
+pub const GPU_MODEL_MEMORY_BYTES: Metric =
+    gauge("foreshock_gpu_model_memory_bytes", &["gpu", "model"], "GPU memory of a model's engine processes.");
+pub const GPU_PCIE_BYTES_PER_SECOND: Metric =
+    gauge("foreshock_gpu_pcie_bytes_per_second", &["gpu", "direction"], "PCIe traffic sent and received by a GPU.");
+pub const GPU_POWER_WATTS: Metric = gauge("foreshock_gpu_power_watts", &["gpu"], "Power that a GPU draws.");
+pub const GPU_TEMPERATURE_CELSIUS: Metric =
+    gauge("foreshock_gpu_temperature_celsius", &["gpu"], "Temperature of a GPU.");
+pub const GPU_CLOCK_HERTZ: Metric =
+    gauge("foreshock_gpu_clock_hertz", &["gpu", "clock"], "Clocks of a GPU: sm, memory.");
+pub const GPU_THROTTLED: Metric =
+    gauge("foreshock_gpu_throttled", &["gpu", "reason"], "1 while a GPU's clocks are held down for this reason.");
+pub const GPU_ECC_ERRORS_TOTAL: Metric = counter(
+    "foreshock_gpu_ecc_errors_total",
+    &["gpu", "kind"],
+    "Memory errors of a GPU since its driver was loaded: corrected, uncorrected.",
+);
+pub const GPU_XID_ERRORS_TOTAL: Metric =
+    counter("foreshock_gpu_xid_errors_total", &["gpu"], "Critical errors (Xid) of a GPU since watching began.");
+
+pub const CUDA_CALLS_PER_SECOND: Metric = gauge(
+    "foreshock_cuda_calls_per_second",
+    &["model", "call"],
+    "CUDA calls of a model's engines in the last window: launch, graph_launch, copy, allocate, free, context.",
+);
+pub const CUDA_BYTES_PER_SECOND: Metric = gauge(
+    "foreshock_cuda_bytes_per_second",
+    &["model", "call"],
+    "Bytes copied to the device and allocated by a model's engines in the last window.",
+);
+
 // Controller.
 pub const TICKS_TOTAL: Metric = counter("foreshock_ticks_total", &[], "Controller ticks.");
 pub const TICK_SECONDS: Metric = latency("foreshock_tick_seconds", &[], "Time one tick took.");
@@ -240,6 +283,22 @@ pub const METRICS: &[Metric] = &[
     KERNEL_ACCEPT_QUEUE,
     KERNEL_EVENTS_LOST_TOTAL,
     PROBES_ATTACHED,
+    GPU_UP,
+    GPU_INFO,
+    GPU_BUSY_RATIO,
+    GPU_COUNTER_RATIO,
+    GPU_MEMORY_USED_BYTES,
+    GPU_MEMORY_BYTES,
+    GPU_MODEL_MEMORY_BYTES,
+    GPU_PCIE_BYTES_PER_SECOND,
+    GPU_POWER_WATTS,
+    GPU_TEMPERATURE_CELSIUS,
+    GPU_CLOCK_HERTZ,
+    GPU_THROTTLED,
+    GPU_ECC_ERRORS_TOTAL,
+    GPU_XID_ERRORS_TOTAL,
+    CUDA_CALLS_PER_SECOND,
+    CUDA_BYTES_PER_SECOND,
     TICKS_TOTAL,
     TICK_SECONDS,
     DECISIONS_TOTAL,

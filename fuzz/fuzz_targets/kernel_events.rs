@@ -19,6 +19,7 @@ fuzz_target!(|data: &[u8]| {
         if let Ok(event) = ebpf_types::parse(chunk) {
             machine.apply(&event, &mut finished);
             assert!(machine.connections() <= CONNECTIONS);
+            let _ = machine.take_samples();
         }
     }
     machine.sweep(u64::MAX, &mut finished);

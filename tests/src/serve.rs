@@ -36,6 +36,11 @@ impl Foreshock {
 
     /// Starts on a state folder that outlives it, for tests of restarts and adoption.
     pub fn start_in(state: &Path, args: &[&str]) -> Result<Self> {
+        Self::start_with(state, args, &[])
+    }
+
+    /// [`Self::start_in`] with these environment variables, which engines inherit.
+    pub fn start_with(state: &Path, args: &[&str], environment: &[(&str, &Path)]) -> Result<Self> {
         let data = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
         let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
         let log = File::options().create(true).append(true).open(state.join("serve.log"))?;
@@ -43,6 +48,7 @@ impl Foreshock {
             .args(["serve", "--listen", &data.to_string(), "--admin", &admin.to_string(), "--state"])
             .arg(state)
             .args(args)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

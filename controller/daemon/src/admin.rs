@@ -43,6 +43,8 @@ pub struct Admin {
     pub requests: Show,
     /// Which probes are attached, and what is lost without the others.
     pub probes: Show,
+    /// GPUs as last read, and why there are none.
+    pub gpus: Show,
     /// The metrics page.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
 }
@@ -111,6 +113,8 @@ pub fn routes(admin: Admin) -> impl Filter<Extract = (impl Reply,), Error = Infa
         .unify()
         .or(warp::path!("v1" / "foreshock" / "probes").and(warp::get()).and(with()).map(probes))
         .unify()
+        .or(warp::path!("v1" / "foreshock" / "gpus").and(warp::get()).and(with()).map(gpus))
+        .unify()
         .or(warp::path!("v1" / "foreshock" / "models").and(warp::get()).and(with()).map(models))
         .unify()
         .or(warp::path!("metrics").and(warp::get()).and(with()).map(metrics))
@@ -173,6 +177,10 @@ fn requests(admin: Admin, query: HashMap<String, String>) -> Answer {
 
 fn probes(admin: Admin) -> Answer {
     json(StatusCode::OK, &(admin.probes)(DEFAULT_LIMIT))
+}
+
+fn gpus(admin: Admin) -> Answer {
+    json(StatusCode::OK, &(admin.gpus)(DEFAULT_LIMIT))
 }
 
 fn models(admin: Admin) -> Answer {

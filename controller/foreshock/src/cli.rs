@@ -25,6 +25,8 @@ pub enum Command {
     Models(ModelsArgs),
     /// Why a model has the instances it has.
     Explain(ExplainArgs),
+    /// Models, instances, demand, latencies and GPUs of a running serve, live.
+    Top(TopArgs),
 }
 
 /// Where state is kept.
@@ -48,6 +50,9 @@ pub struct ServeArgs {
     /// Attach no kernel probes; demand comes from the gateway's counters alone.
     #[arg(long, env = "FORESHOCK_NO_PROBES")]
     pub no_probes: bool,
+    /// Count the engines' CUDA calls for 2 s in every 30 s; costs each counted call microseconds.
+    #[arg(long, env = "FORESHOCK_CUDA_PROBES", conflicts_with = "no_probes")]
+    pub cuda_probes: bool,
     /// Decide and record, act on nothing.
     #[arg(long, env = "FORESHOCK_ADVISE")]
     pub advise: bool,
@@ -237,4 +242,17 @@ pub struct ExplainArgs {
     pub limit: usize,
     #[command(flatten)]
     pub state: StateArgs,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct TopArgs {
+    /// Admin port of the serve to watch.
+    #[arg(long, env = "FORESHOCK_ADMIN", default_value = "127.0.0.1:8081")]
+    pub admin: SocketAddr,
+    /// Time between two looks, milliseconds.
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(100..=60_000))]
+    pub every_ms: u64,
+    /// Print one frame as text and end; so it does too when stdout is no terminal.
+    #[arg(long)]
+    pub once: bool,
 }

@@ -2,12 +2,14 @@
 
 mod cli;
 mod config;
+mod cuda;
 mod engine;
 mod explain;
 mod logging;
 mod models;
 mod recorder;
 mod serve;
+mod top;
 
 use clap::Parser;
 use std::process::ExitCode;
@@ -19,6 +21,7 @@ fn main() -> ExitCode {
         cli::Command::Engine(args) => return engine::run(args),
         cli::Command::Models(args) => models::run(args),
         cli::Command::Explain(args) => explain::run(args),
+        cli::Command::Top(args) => top::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,13 +2,14 @@
 
 use crate::cli::{self, Compute, ServeArgs};
 use crate::config::{self, InputError, Node};
-use crate::{logging, recorder};
+use crate::{cuda, logging, recorder};
 use anyhow::{Context, Result};
 use controller_daemon::{
     Admin, ComputeMode, Daemon, DaemonConfig, DaemonError, GatewayReading, GatewaySignal, KernelReading, KernelSignal,
     KvType, ModelDemand,
 };
 use controller_gateway::{Gateway, GatewayOptions};
+use controller_gpu::{GpuOptions, GpuSource, Owner, Owners};
 use controller_witness::{PortRole, Witness, WitnessOptions};
 use engine_http::{Limits, RouteOptions, ServeOptions};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -82,9 +83,13 @@ async fn serve(args: ServeArgs, daemon_config: DaemonConfig) -> Result<()> {
     wire_signals(&mut daemon, &gateway, &witness, data_addr.port());
     witness.watch(data_addr.port(), PortRole::Gateway)?;
 
+    if args.cuda_probes {
+        tokio::spawn(cuda::sample(witness.clone(), daemon.view()));
+    }
+    let gpus = Arc::new(GpuSource::start(GpuOptions::default(), owners(&daemon)));
     let data_server = spawn_data(data, &gateway, metrics.clone());
     let admin_addr = admin.local_addr()?;
-    let admin_server = spawn_admin(admin, &daemon, &gateway, &witness, metrics);
+    let admin_server = spawn_admin(admin, &daemon, &gateway, &witness, gpus, metrics);
     tracing::info!(data = %data_addr, admin = %admin_addr, state = %daemon.state_dir().display(), "serving");
 
     let (stop_loop, loop_stopped) = oneshot::channel::<()>();
@@ -157,6 +162,16 @@ fn wire_signals(daemon: &mut Daemon, gateway: &Gateway, witness: &Arc<Witness>, 
     });
 }
 
+/// Which instance a process on a GPU belongs to.
+fn owners(daemon: &Daemon) -> Owners {
+    let view = daemon.view();
+    Box::new(move || {
+        let instances = view.instances();
+        let owner = |id: &String, model: &String| Owner { instance: id.clone(), model: model.clone() };
+        instances.iter().map(|(id, instance)| (instance.pid, owner(id, &instance.model))).collect()
+    })
+}
+
 fn gateway_reading(gateway: &Gateway) -> GatewayReading {
     let models = gateway.demand().into_iter().map(|(name, demand)| {
         let demand = ModelDemand {
@@ -223,6 +238,7 @@ fn spawn_admin(
     daemon: &Daemon,
     gateway: &Gateway,
     witness: &Arc<Witness>,
+    gpus: Arc<GpuSource>,
     metrics: PrometheusHandle,
 ) -> Running {
     let (records, kernel, probes) = (gateway.clone(), witness.clone(), witness.clone());
@@ -242,6 +258,7 @@ fn spawn_admin(
                 "events_lost_total": probes.events_lost(),
             })
         }),
+        gpus: Arc::new(move |_| serde_json::json!(gpus.view())),
         metrics: Arc::new(move || metrics.render()),
     };
     let filter = controller_daemon::admin::routes(admin).map(Reply::into_response).boxed();

@@ -78,6 +78,12 @@ impl Answer {
         self.take_body(&body, whole)
     }
 
+    /// Passes over a segment of the stream that was told without its text and began and ended with an event.
+    pub fn skip(&mut self, segment_bytes: u32) {
+        self.line.clear();
+        self.position += u64::from(segment_bytes);
+    }
+
     /// Whether the body is complete when the answer has `bytes` bytes and, or not, a last chunk at its end.
     pub fn complete(&self, bytes: u64, terminated: bool) -> bool {
         match self.framing {

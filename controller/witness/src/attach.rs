@@ -159,7 +159,7 @@ where
     program.try_into().map_err(|error: ProgramError| error.to_string())
 }
 
-fn refused(error: &ProgramError) -> String {
+pub(crate) fn refused(error: &ProgramError) -> String {
     permission::explain(&chain(error))
 }
 

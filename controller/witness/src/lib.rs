@@ -5,10 +5,14 @@
 
 mod answer;
 mod attach;
+pub mod body;
 mod btf;
+mod cuda;
 pub mod exit;
 mod export;
+mod gaps;
 mod maps;
+mod open;
 mod permission;
 mod reader;
 pub mod reassembly;
@@ -17,6 +21,9 @@ mod token;
 mod witness;
 
 pub use attach::ProbeStatus;
+pub use body::BodyFacts;
+pub use cuda::{CudaError, CudaWatch};
+pub use ebpf_types::CudaCounters;
 pub use exit::ExitReason;
-pub use record::{PortRole, RequestEnd, RequestRecord};
+pub use record::{Fidelity, FlowSample, Hop, PortRole, RequestEnd, RequestRecord, Vantage};
 pub use witness::{PortSnapshot, ProbeError, Witness, WitnessOptions};

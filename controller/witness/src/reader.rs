@@ -14,6 +14,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 
+/// How often the ring is looked at while requests are going on: tokens do not wake the reader.
+const TOKENS_EVERY: Duration = Duration::from_millis(5);
 /// Entries read before others get a turn.
 const BATCH: usize = 1024;
 /// How often forgotten connections are looked for, and after how long without an event they count as such.
@@ -31,7 +33,10 @@ pub(crate) fn start(ring: RingBuf<MapData>, shared: Arc<Shared>) -> Result<JoinH
 async fn run(mut ring: AsyncFd<RingBuf<MapData>>, shared: Arc<Shared>) {
     let mut sweep = tokio::time::interval(SWEEP_EVERY);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut tokens = tokio::time::interval(TOKENS_EVERY);
+    tokens.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut latest_ns = 0;
+    let mut in_flight = false;
     loop {
         tokio::select! {
             ready = ring.readable_mut() => {
@@ -39,25 +44,31 @@ async fn run(mut ring: AsyncFd<RingBuf<MapData>>, shared: Arc<Shared>) {
                     tracing::error!("the probes' event ring can no longer be polled; kernel times stop here");
                     return;
                 };
-                let drained = drain(ready.get_inner_mut(), &shared, &mut latest_ns);
+                let drained = drain(ready.get_inner_mut(), &shared, &mut latest_ns, &mut in_flight);
                 if drained {
                     ready.clear_ready();
                 } else {
                     tokio::task::yield_now().await;
                 }
             }
+            _ = tokens.tick(), if in_flight => {
+                while !drain(ring.get_mut(), &shared, &mut latest_ns, &mut in_flight) {
+                    tokio::task::yield_now().await;
+                }
+            }
             _ = sweep.tick() => {
                 let mut finished = Vec::new();
                 let before_ns = latest_ns.saturating_sub(FORGOTTEN_AFTER.as_nanos() as u64);
-                locked(&shared.reassembly).sweep(before_ns, &mut finished);
-                shared.publish(finished);
+                let mut reassembly = locked(&shared.reassembly);
+                reassembly.sweep(before_ns, &mut finished);
+                shared.publish(&mut reassembly, finished);
             }
         }
     }
 }
 
 /// Reads up to a batch; true when the ring is empty.
-fn drain(ring: &mut RingBuf<MapData>, shared: &Shared, latest_ns: &mut u64) -> bool {
+fn drain(ring: &mut RingBuf<MapData>, shared: &Shared, latest_ns: &mut u64, in_flight: &mut bool) -> bool {
     let mut finished = Vec::new();
     let mut empty = false;
     let mut demand = false;
@@ -80,11 +91,12 @@ fn drain(ring: &mut RingBuf<MapData>, shared: &Shared, latest_ns: &mut u64) -> b
                 }
             }
         }
+        *in_flight = reassembly.in_flight() > 0;
+        shared.publish(&mut reassembly, finished);
     }
     if demand {
         shared.demand_seen.notify_one();
     }
-    shared.publish(finished);
     empty
 }
 
@@ -97,9 +109,11 @@ fn is_demand(event: &Event<'_>, reassembly: &Reassembly) -> bool {
 fn at_ns(event: &Event<'_>) -> u64 {
     match event {
         Event::Exit(exit) => exit.header.at_ns,
+        Event::Token(token) => token.header.at_ns,
         Event::Syn(flow)
         | Event::Established(flow)
         | Event::Request(flow, _)
+        | Event::Body(flow, _)
         | Event::Response(flow, _)
         | Event::Closed(flow) => flow.header.at_ns,
     }

@@ -5,10 +5,12 @@
 //! connection, its closing, or want of room ends what is still open. Memory is bounded by the number of
 //! connections that are kept.
 
-use crate::answer::{Answer, Framing};
-use crate::record::{PortRole, RequestEnd, RequestRecord};
-use ebpf_types::{Event, FLAG_TERMINATOR, FlowEvent, FlowKey};
+use crate::answer::Framing;
+use crate::open::OpenRequest;
+use crate::record::{FlowSample, PortRole, RequestEnd, RequestRecord};
+use ebpf_types::{Event, FLAG_TERMINATOR, FlowEvent, FlowKey, TokenEvent};
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 
 /// A connection that carried a request.
@@ -17,18 +19,14 @@ struct Connection {
     request: u32,
     /// That request, until its record is finished.
     open: Option<OpenRequest>,
+    /// The kernel's number of it, 0 where unknown.
+    flow: u64,
     /// Time of the latest event, ns.
     touched_ns: u64,
 }
 
-struct OpenRequest {
-    record: RequestRecord,
-    answer: Answer,
-    /// `data:` segments that the kernel did not count, since something else stood before them.
-    hidden_segments: u32,
-    kernel_segments: u32,
-    segments_at_token: u32,
-}
+/// Samples that wait to be taken; beyond, the newest are dropped.
+const SAMPLES_LIMIT: usize = 16384;
 
 /// Totals of one port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,13 +40,29 @@ pub struct Reassembly {
     roles: HashMap<u16, PortRole>,
     totals: HashMap<u16, PortTotals>,
     connections: HashMap<FlowKey, Connection>,
+    /// Connections by the kernel's number.
+    flows: HashMap<u64, FlowKey>,
     capacity: usize,
+    /// Requests seen so far: the latest one's number.
+    numbered: u64,
+    samples: Vec<FlowSample>,
+    /// Key of the fingerprints.
+    key: RandomState,
 }
 
 impl Reassembly {
     /// Keeps at most `capacity` connections (at least 8).
     pub fn new(capacity: usize) -> Self {
-        Self { roles: HashMap::new(), totals: HashMap::new(), connections: HashMap::new(), capacity: capacity.max(8) }
+        Self {
+            roles: HashMap::new(),
+            totals: HashMap::new(),
+            connections: HashMap::new(),
+            flows: HashMap::new(),
+            capacity: capacity.max(8),
+            numbered: 0,
+            samples: Vec::new(),
+            key: RandomState::new(),
+        }
     }
 
     /// Events of a port are dropped until its role is known.
@@ -82,6 +96,16 @@ impl Reassembly {
         self.totals.get(&port).copied().unwrap_or_default()
     }
 
+    /// Requests that are going on.
+    pub fn in_flight(&self) -> u64 {
+        self.totals.values().map(|totals| totals.in_flight).sum()
+    }
+
+    /// What happened on requests since the last call, in the order of its events.
+    pub fn take_samples(&mut self) -> Vec<FlowSample> {
+        std::mem::take(&mut self.samples)
+    }
+
     /// Connections kept now.
     pub fn connections(&self) -> usize {
         self.connections.len()
@@ -90,7 +114,9 @@ impl Reassembly {
     /// Applies one event; finished records are appended.
     pub fn apply(&mut self, event: &Event<'_>, finished: &mut Vec<RequestRecord>) {
         match event {
-            Event::Request(flow, line) => self.request(flow, line, finished),
+            Event::Request(flow, text) => self.request(flow, text, finished),
+            Event::Body(flow, text) => self.body(flow, text),
+            Event::Token(token) => self.token(token),
             Event::Response(flow, text) => self.response(flow, text, finished),
             Event::Closed(flow) => self.closed(flow, finished),
             Event::Syn(_) | Event::Established(_) | Event::Exit(_) => {}
@@ -114,7 +140,7 @@ impl Reassembly {
         }
     }
 
-    fn request(&mut self, flow: &FlowEvent, line: &[u8], finished: &mut Vec<RequestRecord>) {
+    fn request(&mut self, flow: &FlowEvent, text: &[u8], finished: &mut Vec<RequestRecord>) {
         if let Some(connection) = self.connections.get_mut(&flow.key)
             && let Some(open) = connection.open.take()
         {
@@ -123,7 +149,33 @@ impl Reassembly {
             let answered = open.record.first_byte_ns != 0 && flow.request == connection.request.wrapping_add(1);
             self.finish(open, if answered { RequestEnd::Complete } else { RequestEnd::Lost }, finished);
         }
-        self.begin(flow, line, finished);
+        self.begin(flow, text, finished);
+    }
+
+    /// More of a request whose beginning was seen.
+    fn body(&mut self, flow: &FlowEvent, text: &[u8]) {
+        let Some(connection) = self.connections.get_mut(&flow.key) else { return };
+        if connection.request != flow.request || connection.flow != flow.flow {
+            return;
+        }
+        connection.touched_ns = flow.header.at_ns;
+        if let Some(open) = connection.open.as_mut() {
+            open.more(flow, text, &mut self.samples);
+        }
+    }
+
+    fn token(&mut self, token: &TokenEvent) {
+        let Some(connection) = self.flows.get(&token.flow).and_then(|key| self.connections.get_mut(key)) else {
+            return;
+        };
+        if connection.request != token.request {
+            return;
+        }
+        connection.touched_ns = token.header.at_ns;
+        if let Some(open) = connection.open.as_mut() {
+            open.token(token, &mut self.samples);
+        }
+        self.samples.truncate(SAMPLES_LIMIT);
     }
 
     fn response(&mut self, flow: &FlowEvent, text: &[u8], finished: &mut Vec<RequestRecord>) {
@@ -138,7 +190,7 @@ impl Reassembly {
         }
         let Some(open) = connection.open.as_mut() else { return };
         open.advance(flow);
-        open.read(flow, text);
+        open.read(flow, text, &mut self.samples);
         if open.answer.complete(flow.response_bytes, flow.header.flags & FLAG_TERMINATOR != 0)
             && let Some(open) = connection.open.take()
         {
@@ -147,7 +199,7 @@ impl Reassembly {
     }
 
     fn closed(&mut self, flow: &FlowEvent, finished: &mut Vec<RequestRecord>) {
-        let Some(connection) = self.connections.remove(&flow.key) else { return };
+        let Some(connection) = self.remove(&flow.key) else { return };
         let Some(mut open) = connection.open else { return };
         if connection.request != flow.request {
             return self.finish(open, RequestEnd::Lost, finished);
@@ -165,15 +217,30 @@ impl Reassembly {
     }
 
     /// Opens a request. Its port must be watched.
-    fn begin(&mut self, flow: &FlowEvent, line: &[u8], finished: &mut Vec<RequestRecord>) {
+    fn begin(&mut self, flow: &FlowEvent, text: &[u8], finished: &mut Vec<RequestRecord>) {
         let Some(role) = self.roles.get(&flow.key.server_port).cloned() else { return };
         if self.connections.len() >= self.capacity && !self.connections.contains_key(&flow.key) {
             self.make_room(finished);
         }
-        let open = OpenRequest::new(flow, role, line);
+        self.remove(&flow.key);
+        self.numbered += 1;
+        let mut open = OpenRequest::new(self.numbered, flow, role, text, self.key.build_hasher());
+        open.more(flow, text, &mut self.samples);
         self.totals.entry(flow.key.server_port).or_default().in_flight += 1;
-        let connection = Connection { request: flow.request, open: Some(open), touched_ns: flow.header.at_ns };
-        self.connections.insert(flow.key, connection);
+        let (request, touched_ns) = (flow.request, flow.header.at_ns);
+        self.connections.insert(flow.key, Connection { request, open: Some(open), flow: flow.flow, touched_ns });
+        if flow.flow != 0 {
+            self.flows.insert(flow.flow, flow.key);
+        }
+    }
+
+    fn remove(&mut self, key: &FlowKey) -> Option<Connection> {
+        let connection = self.connections.remove(key)?;
+        // The number may be another's, where events are wrong.
+        if self.flows.get(&connection.flow) == Some(key) {
+            self.flows.remove(&connection.flow);
+        }
+        Some(connection)
     }
 
     /// Drops the eighth of the connections that were quiet longest; in one go, so that a flood of new ones
@@ -187,7 +254,7 @@ impl Reassembly {
     }
 
     fn drop_connection(&mut self, key: &FlowKey, finished: &mut Vec<RequestRecord>) {
-        if let Some(open) = self.connections.remove(key).and_then(|connection| connection.open) {
+        if let Some(open) = self.remove(key).and_then(|connection| connection.open) {
             self.finish(open, RequestEnd::Lost, finished);
         }
     }
@@ -196,70 +263,8 @@ impl Reassembly {
         let totals = self.totals.entry(open.record.port).or_default();
         totals.in_flight = totals.in_flight.saturating_sub(1);
         totals.ended += 1;
-        finished.push(open.into_record(end));
-    }
-}
-
-impl OpenRequest {
-    fn new(flow: &FlowEvent, role: PortRole, line: &[u8]) -> Self {
-        let record = RequestRecord {
-            port: flow.key.server_port,
-            role,
-            client: flow.key.client_addr(),
-            sequence: flow.request,
-            line: String::from_utf8_lossy(line).into_owned(),
-            syn_ns: flow.syn_ns,
-            start_ns: flow.start_ns,
-            first_byte_ns: flow.first_byte_ns,
-            first_token_ns: 0,
-            last_byte_ns: flow.last_byte_ns,
-            status: 0,
-            request_bytes: flow.request_bytes,
-            response_bytes: flow.response_bytes,
-            data_segments: flow.data_segments,
-            itl_ns_mean: 0,
-            end: RequestEnd::InProgress,
-        };
-        let answer = Answer::new(line.starts_with(b"HEAD "));
-        Self { record, answer, hidden_segments: 0, kernel_segments: 0, segments_at_token: 0 }
-    }
-
-    /// Takes over the kernel's totals.
-    fn advance(&mut self, flow: &FlowEvent) {
-        let record = &mut self.record;
-        record.first_byte_ns = flow.first_byte_ns;
-        record.last_byte_ns = record.last_byte_ns.max(flow.last_byte_ns);
-        record.request_bytes = record.request_bytes.max(flow.request_bytes);
-        record.response_bytes = record.response_bytes.max(flow.response_bytes);
-        record.data_segments = flow.data_segments.saturating_add(self.hidden_segments);
-    }
-
-    /// Reads a segment's text.
-    fn read(&mut self, flow: &FlowEvent, text: &[u8]) {
-        // An event without a segment repeats totals only.
-        if flow.segment_bytes == 0 {
-            return;
-        }
-        let segment = self.answer.segment(text, flow.segment_bytes, flow.response_bytes);
-        self.record.status = self.answer.status;
-        if segment.data && flow.data_segments == self.kernel_segments {
-            self.hidden_segments = self.hidden_segments.saturating_add(1);
-        }
-        self.kernel_segments = flow.data_segments;
-        self.record.data_segments = flow.data_segments.saturating_add(self.hidden_segments);
-        if segment.token && self.record.first_token_ns == 0 {
-            self.record.first_token_ns = flow.header.at_ns;
-            self.segments_at_token = self.record.data_segments;
-        }
-    }
-
-    fn into_record(mut self, end: RequestEnd) -> RequestRecord {
-        self.record.end = end;
-        let gaps = u64::from(self.record.data_segments.saturating_sub(self.segments_at_token));
-        if self.record.first_token_ns != 0 && gaps > 0 {
-            self.record.itl_ns_mean = self.record.last_byte_ns.saturating_sub(self.record.first_token_ns) / gaps;
-        }
-        self.record
+        finished.push(open.into_record(end, &mut self.samples));
+        self.samples.truncate(SAMPLES_LIMIT);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Tables of whole timelines, and properties that hold whatever the events are.
 
 use super::*;
-use ebpf_types::{EVENT_CLOSED, EVENT_REQUEST, EVENT_RESPONSE};
+use ebpf_types::{EVENT_BODY, EVENT_CLOSED, EVENT_REQUEST, EVENT_RESPONSE, EVENT_TOKEN, EventHeader};
 use proptest::prelude::*;
 
 const PORT: u16 = 8080;
@@ -72,6 +72,49 @@ fn a_stream_becomes_a_record() {
     // The closing of the connection afterwards adds nothing.
     machine.apply(&Event::Closed(flow(EVENT_CLOSED, 9, 0, 300)), &mut finished);
     assert_eq!((finished.len(), machine.connections()), (1, 0));
+}
+
+fn token(machine: &mut Reassembly, at_ns: u64, data_segments: u32) {
+    let header = EventHeader { kind: EVENT_TOKEN, flags: 0, text_bytes: 0, at_ns };
+    let event = TokenEvent { header, flow: 77, request: 0, data_segments, response_bytes: 300, segment_bytes: 60 };
+    machine.apply(&Event::Token(event), &mut Vec::new());
+}
+
+#[test]
+fn a_request_is_told_as_it_goes_on() {
+    let mut machine = machine(8);
+    let mut finished = Vec::new();
+    let numbered = |kind, at_ns| FlowEvent { flow: 77, ..flow(kind, 9, 0, at_ns) };
+    let head = b"POST /v1/completions HTTP/1.1\r\nContent-Length: 30\r\n\r\n";
+    machine
+        .apply(&Event::Request(FlowEvent { segment_bytes: 53, ..numbered(EVENT_REQUEST, 100) }, head), &mut finished);
+    assert_eq!((machine.take_samples(), machine.in_flight()), (vec![], 1));
+    let body = b"{\"model\":\"m\",\"max_tokens\":17}";
+    machine.apply(&Event::Body(FlowEvent { segment_bytes: 30, ..numbered(EVENT_BODY, 110) }, body), &mut finished);
+    let start = FlowSample::Start { port: PORT, flow: 1, at_ns: 100, request_bytes: 83, max_tokens: Some(17) };
+    assert_eq!(machine.take_samples(), [start]);
+    let text = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: {\"tokens\":[1]}\n\n";
+    let first = FlowEvent {
+        segment_bytes: text.len() as u32,
+        response_bytes: text.len() as u64,
+        ..numbered(EVENT_RESPONSE, 200)
+    };
+    machine.apply(&Event::Response(FlowEvent { data_segments: 1, first_byte_ns: 200, ..first }, text), &mut finished);
+    token(&mut machine, 210, 2);
+    // The third is lost, and one that was told comes again.
+    token(&mut machine, 240, 4);
+    token(&mut machine, 241, 4);
+    token(&mut machine, 252, 5);
+    machine.apply(&Event::Closed(FlowEvent { first_byte_ns: 200, ..numbered(EVENT_CLOSED, 300) }), &mut finished);
+    let told = |at_ns, segments| FlowSample::Token { port: PORT, flow: 1, at_ns, segments };
+    let end = FlowSample::End { port: PORT, flow: 1, at_ns: 252, end: RequestEnd::Complete };
+    assert_eq!(machine.take_samples(), [told(200, 1), told(210, 1), told(240, 2), told(252, 1), end]);
+    let record = &finished[0];
+    assert_eq!((record.tokens, record.itl_ns_p50, record.itl_ns_max), (5, 10, 12), "{record:?}");
+    assert_eq!(record.body.as_ref().and_then(|body| body.model.as_deref()), Some("m"));
+    // Nothing is left of the connection's number.
+    token(&mut machine, 260, 6);
+    assert_eq!(machine.take_samples(), []);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! One HTTP request as the kernel saw it.
 
+use crate::body::BodyFacts;
 use serde::Serialize;
 use std::net::SocketAddr;
 
@@ -29,7 +30,80 @@ pub struct RequestRecord {
     pub data_segments: u32,
     /// Mean gap between `data:` segments after the first token, ns; 0 when there were none.
     pub itl_ns_mean: u64,
+    /// `data:` segments that are tokens: those told apart by their text, and later ones of the same kind.
+    pub tokens: u32,
+    /// Gaps between them, ns: quantiles within a sixteenth, 0 when there were none.
+    pub itl_ns_p50: u64,
+    pub itl_ns_p99: u64,
+    pub itl_ns_max: u64,
+    /// What the seen beginning of the body says; None when there was no body or it was not seen.
+    pub body: Option<BodyFacts>,
+    /// Hash of method, path, announced length and seen body, under a key of this process: equal for a repeated
+    /// request, and of no use elsewhere. 0 when nothing of the request was seen.
+    pub fingerprint: u64,
+    pub fidelity: Fidelity,
+    pub vantage: Vantage,
     pub end: RequestEnd,
+}
+
+/// How well a request was seen; each includes those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fidelity {
+    /// Bytes that are not understood, or whose beginning was missed.
+    Bytes,
+    /// One HTTP request.
+    Counted,
+    /// Its model as well.
+    Named,
+    /// The times of its tokens as well, if not always its model.
+    Tokens,
+}
+
+/// Where a request was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Vantage {
+    pub hop: Hop,
+    /// Inode number of the network namespace of the server's socket, and the socket's cookie; 0 where unknown.
+    pub net_namespace: u32,
+    pub cookie: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hop {
+    /// As clients send it.
+    Client,
+    /// As an engine serves it.
+    Engine,
+}
+
+/// What happens on a request that is going on, told as it is seen. Times are CLOCK_MONOTONIC ns; `flow` is the
+/// request's own number, used once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlowSample {
+    /// The request is known as far as it ever will be. `at_ns` is its first segment's arrival, `request_bytes` its
+    /// size with its head, where announced, else what was seen so far.
+    Start {
+        port: u16,
+        flow: u64,
+        at_ns: u64,
+        request_bytes: u64,
+        max_tokens: Option<u32>,
+    },
+    /// `segments` more `data:` segments that are tokens, more than one only where events between were lost.
+    Token {
+        port: u16,
+        flow: u64,
+        at_ns: u64,
+        segments: u32,
+    },
+    End {
+        port: u16,
+        flow: u64,
+        at_ns: u64,
+        end: RequestEnd,
+    },
 }
 
 /// Who listens on a watched port.
@@ -48,6 +122,14 @@ impl PortRole {
         match self {
             Self::Gateway => true,
             Self::Engine { .. } => false,
+        }
+    }
+
+    /// Which hop its requests are seen at.
+    pub fn hop(&self) -> Hop {
+        match self {
+            Self::Gateway => Hop::Client,
+            Self::Engine { .. } => Hop::Engine,
         }
     }
 

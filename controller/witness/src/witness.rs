@@ -1,13 +1,15 @@
 //! The handle that everybody else holds.
 
 use crate::attach::{self, Attached, ProbeStatus};
+use crate::cuda::{Cuda, CudaError, CudaWatch};
 use crate::exit::ExitReason;
 use crate::maps::KernelMaps;
 use crate::reader;
 use crate::reassembly::Reassembly;
-use crate::record::{PortRole, RequestRecord};
+use crate::record::{FlowSample, PortRole, RequestRecord};
 use aya::Ebpf;
 use aya::maps::RingBuf;
+use ebpf_types::CudaCounters;
 use serde::Serialize;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -89,6 +91,7 @@ pub(crate) struct Shared {
     pub recent: Mutex<VecDeque<Arc<RequestRecord>>>,
     pub recent_limit: usize,
     pub records: broadcast::Sender<Arc<RequestRecord>>,
+    pub flows: broadcast::Sender<FlowSample>,
     pub exits: Mutex<VecDeque<(u32, ExitReason)>>,
     pub exit_seen: broadcast::Sender<u32>,
     pub malformed: AtomicU64,
@@ -101,14 +104,16 @@ pub(crate) struct Shared {
 const EXITS_KEPT: usize = 1024;
 /// Records a slow subscriber may fall behind before it loses some.
 const SUBSCRIBER_LAG: usize = 4096;
+/// The same for samples of requests that are going on.
+const FLOW_LAG: usize = 16384;
 
 /// The probes, attached as far as possible. Dropping it detaches them.
 pub struct Witness {
     shared: Arc<Shared>,
     probes: Vec<ProbeStatus>,
     tasks: Vec<JoinHandle<()>>,
-    /// Holds the programs and their links.
-    _ebpf: Option<Ebpf>,
+    /// Holds the programs and their links; those on CUDA processes come and go.
+    programs: Option<Mutex<(Ebpf, Option<Cuda>)>>,
 }
 
 impl Drop for Witness {
@@ -143,6 +148,7 @@ impl Witness {
             recent: Mutex::new(VecDeque::new()),
             recent_limit: options.recent_records.max(1),
             records: broadcast::channel(SUBSCRIBER_LAG).0,
+            flows: broadcast::channel(FLOW_LAG).0,
             exits: Mutex::new(VecDeque::new()),
             exit_seen: broadcast::channel(EXITS_KEPT).0,
             malformed: AtomicU64::new(0),
@@ -156,7 +162,11 @@ impl Witness {
             tasks.push(runtime.spawn(crate::export::run(shared.clone())));
         }
         crate::export::probes_attached(&probes);
-        Ok(Self { shared, probes, tasks, _ebpf: ebpf })
+        let programs = ebpf.map(|mut ebpf| {
+            let cuda = Cuda::take(&mut ebpf);
+            Mutex::new((ebpf, cuda))
+        });
+        Ok(Self { shared, probes, tasks, programs })
     }
 
     /// Every probe, attached or not and why.
@@ -205,8 +215,9 @@ impl Witness {
         self.shared.retire(port);
         locked(maps).unwatch_port(port);
         let mut finished = Vec::new();
-        locked(&self.shared.reassembly).unwatch(port, &mut finished);
-        self.shared.publish(finished);
+        let mut reassembly = locked(&self.shared.reassembly);
+        reassembly.unwatch(port, &mut finished);
+        self.shared.publish(&mut reassembly, finished);
     }
 
     /// Lets the kernel tell how this process ends.
@@ -223,6 +234,29 @@ impl Witness {
         if let Some(maps) = &self.shared.maps {
             locked(maps).unwatch_pid(pid);
         }
+    }
+
+    /// Counts this process's calls into CUDA's driver library from now on. Each call costs it microseconds until
+    /// [`Witness::unwatch_cuda`], so watch for short times.
+    ///
+    /// # Errors
+    /// When the process maps no such library, or the kernel refuses.
+    pub fn watch_cuda(&self, pid: u32) -> Result<CudaWatch, CudaError> {
+        let mut programs = locked(self.programs.as_ref().ok_or(CudaError::NoProbes)?);
+        let (ebpf, cuda) = &mut *programs;
+        cuda.as_mut().ok_or(CudaError::NoProbes)?.watch(ebpf, pid)
+    }
+
+    /// Ends that, and answers what was counted.
+    pub fn unwatch_cuda(&self, pid: u32) -> Option<CudaCounters> {
+        let mut programs = locked(self.programs.as_ref()?);
+        let (ebpf, cuda) = &mut *programs;
+        cuda.as_mut()?.unwatch(ebpf, pid)
+    }
+
+    /// What was counted of this process since it is watched.
+    pub fn cuda_counters(&self, pid: u32) -> Option<CudaCounters> {
+        locked(self.programs.as_ref()?).1.as_ref()?.counters(pid)
     }
 
     /// How a watched process ended, if the kernel told; waits for its event no longer than `wait`.
@@ -252,6 +286,12 @@ impl Witness {
     /// call resolved; for one waiter. This is sooner than any server can tell, and also while it cannot.
     pub async fn demand_seen(&self) {
         self.shared.demand_seen.notified().await;
+    }
+
+    /// Starts, tokens and ends as they are seen; tokens within some milliseconds. A subscriber that falls behind
+    /// loses samples and is told how many.
+    pub fn subscribe_flow(&self) -> broadcast::Receiver<FlowSample> {
+        self.shared.flows.subscribe()
     }
 
     /// A request by its client's address and its number on the connection: going on, or among the recent.
@@ -310,8 +350,9 @@ impl Shared {
         })
     }
 
-    /// Keeps, tells and measures finished records.
-    pub fn publish(&self, finished: Vec<RequestRecord>) {
+    /// Keeps, tells and measures finished records, and then tells what happened on requests: whoever hears of an end
+    /// finds its record. The machine stays locked meanwhile, so that the order is its own.
+    pub fn publish(&self, reassembly: &mut Reassembly, finished: Vec<RequestRecord>) {
         for record in finished {
             crate::export::observe(&record);
             let record = Arc::new(record);
@@ -323,6 +364,9 @@ impl Shared {
             drop(recent);
             // Fails only when nobody listens.
             let _ = self.records.send(record);
+        }
+        for sample in reassembly.take_samples() {
+            let _ = self.flows.send(sample);
         }
     }
 

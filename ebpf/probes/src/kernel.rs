@@ -61,6 +61,13 @@ pub fn field<T>(base: u64, offset: &Global<u32>) -> Result<T, i32> {
     unsafe { bpf_probe_read_kernel((base + offset as u64) as *const T) }
 }
 
+/// Inode number of a socket's network namespace, 0 where unknown.
+#[inline(always)]
+pub fn net_namespace(socket: u64) -> u32 {
+    let Ok(net) = field::<u64>(socket, &OFF_SOCK_NET) else { return 0 };
+    field::<u32>(net, &OFF_NET_INUM).unwrap_or(0)
+}
+
 /// Whether a socket belongs to the network namespace that is watched.
 #[inline(always)]
 pub fn in_watched_namespace(socket: u64) -> bool {
@@ -68,6 +75,5 @@ pub fn in_watched_namespace(socket: u64) -> bool {
     if wanted == 0 {
         return true;
     }
-    let Ok(net) = field::<u64>(socket, &OFF_SOCK_NET) else { return false };
-    field::<u32>(net, &OFF_NET_INUM) == Ok(wanted)
+    net_namespace(socket) == wanted
 }

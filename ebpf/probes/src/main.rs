@@ -5,6 +5,7 @@
 //! - `request`: SYNs and requests that arrive (cgroup_skb ingress, on the server's socket).
 //! - `response`: answers that leave (cgroup_skb egress, on the server's socket).
 //! - `process`: ends of watched processes.
+//! - `cuda`: calls of watched processes into CUDA's driver library (uprobes, attached on demand).
 //!
 //! On loopback both ends of a connection pass these hooks. Each segment is still seen once: a request
 //! where it arrives at the watched port, an answer where it leaves from it.
@@ -13,6 +14,7 @@
 #![feature(asm_experimental_arch)]
 
 mod connection;
+mod cuda;
 mod kernel;
 mod maps;
 mod packet;

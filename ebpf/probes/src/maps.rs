@@ -1,6 +1,7 @@
 //! The maps, and what is done with them in more than one place.
 
 use aya_ebpf::macros::map;
+use aya_ebpf::maps::ring_buf::RingBufEntry;
 use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use ebpf_types::{FLAG_TERMINATOR, FlowEvent, FlowKey, FlowState, ListenQueue, PortCounters, SynSeen};
 
@@ -25,6 +26,17 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 /// Events that found the ring full.
 #[map]
 pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// Where the text of a segment is looked at; one per CPU, since a program's stack is small.
+#[map]
+pub static SCRATCH: PerCpuArray<[u8; SCRATCH_BYTES]> = PerCpuArray::with_max_entries(1, 0);
+pub const SCRATCH_BYTES: usize = 512;
+
+/// Ways to submit: without waking the reader, and waking it even where it has not caught up.
+const NO_WAKEUP: u64 = 1;
+const WAKEUP: u64 = 2;
+/// Bytes that may wait in the ring before any event wakes the reader.
+const QUIET_BYTES: u64 = 64 << 10;
 
 const RING_AVAILABLE_DATA: u64 = 0;
 const RING_SIZE: u64 = 1;
@@ -54,7 +66,33 @@ pub fn emit(event: &FlowEvent) {
     match EVENTS.reserve::<FlowEvent>(0) {
         Some(mut entry) => {
             entry.write(*event);
-            entry.submit(0);
+            submit(entry);
+        }
+        None => count_lost(),
+    }
+}
+
+/// Submits and wakes the reader: by default the kernel would not where tokens wait unread.
+#[inline(always)]
+pub fn submit<T>(entry: RingBufEntry<T>) {
+    entry.submit(WAKEUP);
+}
+
+/// Submits without waking the reader, which costs more than all the rest: while requests are going on it looks by
+/// itself.
+#[inline(always)]
+pub fn submit_quietly<T>(entry: RingBufEntry<T>) {
+    let crowded = EVENTS.query(RING_AVAILABLE_DATA) > QUIET_BYTES;
+    entry.submit(if crowded { WAKEUP } else { NO_WAKEUP });
+}
+
+/// Writes an event of a request that is going on.
+#[inline(always)]
+pub fn emit_quietly<T: Copy + 'static>(event: &T) {
+    match EVENTS.reserve::<T>(0) {
+        Some(mut entry) => {
+            entry.write(*event);
+            submit_quietly(entry);
         }
         None => count_lost(),
     }
@@ -94,5 +132,8 @@ pub fn flow_event(kind: u16, flags: u16, now: u64, key: &FlowKey, flow: &FlowSta
     event.response_bytes =
         if flow.first_byte_ns == 0 { 0 } else { flow.response_end.wrapping_sub(flow.response_seq) as u64 };
     event.data_segments = flow.data_segments;
+    event.cookie = flow.cookie;
+    event.flow = flow.id;
+    event.net_namespace = flow.net_namespace;
     event
 }

@@ -2,26 +2,26 @@
 //!
 //! A SYN that finds a full backlog is dropped before any socket changes its state, so attempts are counted
 //! here, before that. A request begins with a segment of new bytes that starts with an HTTP method, on a
-//! connection that has no request whose answer is still to begin.
+//! connection that has no request whose answer is still to begin. Its first bytes are told, up to a bound and
+//! however they are cut into segments.
 
 use crate::connection::{listener_found, sample_queue};
-use crate::kernel::in_watched_namespace;
-use crate::maps::{EVENTS, FLOWS, PORTS, SYNS, add, count_lost, emit, flow_event, ring_has_room};
+use crate::kernel::{in_watched_namespace, net_namespace};
+use crate::maps::{EVENTS, FLOWS, PORTS, SYNS, add, count_lost, emit, flow_event, ring_has_room, submit};
 use crate::packet::{self, Segment, after};
-use aya_ebpf::helpers::bpf_ktime_get_ns;
-use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
+use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
 use ebpf_types::{
-    EVENT_REQUEST, EVENT_RESPONSE, EVENT_SYN, FLAG_RETRY, FlowEvent, FlowKey, FlowState, LINE_BYTES, PHASE_IDLE,
-    PHASE_REQUEST, PortCounters, SynSeen,
+    EVENT_BODY, EVENT_REQUEST, EVENT_RESPONSE, EVENT_SYN, FLAG_RETRY, FlowEvent, FlowKey, FlowState, PHASE_IDLE,
+    PHASE_REQUEST, PortCounters, REQUEST_BYTES, SEGMENT_BYTES, SynSeen,
 };
 
-/// An event and its request line.
+/// An event and a piece of its request.
 #[repr(C)]
-struct LineEvent {
+struct TextEvent<const N: usize> {
     event: FlowEvent,
-    text: [u8; LINE_BYTES],
+    text: [u8; N],
 }
 
 /// Lets every packet pass.
@@ -48,9 +48,9 @@ fn arrived(ctx: &SkBuffContext) -> Option<()> {
     }
     if segment.payload_bytes >= 4 {
         let begin: [u8; 4] = ctx.load(segment.payload_offset).ok()?;
-        on_payload(ctx, &key, &segment, counters, is_method(begin));
+        on_payload(ctx, &key, &segment, socket, counters, is_method(begin));
     } else if segment.payload_bytes > 0 {
-        on_payload(ctx, &key, &segment, counters, false);
+        on_payload(ctx, &key, &segment, socket, counters, false);
     }
     None
 }
@@ -91,7 +91,14 @@ fn on_syn(ctx: &SkBuffContext, key: &FlowKey, segment: &Segment, socket: u64, co
 }
 
 #[inline(always)]
-fn on_payload(ctx: &SkBuffContext, key: &FlowKey, segment: &Segment, counters: *mut PortCounters, begins: bool) {
+fn on_payload(
+    ctx: &SkBuffContext,
+    key: &FlowKey,
+    segment: &Segment,
+    socket: u64,
+    counters: *mut PortCounters,
+    begins: bool,
+) {
     let end = segment.tcp_seq.wrapping_add(segment.payload_bytes);
     if let Some(flow) = FLOWS.get_ptr_mut(key) {
         // SAFETY: a checked map value. Only this program starts requests, and TCP runs it one segment at a
@@ -104,6 +111,9 @@ fn on_payload(ctx: &SkBuffContext, key: &FlowKey, segment: &Segment, counters: *
             announce(ctx, key, flow, segment, counters);
         } else if flow.phase != PHASE_IDLE && fresh {
             flow.request_end = end;
+            if flow.phase == PHASE_REQUEST && flow.request_told < REQUEST_BYTES as u32 {
+                go_on(ctx, key, flow, segment);
+            }
         }
         return;
     }
@@ -112,10 +122,16 @@ fn on_payload(ctx: &SkBuffContext, key: &FlowKey, segment: &Segment, counters: *
     }
     // SAFETY: as in `on_syn`.
     let syn_ns = unsafe { SYNS.get(key) }.map_or(0, |seen| seen.first_ns);
-    let mut flow = FlowState { syn_ns, ..FlowState::default() };
+    let mut flow = FlowState { syn_ns, net_namespace: net_namespace(socket), ..FlowState::default() };
+    // SAFETY: plain kernel helpers.
+    unsafe {
+        // No CPU makes two states in one nanosecond, and ids may come again after months.
+        flow.id = bpf_ktime_get_ns() << 10 | (bpf_get_smp_processor_id() & 1023) as u64;
+        flow.cookie = bpf_get_socket_cookie(ctx.skb.skb.cast());
+    }
     begin(&mut flow, segment, end);
+    announce(ctx, key, &mut flow, segment, counters);
     let _ = FLOWS.insert(key, flow, 0);
-    announce(ctx, key, &flow, segment, counters);
 }
 
 /// Tells what the answer before this request came to: its last segments were not all told one by one.
@@ -144,43 +160,72 @@ fn begin(flow: &mut FlowState, segment: &Segment, end: u32) {
 }
 
 #[inline(always)]
-fn announce(ctx: &SkBuffContext, key: &FlowKey, flow: &FlowState, segment: &Segment, counters: *mut PortCounters) {
+fn announce(ctx: &SkBuffContext, key: &FlowKey, flow: &mut FlowState, segment: &Segment, counters: *mut PortCounters) {
     // SAFETY: a checked map value; only the address of the field is taken.
     add(unsafe { &raw mut (*counters).requests }, 1);
     sample_queue(key.server_port, counters);
-    let Some(mut entry) = EVENTS.reserve::<LineEvent>(0) else {
-        count_lost();
-        return;
-    };
-    let target = entry.as_mut_ptr();
-    // SAFETY: the reserved entry has room for the event and LINE_BYTES of text; `copy` stays within that.
-    unsafe {
-        (*target).event = flow_event(EVENT_REQUEST, 0, flow.start_ns, key, flow);
-        (*target).event.cookie = bpf_get_socket_cookie(ctx.skb.skb.cast());
-        (*target).event.segment_bytes = segment.payload_bytes;
-        let mut line = [0u8; LINE_BYTES];
-        packet::copy::<LINE_BYTES>(ctx, segment.payload_offset, segment.payload_bytes, line.as_mut_ptr());
-        (*target).event.header.text_bytes = request_line(&mut line);
-        (*target).text = line;
-    }
-    entry.submit(0);
+    flow.request_told = 0;
+    tell(ctx, key, flow, segment, EVENT_REQUEST, flow.start_ns);
 }
 
-/// Cuts at the end of the request line or before a query and blanks the rest: nothing of a header or a
-/// body leaves the kernel. Returns the length.
+/// Tells on, unless something is missing before this segment: then the rest is not told at all, since text
+/// with a hole could be misread.
 #[inline(always)]
-fn request_line(line: &mut [u8; LINE_BYTES]) -> u32 {
-    let mut length = 0;
-    let mut open = true;
-    for byte in line.iter_mut() {
-        if matches!(*byte, b'\r' | b'\n' | b'?' | 0) {
-            open = false;
-        }
-        if open {
-            length += 1;
-        } else {
-            *byte = 0;
-        }
+fn go_on(ctx: &SkBuffContext, key: &FlowKey, flow: &mut FlowState, segment: &Segment) {
+    let told_end = flow.request_seq.wrapping_add(flow.request_told);
+    if after(segment.tcp_seq, told_end) {
+        flow.request_told = REQUEST_BYTES as u32;
+        return;
     }
-    length
+    let repeated = told_end.wrapping_sub(segment.tcp_seq);
+    let rest = Segment {
+        tcp_seq: told_end,
+        flags: segment.flags,
+        payload_offset: segment.payload_offset + repeated as usize,
+        payload_bytes: segment.payload_bytes.saturating_sub(repeated),
+    };
+    if rest.payload_bytes > 0 {
+        // SAFETY: a plain kernel helper.
+        tell(ctx, key, flow, &rest, EVENT_BODY, unsafe { bpf_ktime_get_ns() });
+    }
+}
+
+/// Tells a piece of a request, as far as its share reaches.
+#[inline(always)]
+fn tell(ctx: &SkBuffContext, key: &FlowKey, flow: &mut FlowState, segment: &Segment, kind: u16, now: u64) {
+    let room = (REQUEST_BYTES as u32).saturating_sub(flow.request_told);
+    let bytes = if segment.payload_bytes < room { segment.payload_bytes } else { room };
+    let told = if bytes <= SEGMENT_BYTES as u32 {
+        tell_text::<SEGMENT_BYTES>(ctx, key, flow, segment, bytes, kind, now)
+    } else {
+        tell_text::<REQUEST_BYTES>(ctx, key, flow, segment, bytes, kind, now)
+    };
+    // What could not be told leaves a hole, and nothing is told after it.
+    flow.request_told = if told { flow.request_told + bytes } else { REQUEST_BYTES as u32 };
+}
+
+#[inline(always)]
+fn tell_text<const N: usize>(
+    ctx: &SkBuffContext,
+    key: &FlowKey,
+    flow: &FlowState,
+    segment: &Segment,
+    bytes: u32,
+    kind: u16,
+    now: u64,
+) -> bool {
+    let Some(mut entry) = EVENTS.reserve::<TextEvent<N>>(0) else {
+        count_lost();
+        return false;
+    };
+    let target = entry.as_mut_ptr();
+    // SAFETY: the reserved entry has room for the event and N bytes of text; `copy` stays within that.
+    unsafe {
+        (*target).event = flow_event(kind, 0, now, key, flow);
+        (*target).event.segment_bytes = segment.payload_bytes;
+        let text = (&raw mut (*target).text).cast::<u8>();
+        (*target).event.header.text_bytes = packet::copy::<N>(ctx, segment.payload_offset, bytes, text);
+    }
+    submit(entry);
+    true
 }

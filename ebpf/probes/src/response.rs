@@ -3,14 +3,16 @@
 
 use crate::connection::sample_queue;
 use crate::kernel::in_watched_namespace;
-use crate::maps::{EVENTS, FLOWS, PORTS, add, count_lost, emit, flow_event, terminated};
+use crate::maps::{
+    EVENTS, FLOWS, PORTS, SCRATCH, SCRATCH_BYTES, add, count_lost, emit_quietly, flow_event, submit_quietly, terminated,
+};
 use crate::packet::{self, Segment, after};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
 use ebpf_types::{
-    EVENT_RESPONSE, FLAG_FIRST, FlowEvent, FlowKey, FlowState, HEAD_BYTES, LINE_BYTES, PHASE_IDLE, PHASE_REQUEST,
-    PHASE_RESPONSE, SEGMENT_BYTES,
+    EVENT_RESPONSE, EVENT_TOKEN, EventHeader, FLAG_FIRST, FlowEvent, FlowKey, FlowState, HEAD_BYTES, LINE_BYTES,
+    PHASE_IDLE, PHASE_REQUEST, PHASE_RESPONSE, SEGMENT_BYTES, TokenEvent,
 };
 
 /// Segments that begin with a `data:` event and are told with their text: the first token is among them, unless a
@@ -121,7 +123,10 @@ fn tell(ctx: &SkBuffContext, key: &FlowKey, flow: &mut FlowState, segment: &Segm
     let with_text = match begin(ctx, segment) {
         Begin::Data => {
             flow.data_segments += 1;
-            flow.data_segments <= DATA_SEGMENTS_TOLD
+            if flow.data_segments > DATA_SEGMENTS_TOLD && !terminated(flow) && !closes_stream(ctx, segment) {
+                return tell_token(flow, segment);
+            }
+            true
         }
         Begin::Aside => true,
         Begin::Other => {
@@ -131,11 +136,12 @@ fn tell(ctx: &SkBuffContext, key: &FlowKey, flow: &mut FlowState, segment: &Segm
     };
     let now = flow.last_byte_ns;
     if !with_text {
-        // In a stream the ends are enough; elsewhere user space counts bytes towards the announced length.
+        // Of a stream's other segments the ends are enough; elsewhere user space counts bytes towards the
+        // announced length.
         if flow.data_segments == 0 || terminated(flow) {
             let mut event = flow_event(EVENT_RESPONSE, flags, now, key, flow);
             event.segment_bytes = segment.payload_bytes;
-            emit(&event);
+            emit_quietly(&event);
         }
     } else if segment.payload_bytes <= LINE_BYTES as u32 {
         tell_text::<LINE_BYTES>(ctx, key, flow, segment, flags);
@@ -160,7 +166,50 @@ fn tell_text<const N: usize>(ctx: &SkBuffContext, key: &FlowKey, flow: &FlowStat
         let text = (&raw mut (*target).text).cast::<u8>();
         (*target).event.header.text_bytes = packet::copy::<N>(ctx, segment.payload_offset, segment.payload_bytes, text);
     }
-    entry.submit(0);
+    submit_quietly(entry);
+}
+
+#[inline(always)]
+fn tell_token(flow: &FlowState, segment: &Segment) {
+    emit_quietly(&TokenEvent {
+        header: EventHeader { kind: EVENT_TOKEN, flags: 0, text_bytes: 0, at_ns: flow.last_byte_ns },
+        flow: flow.id,
+        request: flow.request,
+        data_segments: flow.data_segments,
+        response_bytes: flow.response_end.wrapping_sub(flow.response_seq),
+        segment_bytes: segment.payload_bytes,
+    });
+}
+
+/// Whether a segment's first part holds a finish reason that is not null, or no choices at all as an event with
+/// the usage alone: user space is to judge those by their text. Eight bytes are compared at once.
+#[inline(always)]
+fn closes_stream(ctx: &SkBuffContext, segment: &Segment) -> bool {
+    const REASON: u64 = u64::from_le_bytes(*b"_reason\"");
+    const CHOICES: u64 = u64::from_le_bytes(*b"hoices\":");
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return true };
+    let text = scratch.cast::<u8>();
+    // SAFETY: the scratch has SCRATCH_BYTES bytes, belongs to this CPU, and no other program that can interrupt
+    // this one uses it; every read below ends before that.
+    unsafe {
+        let bytes = packet::copy::<SCRATCH_BYTES>(ctx, segment.payload_offset, segment.payload_bytes, text) as usize;
+        for i in 0..SCRATCH_BYTES - 12 {
+            if i + 12 > bytes {
+                break;
+            }
+            let word = text.add(i).cast::<u64>().read_unaligned();
+            let blank = (*text.add(i + 8) == b' ') as usize;
+            if word == REASON {
+                let blank = (*text.add(i + 9) == b' ') as usize;
+                if *text.add(i + 9 + blank) == b'"' {
+                    return true;
+                }
+            } else if word == CHOICES && *text.add(i + 8 + blank) == b'[' && *text.add(i + 9 + blank) == b']' {
+                return true;
+            }
+        }
+    }
+    false
 }
 
 /// Looks at the first bytes of a segment, over a chunk's size line.

@@ -5,7 +5,7 @@
 pub const EVENT_SYN: u16 = 1;
 /// The handshake was completed on the server's side.
 pub const EVENT_ESTABLISHED: u16 = 2;
-/// A request began; the text is its request line, cut before a query, a line end or at [`LINE_BYTES`].
+/// A request began; the text is the beginning of its first segment.
 pub const EVENT_REQUEST: u16 = 3;
 /// A segment of an answer; the text is the beginning of its payload while that can still matter.
 pub const EVENT_RESPONSE: u16 = 4;
@@ -13,6 +13,10 @@ pub const EVENT_RESPONSE: u16 = 4;
 pub const EVENT_CLOSED: u16 = 5;
 /// A watched process ended: an [`ExitEvent`].
 pub const EVENT_EXIT: u16 = 6;
+/// A further `data:` segment of a stream: a [`TokenEvent`].
+pub const EVENT_TOKEN: u16 = 7;
+/// More of a request: the text follows that of the events before it without a hole.
+pub const EVENT_BODY: u16 = 8;
 
 /// The SYN is a repetition of one already counted.
 pub const FLAG_RETRY: u16 = 1;
@@ -24,7 +28,9 @@ pub const FLAG_TERMINATOR: u16 = 4;
 /// The process was chosen by the out-of-memory killer.
 pub const EXIT_OOM_VICTIM: u32 = 1;
 
-/// Most bytes of text with [`EVENT_REQUEST`].
+/// Most bytes of a request that are told, over all of its segments.
+pub const REQUEST_BYTES: usize = 2048;
+/// Most bytes of text with the smallest events.
 pub const LINE_BYTES: usize = 64;
 /// Most bytes of text with an answer's segment.
 pub const SEGMENT_BYTES: usize = 256;
@@ -71,6 +77,8 @@ pub struct FlowEvent {
     pub last_byte_ns: u64,
     /// Socket cookie of the server's socket (at a SYN, of the listener), 0 where unknown.
     pub cookie: u64,
+    /// Unique number of the connection's state in the kernel, 0 where there is none; [`TokenEvent`] names it so.
+    pub flow: u64,
     /// Bytes of the request so far, and of its answer up to the end of this segment.
     pub request_bytes: u64,
     pub response_bytes: u64,
@@ -81,6 +89,27 @@ pub struct FlowEvent {
     /// Connections that wait to be accepted at this port's listener, and its limit; at SYN and establishment.
     pub accept_queue: u32,
     pub accept_queue_limit: u32,
+    /// Inode number of the socket's network namespace, 0 where unknown.
+    pub net_namespace: u32,
+    pub reserved: u32,
+}
+
+/// A segment of a stream beyond those that are told with their text, which begins with a `data:` event that
+/// neither ends the stream nor holds a finish reason or a usage alone.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "pod", derive(bytemuck::Pod, bytemuck::Zeroable))]
+pub struct TokenEvent {
+    /// Its `text_bytes` is 0.
+    pub header: EventHeader,
+    /// As in [`FlowEvent`].
+    pub flow: u64,
+    pub request: u32,
+    pub data_segments: u32,
+    /// Bytes of the answer so far, modulo 2^32.
+    pub response_bytes: u32,
+    /// Payload bytes of this segment.
+    pub segment_bytes: u32,
 }
 
 /// A watched process ended.
@@ -99,7 +128,8 @@ pub struct ExitEvent {
 
 const _: () = assert!(size_of::<EventHeader>() == 16);
 const _: () = assert!(size_of::<FlowKey>() == 36);
-const _: () = assert!(size_of::<FlowEvent>() == 128 && align_of::<FlowEvent>() == 8);
+const _: () = assert!(size_of::<FlowEvent>() == 144 && align_of::<FlowEvent>() == 8);
+const _: () = assert!(size_of::<TokenEvent>() == 40);
 const _: () = assert!(size_of::<ExitEvent>() == 32);
 
 impl FlowEvent {
@@ -113,11 +143,14 @@ impl FlowEvent {
         first_byte_ns: 0,
         last_byte_ns: 0,
         cookie: 0,
+        flow: 0,
         request_bytes: 0,
         response_bytes: 0,
         data_segments: 0,
         segment_bytes: 0,
         accept_queue: 0,
         accept_queue_limit: 0,
+        net_namespace: 0,
+        reserved: 0,
     };
 }

@@ -6,15 +6,17 @@
 //! any later one is enough to rebuild what the lost ones said.
 #![no_std]
 
+mod cuda;
 mod event;
 mod maps;
 #[cfg(feature = "pod")]
 mod parse;
 
+pub use cuda::CudaCounters;
 pub use event::{
-    EVENT_CLOSED, EVENT_ESTABLISHED, EVENT_EXIT, EVENT_REQUEST, EVENT_RESPONSE, EVENT_SYN, EXIT_OOM_VICTIM,
-    EventHeader, ExitEvent, FLAG_FIRST, FLAG_RETRY, FLAG_TERMINATOR, FlowEvent, FlowKey, HEAD_BYTES, LINE_BYTES,
-    SEGMENT_BYTES,
+    EVENT_BODY, EVENT_CLOSED, EVENT_ESTABLISHED, EVENT_EXIT, EVENT_REQUEST, EVENT_RESPONSE, EVENT_SYN, EVENT_TOKEN,
+    EXIT_OOM_VICTIM, EventHeader, ExitEvent, FLAG_FIRST, FLAG_RETRY, FLAG_TERMINATOR, FlowEvent, FlowKey, HEAD_BYTES,
+    LINE_BYTES, REQUEST_BYTES, SEGMENT_BYTES, TokenEvent,
 };
 pub use maps::{FlowState, ListenQueue, PHASE_IDLE, PHASE_REQUEST, PHASE_RESPONSE, PortCounters, SynSeen};
 #[cfg(feature = "pod")]

@@ -73,10 +73,18 @@ pub struct FlowState {
     pub data_segments: u32,
     /// Answer segments whose text was sent up and that begin otherwise.
     pub other_segments: u32,
+    /// Bytes of the current request that were told.
+    pub request_told: u32,
+    /// Unique number of this state.
+    pub id: u64,
+    /// Socket cookie of the server's socket.
+    pub cookie: u64,
+    /// Inode number of the socket's network namespace.
+    pub net_namespace: u32,
     pub reserved: u32,
 }
 
 const _: () = assert!(size_of::<PortCounters>() == 64);
 const _: () = assert!(size_of::<ListenQueue>() == 24);
 const _: () = assert!(size_of::<SynSeen>() == 16);
-const _: () = assert!(size_of::<FlowState>() == 80);
+const _: () = assert!(size_of::<FlowState>() == 104);

@@ -2,8 +2,8 @@
 //! different version wrote gives an error, never a panic.
 
 use crate::event::{
-    EVENT_CLOSED, EVENT_ESTABLISHED, EVENT_EXIT, EVENT_REQUEST, EVENT_RESPONSE, EVENT_SYN, EventHeader, ExitEvent,
-    FlowEvent, FlowKey,
+    EVENT_BODY, EVENT_CLOSED, EVENT_ESTABLISHED, EVENT_EXIT, EVENT_REQUEST, EVENT_RESPONSE, EVENT_SYN, EVENT_TOKEN,
+    EventHeader, ExitEvent, FlowEvent, FlowKey, TokenEvent,
 };
 use core::fmt;
 use core::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -14,7 +14,9 @@ pub enum Event<'a> {
     Syn(FlowEvent),
     Established(FlowEvent),
     Request(FlowEvent, &'a [u8]),
+    Body(FlowEvent, &'a [u8]),
     Response(FlowEvent, &'a [u8]),
+    Token(TokenEvent),
     Closed(FlowEvent),
     Exit(ExitEvent),
 }
@@ -47,6 +49,8 @@ pub fn parse(bytes: &[u8]) -> Result<Event<'_>, ParseError> {
         EVENT_SYN => Ok(Event::Syn(read(bytes)?)),
         EVENT_ESTABLISHED => Ok(Event::Established(read(bytes)?)),
         EVENT_REQUEST => Ok(Event::Request(read(bytes)?, text(bytes, &header)?)),
+        EVENT_BODY => Ok(Event::Body(read(bytes)?, text(bytes, &header)?)),
+        EVENT_TOKEN => Ok(Event::Token(read(bytes)?)),
         EVENT_RESPONSE => Ok(Event::Response(read(bytes)?, text(bytes, &header)?)),
         EVENT_CLOSED => Ok(Event::Closed(read(bytes)?)),
         EVENT_EXIT => Ok(Event::Exit(read(bytes)?)),
@@ -93,11 +97,11 @@ mod tests {
         event.header.kind = EVENT_REQUEST;
         event.header.text_bytes = 3;
         let mut bytes = [0u8; 192];
-        bytes[..128].copy_from_slice(bytemuck::bytes_of(&event));
-        bytes[128..134].copy_from_slice(b"GET /x");
+        bytes[..144].copy_from_slice(bytemuck::bytes_of(&event));
+        bytes[144..150].copy_from_slice(b"GET /x");
         assert_eq!(parse(&bytes), Ok(Event::Request(event, b"GET")));
-        assert_eq!(parse(&bytes[..130]), Err(ParseError::Truncated { needed: 131, have: 130 }));
-        assert_eq!(parse(&bytes[..20]), Err(ParseError::Truncated { needed: 128, have: 20 }));
+        assert_eq!(parse(&bytes[..146]), Err(ParseError::Truncated { needed: 147, have: 146 }));
+        assert_eq!(parse(&bytes[..20]), Err(ParseError::Truncated { needed: 144, have: 20 }));
         assert_eq!(parse(&[]), Err(ParseError::Truncated { needed: 16, have: 0 }));
     }
 
@@ -114,13 +118,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..400), kind in 0u16..9) {
+        fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..400), kind in 0u16..10) {
             let mut bytes = bytes;
             if bytes.len() >= 2 {
                 bytes[..2].copy_from_slice(&kind.to_le_bytes());
             }
-            if let Ok(Event::Response(_, text) | Event::Request(_, text)) = parse(&bytes) {
-                prop_assert!(text.len() + 128 <= bytes.len());
+            if let Ok(Event::Response(_, text) | Event::Request(_, text) | Event::Body(_, text)) = parse(&bytes) {
+                prop_assert!(text.len() + 144 <= bytes.len());
             }
         }
     }

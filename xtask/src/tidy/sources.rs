@@ -3,8 +3,14 @@
 use super::{Source, functions};
 
 /// Where unsafe code may stand.
-const UNSAFE_FOLDERS: &[&str] =
-    &["ebpf/", "controller/witness/", "engine/runtime/src/kernels/", "engine/runtime/src/kernels.rs", "engine/store/"];
+const UNSAFE_FOLDERS: &[&str] = &[
+    "ebpf/",
+    "controller/witness/",
+    "controller/gpu/src/nvml.rs",
+    "engine/runtime/src/kernels/",
+    "engine/runtime/src/kernels.rs",
+    "engine/store/",
+];
 /// Where the environment may be read.
 const ENVIRONMENT_FOLDERS: &[&str] = &["controller/foreshock/", "xtask/", "tests/", "ebpf/probes/"];
 /// Crates that are functions of their inputs: no clock, randomness, I/O or async runtime, and no collection
