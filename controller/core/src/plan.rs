@@ -59,8 +59,12 @@ pub(crate) fn solve(state: &State, snapshot: &Snapshot, fleet: &Fleet, needs: &B
     let mut room = Room::of(&snapshot.node, fleet);
     planner.drain_strays(&mut plan);
     planner.drain_surplus(&mut plan);
-    let unmet = planner.start_wishes(&mut plan, &mut room);
+    let wishes = planner.wishes(&mut plan);
+    let unmet = planner.start_wishes(&mut plan, &mut room, wishes);
     planner.make_room(&mut plan, &room, &unmet);
+    // What is drained for a model with nothing may be more than it needs: then others need not leave it what is free.
+    let unmet = planner.start_wishes(&mut plan, &mut room, unmet);
+    plan.no_room.retain(|name, _| unmet.iter().any(|wish| wish.order.3 == *name));
     check(&plan, snapshot, fleet);
     plan
 }
@@ -124,18 +128,21 @@ impl<'a> Planner<'a> {
     }
 
     /// Phase 4a. Returns the wishes that found no room, most urgent first.
-    fn start_wishes(&self, plan: &mut Plan, room: &mut Room) -> Vec<Wish> {
+    fn start_wishes(&self, plan: &mut Plan, room: &mut Room, wishes: Vec<Wish>) -> Vec<Wish> {
         let mut unmet: Vec<Wish> = Vec::new();
-        // What will be free once those that leave have left, less what earlier wishes get of it: an instance that was
-        // drained for a model is not started again in the room that it leaves.
+        // What will be free once those that leave have left, less what is given out and what models with nothing wait
+        // for: an instance that was drained for one of those is not started again in the room that it leaves.
         let mut coming = room.without(&self.leaving(), self.fleet);
-        for wish in self.wishes(plan) {
+        for wish in wishes {
             let name = &wish.order.3;
             let Some(need) = self.needs.get(name) else { continue };
             // Room that is being made for a model with nothing is not taken by a wish that is less urgent.
             let promised = wish.order.0 > 0 && unmet.iter().any(|other| self.waits_for_room(other, room));
-            let spare = !promised && coming.take(need.instance_bytes).is_some();
+            let spare = !promised && coming.fits(need.instance_bytes);
             let placement = if spare { room.take(need.instance_bytes) } else { None };
+            if placement.is_some() || wish.order.0 == 0 {
+                let _reserved = coming.take(need.instance_bytes);
+            }
             match placement {
                 Some(placement) => {
                     plan.starts.push(PlannedStart { model: name.clone(), placement, reason: wish.reason });

@@ -192,6 +192,44 @@ mod tests {
         );
     }
 
+    /// The forecast goes by the growth of offered load, which follows a stall for as long as it lasts.
+    #[test]
+    fn offered_load_outlasts_the_floor() {
+        let models = ["a".to_owned()];
+        let mut reconciler = Reconciler::default();
+        let mut offered = |second: u64, requests: u64, (syns, connections): (u64, u64), seen: u64| {
+            let observations = Observations {
+                now_ns: second * NS_PER_S,
+                gateway: GatewayReading {
+                    requests_seen_total: Some(seen),
+                    models: BTreeMap::from([(
+                        "a".to_owned(),
+                        ModelDemand { arrivals_total: seen, ..Default::default() },
+                    )]),
+                },
+                kernel: Some(KernelReading {
+                    requests_total: requests,
+                    syns_total: syns,
+                    connections_total: connections,
+                }),
+                instances: BTreeMap::new(),
+            };
+            let demand = &reconciler.join(&observations, models.iter())["a"];
+            demand.arrivals_total as f64 + demand.unnamed_total
+        };
+        assert_eq!(offered(1, 7, (7, 7), 7), 7.0);
+        // The server accepts nothing: five requests a second reach the backlog, and from second 60 on only SYNs do.
+        for second in 2..=60 {
+            assert_eq!(offered(second, 7 + 5 * (second - 1), (7, 7), 7), 7.0 + 5.0 * (second - 1) as f64);
+        }
+        for second in 61..=120 {
+            let syns = 7 + 5 * (second - 60);
+            assert_eq!(offered(second, 302, (syns, 7), 7), 7.0 + 5.0 * (second - 1) as f64);
+        }
+        // It goes on, and names them all: nothing is counted twice.
+        assert_eq!(offered(121, 602, (307, 307), 602), 602.0);
+    }
+
     #[test]
     fn what_lasts_becomes_the_floor() {
         use Fidelity::Kernel;
