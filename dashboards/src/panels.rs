@@ -82,6 +82,10 @@ const DEMAND: &[Panel] = &[
                 "arrived: {{model}}",
             ),
             query(
+                "sum by (model) (rate(foreshock_repetitions_total{model=~\"$model\"}[$__rate_interval]))",
+                "asked again after a refusal: {{model}}",
+            ),
+            query(
                 "sum by (model) (rate(foreshock_requests_total{model=~\"$model\",code=\"200\"}[$__rate_interval]))",
                 "served: {{model}}",
             ),
