@@ -57,6 +57,22 @@ async fn the_queue_is_bounded() {
 }
 
 #[tokio::test]
+async fn what_was_refused_and_is_asked_again_is_no_new_demand() {
+    let bench = Bench::new(GatewayOptions { hold_limit: 1, ..options() }, vec![]);
+    let first = bench.gateway.generate(context(LONG), request(1, 4)).await.unwrap();
+    for attempt in 1..=3 {
+        assert!(bench.gateway.generate(context(LONG), request(2, 4)).await.is_err());
+        assert_eq!(bench.demand().arrivals_total, 2, "attempt {attempt}");
+    }
+    drop(first);
+    eventually("room again", || bench.demand().held == 0).await;
+    let _served = bench.gateway.generate(context(LONG), request(2, 4)).await.unwrap();
+    assert_eq!(bench.demand().arrivals_total, 2, "let in at last, and counted when it first came");
+    let _ = bench.gateway.generate(context(LONG), request(2, 4)).await;
+    assert_eq!(bench.demand().arrivals_total, 3, "the same question anew");
+}
+
+#[tokio::test]
 async fn held_requests_go_in_the_order_of_arrival() {
     let bench = Bench::new(options(), vec![]);
     let mut streams = Vec::new();
