@@ -9,7 +9,7 @@ use thiserror::Error;
 pub enum RegistryError {
     #[error("the state folder {} cannot be used: {source}; choose another with --state", path.display())]
     StateFolder { path: PathBuf, source: std::io::Error },
-    #[error("the state database {} cannot be opened or written ({message}); make its folder writable or choose another with --state", path.display())]
+    #[error("the state database {} cannot be opened or written ({message}); make its folder writable, make room on its disk, or choose another with --state", path.display())]
     NotWritable { path: PathBuf, message: String },
     #[error("the disk that holds {} is full; free some space and start again", path.display())]
     DiskFull { path: PathBuf },
