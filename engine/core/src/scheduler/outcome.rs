@@ -107,7 +107,7 @@ impl Scheduler {
 
     /// Gives back the blocks that the sequence's next token does not see any more, nor any token after it. The last of
     /// them stays, because the block after it is published as its child.
-    fn release_passed(&mut self, id: SequenceId) {
+    pub(super) fn release_passed(&mut self, id: SequenceId) {
         let Some(window_tokens) = self.config.window_tokens else { return };
         let Some(sequence) = self.sequences.get_mut(&id) else { return };
         let first_seen = (sequence.computed + 1).saturating_sub(window_tokens);

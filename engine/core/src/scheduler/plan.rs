@@ -129,6 +129,8 @@ impl Scheduler {
             let standing = sequence.standing();
             let place = self.running.partition_point(|other| self.sequences[other].standing() < standing);
             self.running.insert(place, id);
+            // Of a cached prefix it needs what its first token sees.
+            self.release_passed(id);
         }
         admitted
     }
