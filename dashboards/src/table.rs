@@ -167,6 +167,38 @@ pub const ENGINE_RUNNING_SEQUENCES: Metric =
     gauge("foreshock_engine_running_sequences", &["model"], "Sequences in running batches.");
 pub const ENGINE_WAITING_SEQUENCES: Metric =
     gauge("foreshock_engine_waiting_sequences", &["model"], "Sequences waiting inside engines.");
+pub const ENGINE_THREADS: Metric = gauge(
+    "foreshock_engine_threads",
+    &["model", "state"],
+    "Threads of engines by what they did in the last window, on average: on_cpu, run_queue, blocked, stopped, asleep.",
+);
+pub const ENGINE_RUN_QUEUE_WAIT_SECONDS: Metric = gauge(
+    "foreshock_engine_run_queue_wait_seconds",
+    &["model", "quantile"],
+    "Waits of engines' threads for a CPU in the last window, each less than twice too long.",
+);
+pub const ENGINE_MAJOR_FAULTS_TOTAL: Metric =
+    counter("foreshock_engine_major_faults_total", &["model"], "Page faults of engines that waited for a disk.");
+pub const ENGINE_BLOCK_BYTES_TOTAL: Metric = counter(
+    "foreshock_engine_block_bytes_total",
+    &["model", "direction"],
+    "Bytes that engines themselves read from and wrote to block devices: read, write.",
+);
+pub const ENGINE_BLOCK_SECONDS: Metric = gauge(
+    "foreshock_engine_block_seconds",
+    &["model", "quantile"],
+    "Times of engines' block I/O in the last window, each less than twice too long.",
+);
+pub const ENGINE_DISTURBED: Metric = gauge(
+    "foreshock_engine_disturbed",
+    &["model", "reason"],
+    "Instances that did not get what they need, so that capacity is not learned from them: run_queue, throttled, memory.",
+);
+pub const PRESSURE_RATIO: Metric = gauge(
+    "foreshock_pressure_ratio",
+    &["resource", "kind"],
+    "Share of the last 10 s in which some tasks, or all, waited for cpu, memory or io, over the whole node.",
+);
 
 // Kernel.
 pub const KERNEL_SYNS_TOTAL: Metric = counter(
@@ -184,6 +216,24 @@ pub const KERNEL_EVENTS_LOST_TOTAL: Metric =
     counter("foreshock_kernel_events_lost_total", &[], "Probe events dropped because the ring buffer was full.");
 pub const PROBES_ATTACHED: Metric =
     gauge("foreshock_probes_attached", &["probe"], "1 when a kernel probe is attached, 0 when it is not.");
+pub const PROBE_RUNS_TOTAL: Metric =
+    counter("foreshock_probe_runs_total", &["probe"], "Runs of a kernel program.");
+pub const PROBE_RUN_SECONDS: Metric =
+    gauge("foreshock_probe_run_seconds", &["probe"], "Mean time of a kernel program's run in the last window with any.");
+pub const PROBE_CPU_RATIO: Metric =
+    gauge("foreshock_probe_cpu_ratio", &["probe"], "Share of all CPUs' time that a kernel program took.");
+pub const PROBE_BUDGET_RATIO: Metric = gauge(
+    "foreshock_probe_budget_ratio",
+    &[],
+    "Share of all CPUs' time that the kernel programs may take before groups of them are turned off.",
+);
+pub const PROBE_GROUP_ON: Metric = gauge(
+    "foreshock_probe_group_on",
+    &["group"],
+    "0 while a group of kernel programs is off because they cost too much: engine_view, tokens, bodies, counting.",
+);
+pub const PROBE_MAPS_BYTES: Metric =
+    gauge("foreshock_probe_maps_bytes", &[], "Memory of the kernel programs' maps.");
 
 // GPUs, as the driver's management library and the cards' own counters tell. `gpu` is an index, or index:instance under MIG.
 pub const GPU_UP: Metric =
@@ -277,12 +327,25 @@ pub const METRICS: &[Metric] = &[
     ENGINE_PREEMPTIONS_TOTAL,
     ENGINE_RUNNING_SEQUENCES,
     ENGINE_WAITING_SEQUENCES,
+    ENGINE_THREADS,
+    ENGINE_RUN_QUEUE_WAIT_SECONDS,
+    ENGINE_MAJOR_FAULTS_TOTAL,
+    ENGINE_BLOCK_BYTES_TOTAL,
+    ENGINE_BLOCK_SECONDS,
+    ENGINE_DISTURBED,
+    PRESSURE_RATIO,
     KERNEL_SYNS_TOTAL,
     KERNEL_CONNECTIONS_TOTAL,
     KERNEL_REQUESTS_TOTAL,
     KERNEL_ACCEPT_QUEUE,
     KERNEL_EVENTS_LOST_TOTAL,
     PROBES_ATTACHED,
+    PROBE_RUNS_TOTAL,
+    PROBE_RUN_SECONDS,
+    PROBE_CPU_RATIO,
+    PROBE_BUDGET_RATIO,
+    PROBE_GROUP_ON,
+    PROBE_MAPS_BYTES,
     GPU_UP,
     GPU_INFO,
     GPU_BUSY_RATIO,

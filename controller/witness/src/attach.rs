@@ -1,13 +1,12 @@
-//! Loads the kernel programs and attaches each by itself: where one is refused the others go on, and the
-//! status list says what is missing, why, and what is lost with it.
+//! Loads the kernel programs, told what this kernel's structures look like, and finds where they belong.
 
 use crate::btf::Btf;
 use crate::permission;
+use crate::programs::{self, Programs};
 use crate::witness::{ProbeError, WitnessOptions};
-use aya::programs::{BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, ProgramError};
+use aya::programs::ProgramError;
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use serde::Serialize;
-use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -25,56 +24,49 @@ pub struct ProbeStatus {
     pub loses: &'static str,
 }
 
-/// Each probe, in the order in which they are attached.
-const PROBES: [(&str, &str); 4] = [
-    ("http_request", "SYN and request counts, request start times"),
-    ("http_response", "first byte, first token and last byte times as the kernel sees them"),
-    ("connection_state", "connection counts, accept-queue depth, ends of cut connections"),
-    ("process_exit", "exit reasons of adopted engines (their exits are still seen)"),
-];
-
-/// Kernel structure members that the programs read: name of the constant, structure, path, and (from
-/// other kernel versions) another path. What cannot be found stays unknown to the programs.
-const OFFSETS: [(&str, &str, &str); 19] = [
-    ("OFF_SOCK_FAMILY", "sock", "__sk_common.skc_family"),
-    ("OFF_SOCK_STATE", "sock", "__sk_common.skc_state"),
-    ("OFF_SOCK_NET", "sock", "__sk_common.skc_net.net"),
-    ("OFF_SOCK_DPORT", "sock", "__sk_common.skc_dport"),
+/// Kernel structure members that the programs read: name of the constant, structure, and paths, of which later ones
+/// are from other kernel versions. What cannot be found stays unknown to the programs.
+const OFFSETS: [(&str, &str, &[&str]); 26] = [
+    ("OFF_SOCK_FAMILY", "sock", &["__sk_common.skc_family"]),
+    ("OFF_SOCK_STATE", "sock", &["__sk_common.skc_state"]),
+    ("OFF_SOCK_NET", "sock", &["__sk_common.skc_net.net"]),
+    ("OFF_SOCK_DPORT", "sock", &["__sk_common.skc_dport"]),
     // Not skc_num, which is cleared before the change to CLOSE is told.
-    ("OFF_SOCK_SPORT", "inet_sock", "inet_sport"),
-    ("OFF_SOCK_DADDR", "sock", "__sk_common.skc_daddr"),
-    ("OFF_SOCK_SADDR", "sock", "__sk_common.skc_rcv_saddr"),
-    ("OFF_SOCK_DADDR6", "sock", "__sk_common.skc_v6_daddr"),
-    ("OFF_SOCK_SADDR6", "sock", "__sk_common.skc_v6_rcv_saddr"),
-    ("OFF_SOCK_ACK_BACKLOG", "sock", "sk_ack_backlog"),
-    ("OFF_SOCK_MAX_ACK_BACKLOG", "sock", "sk_max_ack_backlog"),
-    ("OFF_NET_INUM", "net", "ns.inum"),
-    ("OFF_TASK_TGID", "task_struct", "tgid"),
-    ("OFF_TASK_EXIT_CODE", "task_struct", "exit_code"),
-    ("OFF_TASK_SIGNAL", "task_struct", "signal"),
-    ("OFF_SIGNAL_LIVE", "signal_struct", "live"),
-    ("OFF_SIGNAL_FLAGS", "signal_struct", "flags"),
-    ("OFF_SIGNAL_GROUP_EXIT_CODE", "signal_struct", "group_exit_code"),
-    ("OFF_SIGNAL_OOM_MM", "signal_struct", "oom_mm"),
+    ("OFF_SOCK_SPORT", "inet_sock", &["inet_sport"]),
+    ("OFF_SOCK_DADDR", "sock", &["__sk_common.skc_daddr"]),
+    ("OFF_SOCK_SADDR", "sock", &["__sk_common.skc_rcv_saddr"]),
+    ("OFF_SOCK_DADDR6", "sock", &["__sk_common.skc_v6_daddr"]),
+    ("OFF_SOCK_SADDR6", "sock", &["__sk_common.skc_v6_rcv_saddr"]),
+    ("OFF_SOCK_ACK_BACKLOG", "sock", &["sk_ack_backlog"]),
+    ("OFF_SOCK_MAX_ACK_BACKLOG", "sock", &["sk_max_ack_backlog"]),
+    ("OFF_NET_INUM", "net", &["ns.inum"]),
+    ("OFF_TASK_TGID", "task_struct", &["tgid"]),
+    ("OFF_TASK_EXIT_CODE", "task_struct", &["exit_code"]),
+    ("OFF_TASK_SIGNAL", "task_struct", &["signal"]),
+    ("OFF_TASK_PID", "task_struct", &["pid"]),
+    // Before Linux 5.14 a longer number with the same lower half.
+    ("OFF_TASK_STATE", "task_struct", &["__state", "state"]),
+    ("OFF_TASK_START_TIME", "task_struct", &["start_time"]),
+    ("OFF_TASK_ON_CPU", "task_struct", &["se.sum_exec_runtime"]),
+    ("OFF_TASK_RUN_QUEUE", "task_struct", &["sched_info.run_delay"]),
+    ("OFF_SIGNAL_LIVE", "signal_struct", &["live"]),
+    ("OFF_SIGNAL_FLAGS", "signal_struct", &["flags"]),
+    ("OFF_SIGNAL_GROUP_EXIT_CODE", "signal_struct", &["group_exit_code"]),
+    ("OFF_SIGNAL_OOM_MM", "signal_struct", &["oom_mm"]),
+    ("OFF_BIO_FLAGS", "bio", &["bi_opf"]),
+    ("OFF_BIO_BYTES", "bio", &["bi_iter.bi_size"]),
 ];
 /// As `UNKNOWN` in the programs.
 const UNKNOWN_OFFSET: u32 = u32::MAX;
-/// Inode of the first pid namespace (kernel: PROC_PID_INIT_INO).
-const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 
-/// Loaded programs, or None with the reason in each status.
-pub(crate) struct Attached {
-    pub ebpf: Option<Ebpf>,
-    pub probes: Vec<ProbeStatus>,
-}
+/// What kernel versions tell at a tracepoint: name of the constant, which is 1 where the tracepoint has so many arguments.
+const SHAPES: [(&str, &str, usize); 2] =
+    [("SWITCH_TELLS_STATE", "sched_switch", 4), ("BLOCK_QUEUE_TELLS_QUEUE", "block_bio_queue", 2)];
 
-/// All probes not attached, for one reason.
-pub(crate) fn nothing(reason: &str) -> Vec<ProbeStatus> {
-    PROBES.iter().map(|&(probe, loses)| status(probe, loses, Err(reason.to_owned()))).collect()
-}
-
-fn status(probe: &'static str, loses: &'static str, result: Result<(), String>) -> ProbeStatus {
-    ProbeStatus { probe, attached: result.is_ok(), reason: result.err().unwrap_or_default(), loses }
+/// Loaded programs, or the reason in each status.
+pub(crate) enum Attached {
+    Programs(Box<Programs>),
+    Nothing(Vec<ProbeStatus>),
 }
 
 /// Loads and attaches what this kernel and these permissions allow.
@@ -90,28 +82,25 @@ pub(crate) fn attach(options: &WitnessOptions) -> Result<Attached, ProbeError> {
     };
     permission::raise_memlock_limit();
     let btf = Btf::of_kernel();
-    let mut ebpf = match load(&object, btf.as_ref(), options) {
+    let ebpf = match load(&object, btf.as_ref(), options) {
         Ok(ebpf) => ebpf,
         Err(EbpfError::ParseError(error)) => return Err(ProbeError::Object(error.to_string())),
         Err(error) => {
-            return Ok(Attached { ebpf: None, probes: nothing(&permission::explain(&chain(&error))) });
+            return Ok(Attached::Nothing(programs::nothing(&permission::explain(&chain(&error)))));
         }
     };
     let cgroup = options.cgroup.clone().map_or_else(find_cgroup, Ok);
-    let kernel_btf = aya::Btf::from_sys_fs().map_err(|_| "this kernel has no BTF (CONFIG_DEBUG_INFO_BTF)".to_owned());
-    let results = [
-        cgroup_probe(&mut ebpf, "http_request", CgroupSkbAttachType::Ingress, &cgroup),
-        cgroup_probe(&mut ebpf, "http_response", CgroupSkbAttachType::Egress, &cgroup),
-        btf_probe(&mut ebpf, "connection_state", "inet_sock_set_state", &kernel_btf),
-        in_first_pid_namespace().and_then(|()| btf_probe(&mut ebpf, "process_exit", "sched_process_exit", &kernel_btf)),
-    ];
-    let probes = PROBES.iter().zip(results).map(|(&(probe, loses), result)| status(probe, loses, result)).collect();
-    Ok(Attached { ebpf: Some(ebpf), probes })
+    Ok(Attached::Programs(Box::new(Programs::attach(ebpf, cgroup))))
 }
 
 fn load(object: &[u8], btf: Option<&Btf>, options: &WitnessOptions) -> Result<Ebpf, EbpfError> {
-    let offsets =
-        OFFSETS.map(|(_, structure, path)| btf.and_then(|btf| btf.offset(structure, path)).unwrap_or(UNKNOWN_OFFSET));
+    let offsets = OFFSETS.map(|(_, structure, paths)| {
+        let offset = |path: &&str| btf.and_then(|btf| btf.offset(structure, path));
+        paths.iter().find_map(offset).unwrap_or(UNKNOWN_OFFSET)
+    });
+    let shapes = SHAPES.map(|(_, tracepoint, arguments)| {
+        u32::from(btf.and_then(|btf| btf.tracepoint_arguments(tracepoint)) == Some(arguments))
+    });
     // Without the offsets there is no namespace to compare, and all of them count.
     let comparable = OFFSETS
         .iter()
@@ -123,42 +112,15 @@ fn load(object: &[u8], btf: Option<&Btf>, options: &WitnessOptions) -> Result<Eb
     for ((name, _, _), offset) in OFFSETS.iter().zip(&offsets) {
         loader.override_global(name, offset, true);
     }
+    for ((name, _, _), shape) in SHAPES.iter().zip(&shapes) {
+        loader.override_global(name, shape, true);
+    }
     loader.override_global("NET_NAMESPACE", &namespace, true);
     loader.map_max_entries("EVENTS", options.ring_bytes.next_power_of_two().max(4096));
     loader.load(object)
 }
 
-fn cgroup_probe(
-    ebpf: &mut Ebpf,
-    name: &str,
-    direction: CgroupSkbAttachType,
-    cgroup: &Result<PathBuf, String>,
-) -> Result<(), String> {
-    let path = cgroup.as_ref().map_err(Clone::clone)?;
-    let folder = File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    let program: &mut CgroupSkb = program(ebpf, name)?;
-    program.load().map_err(|error| refused(&error))?;
-    // As a link it stands beside whatever else is attached there.
-    program.attach(folder, direction, CgroupAttachMode::Single).map_err(|error| refused(&error))?;
-    Ok(())
-}
-
-fn btf_probe(ebpf: &mut Ebpf, name: &str, tracepoint: &str, btf: &Result<aya::Btf, String>) -> Result<(), String> {
-    let btf = btf.as_ref().map_err(Clone::clone)?;
-    let program: &mut BtfTracePoint = program(ebpf, name)?;
-    program.load(tracepoint, btf).map_err(|error| refused(&error))?;
-    program.attach().map_err(|error| refused(&error))?;
-    Ok(())
-}
-
-fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, String>
-where
-    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
-{
-    let program = ebpf.program_mut(name).ok_or_else(|| format!("the object has no program {name}"))?;
-    program.try_into().map_err(|error: ProgramError| error.to_string())
-}
-
+/// Why the kernel refused a program.
 pub(crate) fn refused(error: &ProgramError) -> String {
     permission::explain(&chain(error))
 }
@@ -202,15 +164,6 @@ fn cgroup2_mount(mounts: &str) -> Option<PathBuf> {
         let (_, path, kind) = (fields.next()?, fields.next()?, fields.next()?);
         (kind == "cgroup2").then(|| Path::new(&path.replace("\\040", " ")).to_owned())
     })
-}
-
-/// Kernel events name processes as the first pid namespace does.
-fn in_first_pid_namespace() -> Result<(), String> {
-    match std::fs::metadata("/proc/self/ns/pid") {
-        Ok(namespace) if namespace.ino() == FIRST_PID_NAMESPACE => Ok(()),
-        Ok(_) => Err("runs in a pid namespace of its own (share the host's)".to_owned()),
-        Err(error) => Err(format!("/proc/self/ns/pid: {error}")),
-    }
 }
 
 #[cfg(test)]

@@ -1,13 +1,16 @@
 //! The handle that everybody else holds.
 
 use crate::attach::{self, Attached, ProbeStatus};
-use crate::cuda::{Cuda, CudaError, CudaWatch};
+use crate::budget::Budget;
+use crate::cost::Meter;
+use crate::cuda::{CudaError, CudaWatch};
 use crate::exit::ExitReason;
+use crate::govern::{self, ProbeCost};
 use crate::maps::KernelMaps;
+use crate::programs::{self, Programs};
 use crate::reader;
 use crate::reassembly::Reassembly;
 use crate::record::{FlowSample, PortRole, RequestRecord};
-use aya::Ebpf;
 use aya::maps::RingBuf;
 use ebpf_types::CudaCounters;
 use serde::Serialize;
@@ -37,6 +40,8 @@ pub struct WitnessOptions {
     pub connections: usize,
     /// Another object than the embedded one, to try a rebuilt one.
     pub object: Option<PathBuf>,
+    /// What the probes may cost.
+    pub budget: Budget,
 }
 
 impl Default for WitnessOptions {
@@ -49,6 +54,7 @@ impl Default for WitnessOptions {
             recent_records: 4096,
             connections: 16384,
             object: None,
+            budget: Budget::default(),
         }
     }
 }
@@ -98,6 +104,8 @@ pub(crate) struct Shared {
     /// Wakes whoever plans when demand was seen.
     pub demand_seen: Notify,
     pub maps: Option<Mutex<KernelMaps>>,
+    pub probes: Mutex<Vec<ProbeStatus>>,
+    pub cost: Mutex<ProbeCost>,
 }
 
 /// Ends of processes that are remembered until asked for.
@@ -110,10 +118,9 @@ const FLOW_LAG: usize = 16384;
 /// The probes, attached as far as possible. Dropping it detaches them.
 pub struct Witness {
     shared: Arc<Shared>,
-    probes: Vec<ProbeStatus>,
     tasks: Vec<JoinHandle<()>>,
-    /// Holds the programs and their links; those on CUDA processes come and go.
-    programs: Option<Mutex<(Ebpf, Option<Cuda>)>>,
+    /// Holds the programs and their links.
+    programs: Option<Arc<Mutex<Programs>>>,
 }
 
 impl Drop for Witness {
@@ -133,16 +140,25 @@ impl Witness {
     /// [`ProbeError`] when the object is corrupt, or without a runtime. Missing permissions and old
     /// kernels are no errors: see [`Witness::probes`].
     pub fn attach(options: WitnessOptions) -> Result<Self, ProbeError> {
-        let Attached { mut ebpf, probes } = if options.enabled {
+        let attached = if options.enabled {
             attach::attach(&options)?
         } else {
-            Attached { ebpf: None, probes: attach::nothing("switched off (--no-probes)") }
+            Attached::Nothing(programs::nothing("switched off (--no-probes)"))
         };
-        let maps = ebpf.as_mut().map(KernelMaps::take).transpose()?;
-        let ring = match ebpf.as_mut().and_then(|ebpf| ebpf.take_map("EVENTS")) {
+        let (mut programs, probes) = match attached {
+            Attached::Programs(programs) => {
+                let status = programs.status();
+                (Some(*programs), status)
+            }
+            Attached::Nothing(probes) => (None, probes),
+        };
+        let meter = programs.as_ref().map(|programs| Meter::start(&programs.ebpf));
+        let maps = programs.as_mut().map(|programs| KernelMaps::take(&mut programs.ebpf)).transpose()?;
+        let ring = match programs.as_mut().and_then(|programs| programs.ebpf.take_map("EVENTS")) {
             Some(map) => Some(RingBuf::try_from(map)?),
             None => None,
         };
+        crate::export::probes_attached(&probes);
         let shared = Arc::new(Shared {
             reassembly: Mutex::new(Reassembly::new(options.connections)),
             recent: Mutex::new(VecDeque::new()),
@@ -154,6 +170,8 @@ impl Witness {
             malformed: AtomicU64::new(0),
             demand_seen: Notify::new(),
             maps: maps.map(Mutex::new),
+            probes: Mutex::new(probes),
+            cost: Mutex::default(),
         });
         let runtime = tokio::runtime::Handle::try_current().map_err(|error| ProbeError::Runtime(error.to_string()))?;
         let mut tasks = Vec::new();
@@ -161,29 +179,47 @@ impl Witness {
             tasks.push(reader::start(ring, shared.clone())?);
             tasks.push(runtime.spawn(crate::export::run(shared.clone())));
         }
-        crate::export::probes_attached(&probes);
-        let programs = ebpf.map(|mut ebpf| {
-            let cuda = Cuda::take(&mut ebpf);
-            Mutex::new((ebpf, cuda))
-        });
-        Ok(Self { shared, probes, tasks, programs })
+        let programs = programs.map(|programs| Arc::new(Mutex::new(programs)));
+        match (meter, &programs) {
+            (Some(Ok(meter)), Some(programs)) => {
+                let governing = govern::run(meter, programs.clone(), shared.clone(), options.budget);
+                tasks.push(runtime.spawn(governing));
+            }
+            (Some(Err(error)), _) => {
+                tracing::warn!(%error, "what the kernel probes cost is not known, and so not limited");
+                locked(&shared.cost).unknown = Some(error);
+            }
+            _ => {}
+        }
+        Ok(Self { shared, tasks, programs })
     }
 
-    /// Every probe, attached or not and why.
-    pub fn probes(&self) -> &[ProbeStatus] {
-        &self.probes
+    /// Every probe, attached or not and why, as it is now.
+    pub fn probes(&self) -> Vec<ProbeStatus> {
+        locked(&self.shared.probes).clone()
+    }
+
+    /// What the probes cost, and which groups of them are off for that.
+    pub fn cost(&self) -> ProbeCost {
+        locked(&self.shared.cost).clone()
+    }
+
+    pub(crate) fn maps(&self) -> Option<&Mutex<KernelMaps>> {
+        self.shared.maps.as_ref()
     }
 
     /// Whether requests are counted and followed by the kernel.
     pub fn sees_requests(&self) -> bool {
-        self.probes.iter().filter(|probe| probe.probe.starts_with("http_")).all(|probe| probe.attached)
+        let probes = locked(&self.shared.probes);
+        probes.iter().filter(|probe| probe.probe.starts_with("http_")).all(|probe| probe.attached)
     }
 
     /// One line for the log: what is attached, or what is missing, why, and what is lost.
     pub fn summary(&self) -> String {
-        let missing: Vec<&ProbeStatus> = self.probes.iter().filter(|probe| !probe.attached).collect();
+        let probes = self.probes();
+        let missing: Vec<&ProbeStatus> = probes.iter().filter(|probe| !probe.attached).collect();
         let Some(first) = missing.first() else { return "kernel probes: all attached".to_owned() };
-        if missing.iter().all(|probe| probe.reason == first.reason) && missing.len() == self.probes.len() {
+        if missing.iter().all(|probe| probe.reason == first.reason) && missing.len() == probes.len() {
             return format!("kernel probes: none, {}; lost: kernel-side counts and times", first.reason);
         }
         let parts: Vec<String> =
@@ -243,20 +279,20 @@ impl Witness {
     /// When the process maps no such library, or the kernel refuses.
     pub fn watch_cuda(&self, pid: u32) -> Result<CudaWatch, CudaError> {
         let mut programs = locked(self.programs.as_ref().ok_or(CudaError::NoProbes)?);
-        let (ebpf, cuda) = &mut *programs;
+        let Programs { ebpf, cuda, .. } = &mut *programs;
         cuda.as_mut().ok_or(CudaError::NoProbes)?.watch(ebpf, pid)
     }
 
     /// Ends that, and answers what was counted.
     pub fn unwatch_cuda(&self, pid: u32) -> Option<CudaCounters> {
         let mut programs = locked(self.programs.as_ref()?);
-        let (ebpf, cuda) = &mut *programs;
+        let Programs { ebpf, cuda, .. } = &mut *programs;
         cuda.as_mut()?.unwatch(ebpf, pid)
     }
 
     /// What was counted of this process since it is watched.
     pub fn cuda_counters(&self, pid: u32) -> Option<CudaCounters> {
-        locked(self.programs.as_ref()?).1.as_ref()?.counters(pid)
+        locked(self.programs.as_ref()?).cuda.as_ref()?.counters(pid)
     }
 
     /// How a watched process ended, if the kernel told; waits for its event no longer than `wait`.
@@ -368,6 +404,14 @@ impl Shared {
         for sample in reassembly.take_samples() {
             let _ = self.flows.send(sample);
         }
+    }
+
+    /// Ends what is going on as lost: the probes that follow it are taken off.
+    pub fn lose_sight(&self) {
+        let mut finished = Vec::new();
+        let mut reassembly = locked(&self.reassembly);
+        reassembly.sweep(u64::MAX, &mut finished);
+        self.publish(&mut reassembly, finished);
     }
 
     pub fn process_ended(&self, pid: u32, reason: ExitReason) {

@@ -46,6 +46,20 @@ pub static OFF_SIGNAL_FLAGS: Global<u32> = Global::new(UNKNOWN);
 pub static OFF_SIGNAL_GROUP_EXIT_CODE: Global<u32> = Global::new(UNKNOWN);
 #[unsafe(no_mangle)]
 pub static OFF_SIGNAL_OOM_MM: Global<u32> = Global::new(UNKNOWN);
+#[unsafe(no_mangle)]
+pub static OFF_TASK_PID: Global<u32> = Global::new(UNKNOWN);
+#[unsafe(no_mangle)]
+pub static OFF_TASK_STATE: Global<u32> = Global::new(UNKNOWN);
+#[unsafe(no_mangle)]
+pub static OFF_TASK_START_TIME: Global<u32> = Global::new(UNKNOWN);
+#[unsafe(no_mangle)]
+pub static OFF_TASK_ON_CPU: Global<u32> = Global::new(UNKNOWN);
+#[unsafe(no_mangle)]
+pub static OFF_TASK_RUN_QUEUE: Global<u32> = Global::new(UNKNOWN);
+#[unsafe(no_mangle)]
+pub static OFF_BIO_FLAGS: Global<u32> = Global::new(UNKNOWN);
+#[unsafe(no_mangle)]
+pub static OFF_BIO_BYTES: Global<u32> = Global::new(UNKNOWN);
 /// Inode number of the network namespace whose sockets count; 0 for all.
 #[unsafe(no_mangle)]
 pub static NET_NAMESPACE: Global<u32> = Global::new(0);
@@ -59,6 +73,18 @@ pub fn field<T>(base: u64, offset: &Global<u32>) -> Result<T, i32> {
     }
     // SAFETY: bpf_probe_read_kernel checks the address itself and fails where nothing is mapped.
     unsafe { bpf_probe_read_kernel((base + offset as u64) as *const T) }
+}
+
+/// Reads a field of a structure that a tp_btf program was given: the verifier knows its type, so this is one plain
+/// load, which matters where there is one at every switch of threads.
+#[inline(always)]
+pub fn typed<T: Copy>(base: *const u8, offset: &Global<u32>) -> Option<T> {
+    let offset = offset.load();
+    if offset == UNKNOWN {
+        return None;
+    }
+    // SAFETY: the verifier lets only a load pass that is of a field of the structure, and the kernel mends a fault.
+    Some(unsafe { base.add(offset as usize).cast::<T>().read_volatile() })
 }
 
 /// Inode number of a socket's network namespace, 0 where unknown.

@@ -5,6 +5,7 @@
 //! - `request`: SYNs and requests that arrive (cgroup_skb ingress, on the server's socket).
 //! - `response`: answers that leave (cgroup_skb egress, on the server's socket).
 //! - `process`: ends of watched processes.
+//! - `sched`, `block`: CPUs and disks as watched processes get them.
 //! - `cuda`: calls of watched processes into CUDA's driver library (uprobes, attached on demand).
 //!
 //! On loopback both ends of a connection pass these hooks. Each segment is still seen once: a request
@@ -13,6 +14,7 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod block;
 mod connection;
 mod cuda;
 mod kernel;
@@ -21,6 +23,7 @@ mod packet;
 mod process;
 mod request;
 mod response;
+mod sched;
 
 /// Kernel helpers that read kernel memory are for GPL-compatible programs only.
 #[unsafe(link_section = "license")]

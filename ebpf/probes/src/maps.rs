@@ -2,7 +2,7 @@
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::ring_buf::RingBufEntry;
-use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use ebpf_types::{FLAG_TERMINATOR, FlowEvent, FlowKey, FlowState, ListenQueue, PortCounters, SynSeen};
 
 /// Counters per watched port (host order). User space makes and removes the entries.
@@ -26,6 +26,16 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 /// Events that found the ring full.
 #[map]
 pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// What is not told for now, since telling costs too much: bits of `QUIET_...`. User space writes it.
+#[map]
+pub static QUIET: Array<u32> = Array::with_max_entries(1, 0);
+
+/// Whether that is not told.
+#[inline(always)]
+pub fn quiet(what: u32) -> bool {
+    QUIET.get(0).is_some_and(|bits| bits & what != 0)
+}
 
 /// Where the text of a segment is looked at; one per CPU, since a program's stack is small.
 #[map]

@@ -7,14 +7,14 @@
 
 use crate::connection::{listener_found, sample_queue};
 use crate::kernel::{in_watched_namespace, net_namespace};
-use crate::maps::{EVENTS, FLOWS, PORTS, SYNS, add, count_lost, emit, flow_event, ring_has_room, submit};
+use crate::maps::{EVENTS, FLOWS, PORTS, SYNS, add, count_lost, emit, flow_event, quiet, ring_has_room, submit};
 use crate::packet::{self, Segment, after};
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
 use ebpf_types::{
     EVENT_BODY, EVENT_REQUEST, EVENT_RESPONSE, EVENT_SYN, FLAG_RETRY, FlowEvent, FlowKey, FlowState, PHASE_IDLE,
-    PHASE_REQUEST, PortCounters, REQUEST_BYTES, SEGMENT_BYTES, SynSeen,
+    PHASE_REQUEST, PortCounters, QUIET_BODIES, REQUEST_BYTES, SEGMENT_BYTES, SynSeen,
 };
 
 /// An event and a piece of its request.
@@ -111,7 +111,7 @@ fn on_payload(
             announce(ctx, key, flow, segment, counters);
         } else if flow.phase != PHASE_IDLE && fresh {
             flow.request_end = end;
-            if flow.phase == PHASE_REQUEST && flow.request_told < REQUEST_BYTES as u32 {
+            if flow.phase == PHASE_REQUEST && flow.request_told < REQUEST_BYTES as u32 && !quiet(QUIET_BODIES) {
                 go_on(ctx, key, flow, segment);
             }
         }

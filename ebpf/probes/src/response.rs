@@ -4,7 +4,8 @@
 use crate::connection::sample_queue;
 use crate::kernel::in_watched_namespace;
 use crate::maps::{
-    EVENTS, FLOWS, PORTS, SCRATCH, SCRATCH_BYTES, add, count_lost, emit_quietly, flow_event, submit_quietly, terminated,
+    EVENTS, FLOWS, PORTS, SCRATCH, SCRATCH_BYTES, add, count_lost, emit_quietly, flow_event, quiet, submit_quietly,
+    terminated,
 };
 use crate::packet::{self, Segment, after};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
@@ -12,7 +13,7 @@ use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
 use ebpf_types::{
     EVENT_RESPONSE, EVENT_TOKEN, EventHeader, FLAG_FIRST, FlowEvent, FlowKey, FlowState, HEAD_BYTES, LINE_BYTES,
-    PHASE_IDLE, PHASE_REQUEST, PHASE_RESPONSE, SEGMENT_BYTES, TokenEvent,
+    PHASE_IDLE, PHASE_REQUEST, PHASE_RESPONSE, QUIET_TOKENS, SEGMENT_BYTES, TokenEvent,
 };
 
 /// Segments that begin with a `data:` event and are told with their text: the first token is among them, unless a
@@ -123,8 +124,13 @@ fn tell(ctx: &SkBuffContext, key: &FlowKey, flow: &mut FlowState, segment: &Segm
     let with_text = match begin(ctx, segment) {
         Begin::Data => {
             flow.data_segments += 1;
-            if flow.data_segments > DATA_SEGMENTS_TOLD && !terminated(flow) && !closes_stream(ctx, segment) {
-                return tell_token(flow, segment);
+            if flow.data_segments > DATA_SEGMENTS_TOLD && !terminated(flow) {
+                if quiet(QUIET_TOKENS) {
+                    return;
+                }
+                if !closes_stream(ctx, segment) {
+                    return tell_token(flow, segment);
+                }
             }
             true
         }

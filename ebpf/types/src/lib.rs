@@ -11,6 +11,7 @@ mod event;
 mod maps;
 #[cfg(feature = "pod")]
 mod parse;
+mod process;
 
 pub use cuda::CudaCounters;
 pub use event::{
@@ -21,3 +22,6 @@ pub use event::{
 pub use maps::{FlowState, ListenQueue, PHASE_IDLE, PHASE_REQUEST, PHASE_RESPONSE, PortCounters, SynSeen};
 #[cfg(feature = "pod")]
 pub use parse::{Event, ParseError, parse};
+pub use process::{
+    BlockStart, ProcessCounters, QUIET_BODIES, QUIET_TOKENS, TASK_STOPPED, TASK_UNINTERRUPTIBLE, TIME_BUCKETS, ThreadSeen,
+};
