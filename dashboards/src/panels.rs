@@ -2,6 +2,7 @@
 //! window. Counters of rare events end in `or vector(0)`, because their series does not exist before the
 //! first event and zero is the truth then.
 
+mod engine_view;
 mod gpu;
 
 /// A titled group of panels.
@@ -64,6 +65,8 @@ pub const ROWS: &[Row] = &[
     Row { title: "Engines", panels: ENGINES },
     Row { title: "Forecast and decisions", panels: DECISIONS },
     Row { title: "The kernel as witness", panels: KERNEL },
+    Row { title: "Engines as the kernel serves them", panels: engine_view::ENGINES },
+    Row { title: "What the probes cost", panels: engine_view::PROBES },
     Row { title: "GPUs", panels: gpu::PANELS },
 ];
 

@@ -216,10 +216,12 @@ pub const KERNEL_EVENTS_LOST_TOTAL: Metric =
     counter("foreshock_kernel_events_lost_total", &[], "Probe events dropped because the ring buffer was full.");
 pub const PROBES_ATTACHED: Metric =
     gauge("foreshock_probes_attached", &["probe"], "1 when a kernel probe is attached, 0 when it is not.");
-pub const PROBE_RUNS_TOTAL: Metric =
-    counter("foreshock_probe_runs_total", &["probe"], "Runs of a kernel program.");
-pub const PROBE_RUN_SECONDS: Metric =
-    gauge("foreshock_probe_run_seconds", &["probe"], "Mean time of a kernel program's run in the last window with any.");
+pub const PROBE_RUNS_TOTAL: Metric = counter("foreshock_probe_runs_total", &["probe"], "Runs of a kernel program.");
+pub const PROBE_RUN_SECONDS: Metric = gauge(
+    "foreshock_probe_run_seconds",
+    &["probe"],
+    "Mean time of a kernel program's run in the last window with any.",
+);
 pub const PROBE_CPU_RATIO: Metric =
     gauge("foreshock_probe_cpu_ratio", &["probe"], "Share of all CPUs' time that a kernel program took.");
 pub const PROBE_BUDGET_RATIO: Metric = gauge(
@@ -232,8 +234,7 @@ pub const PROBE_GROUP_ON: Metric = gauge(
     &["group"],
     "0 while a group of kernel programs is off because they cost too much: engine_view, tokens, bodies, counting.",
 );
-pub const PROBE_MAPS_BYTES: Metric =
-    gauge("foreshock_probe_maps_bytes", &[], "Memory of the kernel programs' maps.");
+pub const PROBE_MAPS_BYTES: Metric = gauge("foreshock_probe_maps_bytes", &[], "Memory of the kernel programs' maps.");
 
 // GPUs, as the driver's management library and the cards' own counters tell. `gpu` is an index, or index:instance under MIG.
 pub const GPU_UP: Metric =

@@ -1,8 +1,8 @@
 //! What one instance of a model can do and what starting one costs, as measured.
 //!
-//! Service figures come from deltas of each ready instance's totals. Starting and draining instances are
-//! never looked at: one is slow because it warms, the other because it is emptied, and neither says what
-//! an instance can do. Until there are samples, stated priors stand in, and `samples` says 0.
+//! Service figures come from deltas of each ready instance's totals. Starting, draining and disturbed instances are
+//! never looked at: one is slow because it warms, one because it is emptied, one because others have its CPUs, and none
+//! says what an instance can do. Until there are samples, stated priors stand in, and `samples` says 0.
 
 use crate::NS_PER_S;
 use crate::Nanos;
@@ -54,7 +54,7 @@ pub(crate) struct ServiceMark {
 impl ServiceMark {
     /// The totals of an instance that may train, or none.
     pub(crate) fn of(view: &InstanceView) -> Option<Self> {
-        (view.state == InstanceState::Ready).then_some(Self {
+        (view.state == InstanceState::Ready && !view.disturbed).then_some(Self {
             observed_at_ns: view.observed_at_ns,
             busy_ns: view.busy_ns_total,
             requests: view.requests_total,

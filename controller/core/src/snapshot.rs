@@ -99,6 +99,9 @@ pub struct InstanceView {
     /// Last time it had a request, or when it became ready.
     pub last_used_at_ns: Nanos,
     pub resident_bytes: u64,
+    /// It did not get the CPUs or the memory that it needs: what it serves meanwhile is no measure of it.
+    #[serde(default)]
+    pub disturbed: bool,
 }
 
 /// Where an instance is in its life.

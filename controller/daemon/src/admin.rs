@@ -6,6 +6,7 @@
 
 use crate::adapters::add_adapter;
 use crate::catalog::{CatalogError, CatalogWatch, add_model};
+use crate::observe::engine_view::{EngineView, EngineViews};
 use crate::registry::{Added, Registry, RegistryError};
 use crate::view::{DECISIONS_SHOWN, View};
 use controller_gateway::RouteTable;
@@ -35,6 +36,8 @@ pub type Show = Arc<dyn Fn(usize) -> serde_json::Value + Send + Sync>;
 #[derive(Clone)]
 pub struct Admin {
     pub view: View,
+    /// The engines' processes as the kernel serves them.
+    pub engines: EngineViews,
     pub catalog: CatalogWatch,
     /// The route table as the gateway follows it.
     pub routes: watch::Receiver<Arc<RouteTable>>,
@@ -163,9 +166,12 @@ fn instances(admin: Admin) -> Answer {
         instance: &'a str,
         #[serde(flatten)]
         row: &'a crate::fleet::Instance,
+        /// None until it was looked at.
+        kernel: Option<&'a EngineView>,
     }
-    let instances = admin.view.instances();
-    list(&instances.iter().map(|(instance, row)| Row { instance, row }).collect::<Vec<_>>())
+    let (instances, engines) = (admin.view.instances(), admin.engines.all());
+    let row = |(instance, row)| Row { instance, row, kernel: engines.get(instance) };
+    list(&instances.iter().map(|(instance, row): (&String, _)| row((instance, row))).collect::<Vec<_>>())
 }
 
 fn requests(admin: Admin, query: HashMap<String, String>) -> Answer {

@@ -10,6 +10,7 @@ use crate::lock::{LockError, ServeLock};
 use crate::measure::Gauges;
 use crate::observe::Signal;
 use crate::observe::adapters::AdapterDemand;
+use crate::observe::engine_view::EngineViews;
 use crate::observe::reconcile::Reconciler;
 use crate::registry::{HistoryWriter, Registry, RegistryError};
 use crate::view::{View, ViewPublisher};
@@ -92,6 +93,7 @@ pub struct Daemon {
     pub(crate) ports: Box<dyn PortWatch>,
     pub(crate) reconciler: Reconciler,
     pub(crate) adapter_demand: AdapterDemand,
+    pub(crate) engine_views: EngineViews,
     pub(crate) cold_starts: ColdStarts,
     pub(crate) history: HistoryWriter,
     pub(crate) gauges: Gauges,
@@ -146,6 +148,7 @@ impl Daemon {
             ports: Box::new(NoPortWatch),
             reconciler: Reconciler::default(),
             adapter_demand: AdapterDemand::default(),
+            engine_views: EngineViews::default(),
             cold_starts,
             history,
             gauges: Gauges::default(),
@@ -183,19 +186,25 @@ impl Daemon {
         }
     }
 
-    /// Lets the kernel witness watch the engines' ports and tell how their processes end, which a pidfd
-    /// alone does not always tell of adopted ones.
+    /// Lets the kernel witness watch the engines' ports and processes, and tell how these end, which a pidfd
+    /// alone does not always tell of adopted ones. Must be called inside a tokio runtime.
     pub fn set_witness(&mut self, witness: &Arc<Witness>) {
         self.actuator.set_witness(witness);
         for instance in self.fleet.instances().values() {
             watch_process(witness, instance.pid);
         }
         self.set_port_watch(WitnessPorts(witness.clone()));
+        tokio::spawn(self.engine_views.clone().watch(witness.clone(), self.view()));
     }
 
     /// What the admin API shows.
     pub fn view(&self) -> View {
         self.publisher.view()
+    }
+
+    /// The engines' processes as the kernel serves them.
+    pub fn engine_views(&self) -> EngineViews {
+        self.engine_views.clone()
     }
 
     /// The registry as the loop sees it, and a way to make it look again.

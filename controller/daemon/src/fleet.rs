@@ -305,6 +305,7 @@ impl Instance {
             busy_ns_total: figure(|telemetry| telemetry.busy_ns_total),
             last_used_at_ns: self.last_used_at_ns,
             resident_bytes: figure(|telemetry| telemetry.resident_bytes),
+            disturbed: false,
         }
     }
 }

@@ -163,6 +163,7 @@ impl Daemon {
             signal.observe(now_ns, &mut observations);
         }
         self.fleet.observe(now_ns, &mut observations);
+        self.engine_views.mark(&mut observations.instances);
         let adapters = models.values().flat_map(|record| &record.adapters);
         let names: Vec<&ModelName> = models.keys().chain(adapters.map(|adapter| &adapter.name)).collect();
         let by_name = self.reconciler.join(&observations, names.iter().copied());

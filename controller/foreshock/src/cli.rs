@@ -50,6 +50,9 @@ pub struct ServeArgs {
     /// Attach no kernel probes; demand comes from the gateway's counters alone.
     #[arg(long, env = "FORESHOCK_NO_PROBES")]
     pub no_probes: bool,
+    /// Share of all CPUs that the kernel probes may take before the costliest are turned off for a while, percent.
+    #[arg(long, env = "FORESHOCK_PROBE_BUDGET", value_name = "PERCENT", default_value_t = 2.0)]
+    pub probe_budget: f64,
     /// Count the engines' CUDA calls for 2 s in every 30 s; costs each counted call microseconds.
     #[arg(long, env = "FORESHOCK_CUDA_PROBES", conflicts_with = "no_probes")]
     pub cuda_probes: bool,

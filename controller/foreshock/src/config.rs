@@ -82,6 +82,7 @@ pub fn node(args: &ServeArgs) -> Result<Node> {
 pub fn validate(args: &ServeArgs) -> Result<()> {
     let check = |good: bool, what: &str| if good { Ok(()) } else { Err(InputError(what.into())) };
     check(args.idle_seconds.is_finite() && args.idle_seconds >= 0.0, "--idle-seconds must be a number of at least 0")?;
+    check((0.0..=100.0).contains(&args.probe_budget), "--probe-budget must be a number from 0 to 100")?;
     check(args.hold_limit >= 1, "--hold-limit must be at least 1")?;
     check(args.hold_timeout_ms >= 1, "--hold-timeout-ms must be at least 1")?;
     check(args.lease_ms >= 1_000, "--lease-ms must be at least 1000, or a busy controller could lose its engines")?;

@@ -10,7 +10,7 @@ use controller_daemon::{
 };
 use controller_gateway::{Gateway, GatewayOptions};
 use controller_gpu::{GpuOptions, GpuSource, Owner, Owners};
-use controller_witness::{PortRole, Witness, WitnessOptions};
+use controller_witness::{Budget, PortRole, Witness, WitnessOptions};
 use engine_http::{Limits, RouteOptions, ServeOptions};
 use metrics_exporter_prometheus::PrometheusHandle;
 use std::net::SocketAddr;
@@ -77,7 +77,7 @@ async fn serve(args: ServeArgs, daemon_config: DaemonConfig) -> Result<()> {
     let admin = bind(args.admin, "--admin").await?;
     let data_addr = data.local_addr()?;
     let mut daemon = Daemon::start(daemon_config).await.map_err(classify)?;
-    let witness = Arc::new(Witness::attach(WitnessOptions { enabled: !args.no_probes, ..WitnessOptions::default() })?);
+    let witness = Arc::new(Witness::attach(witness_options(&args))?);
     tracing::info!("{}", witness.summary());
     let gateway = Gateway::new(gateway_options(&args), daemon.routes());
     wire_signals(&mut daemon, &gateway, &witness, data_addr.port());
@@ -111,6 +111,11 @@ async fn serve(args: ServeArgs, daemon_config: DaemonConfig) -> Result<()> {
     admin_server.stop().await;
     tracing::info!("stopped");
     outcome.map_err(anyhow::Error::from)
+}
+
+fn witness_options(args: &ServeArgs) -> WitnessOptions {
+    let budget = Budget { cpu_ratio: args.probe_budget / 100.0, ..Budget::default() };
+    WitnessOptions { enabled: !args.no_probes, budget, ..WitnessOptions::default() }
 }
 
 /// A state folder that cannot be used is the user's to mend.
@@ -244,6 +249,7 @@ fn spawn_admin(
     let (records, kernel, probes) = (gateway.clone(), witness.clone(), witness.clone());
     let admin = Admin {
         view: daemon.view(),
+        engines: daemon.engine_views(),
         catalog: daemon.catalog(),
         routes: gateway.followed(),
         state_dir: daemon.state_dir().to_owned(),
@@ -256,6 +262,7 @@ fn spawn_admin(
                 "probes": probes.probes(),
                 "ports": probes.snapshot(),
                 "events_lost_total": probes.events_lost(),
+                "cost": probes.cost(),
             })
         }),
         gpus: Arc::new(move |_| serde_json::json!(gpus.view())),

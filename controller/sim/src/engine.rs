@@ -135,6 +135,7 @@ impl Engine {
             busy_ns_total: self.busy_ns,
             last_used_at_ns: self.last_used_at_ns.max(self.ready_at_ns.unwrap_or(0)),
             resident_bytes: self.placement.bytes(),
+            disturbed: false,
         }
     }
 

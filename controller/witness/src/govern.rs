@@ -124,7 +124,10 @@ impl Keeper {
 
     /// The same words each time: by them the group's probes are known when it comes back.
     fn why(&self) -> String {
-        format!("turned off: the probes cost more than {} % of the CPUs (--probe-budget)", self.budget.cpu_ratio * 100.0)
+        format!(
+            "turned off: the probes cost more than {} % of the CPUs (--probe-budget)",
+            self.budget.cpu_ratio * 100.0
+        )
     }
 
     /// Metrics of a window; the share of all CPUs that counts against the budget.

@@ -1,13 +1,11 @@
 //! The maps as user space holds them.
 
+use crate::budget::Group;
 use aya::Ebpf;
 use aya::Pod;
 use aya::maps::{HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use aya::util::nr_cpus;
-use crate::budget::Group;
-use ebpf_types::{
-    BlockStart, FlowKey, FlowState, ListenQueue, PortCounters, ProcessCounters, SynSeen, ThreadSeen,
-};
+use ebpf_types::{BlockStart, FlowKey, FlowState, ListenQueue, PortCounters, ProcessCounters, SynSeen, ThreadSeen};
 
 /// [`PortCounters`] and [`ListenQueue`] as plain words, which aya takes without further ado.
 type CounterWords = [u64; 8];

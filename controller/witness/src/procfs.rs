@@ -114,7 +114,8 @@ mod tests {
         assert_eq!(stat_fields(stat).next(), Some("S"));
         assert_eq!(stat_fields(stat).nth(9), Some("13"));
         assert_eq!(stat_fields("garbage").next(), None);
-        let text = "some avg10=12.50 avg60=9.29 avg300=4.22 total=18669733\nfull avg10=1.00 avg60=0.00 avg300=0.00 total=7\n";
+        let text =
+            "some avg10=12.50 avg60=9.29 avg300=4.22 total=18669733\nfull avg10=1.00 avg60=0.00 avg300=0.00 total=7\n";
         let want = Pressure { some_ratio: 0.125, full_ratio: 0.01, some_us_total: 18_669_733, full_us_total: 7 };
         assert_eq!(parse_pressure(text), want);
         assert_eq!(parse_pressure(""), Pressure::default());

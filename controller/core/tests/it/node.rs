@@ -70,6 +70,7 @@ pub fn ready(snapshot: &mut Snapshot, id: &str, model: &str, core: u32) {
         busy_ns_total: 0,
         last_used_at_ns: snapshot.now_ns,
         resident_bytes: 200 * MIB,
+        disturbed: false,
     };
     snapshot.instances.insert(id.to_owned(), view);
 }

@@ -76,6 +76,7 @@ fn instance() -> impl Strategy<Value = InstanceView> {
             busy_ns_total: totals.3,
             last_used_at_ns: at_s * S,
             resident_bytes: mib << 19,
+            disturbed: at_s % 7 == 0,
         },
     )
 }

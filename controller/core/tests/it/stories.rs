@@ -91,6 +91,26 @@ fn a_rising_rate_warms_ahead_of_the_queue() {
 }
 
 #[test]
+fn what_a_disturbed_instance_serves_trains_nothing() {
+    let (mut state, mut snapshot) = (State::default(), node());
+    register(&mut snapshot, "a");
+    ready(&mut snapshot, "a-0-1", "a", 0);
+    let disturb = |snapshot: &mut Snapshot, disturbed| {
+        snapshot.instances.get_mut("a-0-1").expect("running").disturbed = disturbed;
+    };
+    let sentence = |state: &mut State, snapshot: &mut Snapshot| {
+        demand(snapshot, "a").in_flight = 30;
+        told(&tick(&mut state.clone(), snapshot))
+    };
+    disturb(&mut snapshot, true);
+    serve(&mut state, &mut snapshot, "a", "a-0-1", 8, 1);
+    assert!(sentence(&mut state, &mut snapshot).contains("(assumed)"));
+    disturb(&mut snapshot, false);
+    serve(&mut state, &mut snapshot, "a", "a-0-1", 2, 1);
+    assert!(sentence(&mut state, &mut snapshot).contains("(7 samples)"));
+}
+
+#[test]
 fn an_idle_model_goes_to_zero_when_holding_it_has_cost_as_much_as_losing_it() {
     let (mut state, mut snapshot) = (State::default(), node());
     register(&mut snapshot, "a");

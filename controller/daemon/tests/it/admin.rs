@@ -16,6 +16,7 @@ async fn begin(folder: &std::path::Path) -> SocketAddr {
     let daemon = Daemon::start(config(folder)).await.unwrap();
     let admin = Admin {
         view: daemon.view(),
+        engines: daemon.engine_views(),
         catalog: daemon.catalog(),
         routes: daemon.routes(),
         state_dir: folder.to_path_buf(),

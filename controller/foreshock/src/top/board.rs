@@ -179,7 +179,7 @@ fn instance((id, view): (&String, &Value)) -> Instance {
     Instance {
         id: id.clone(),
         model: text(&view["model"]),
-        state: text(&view["state"]),
+        state: if view["disturbed"] == true { "disturbed".to_owned() } else { text(&view["state"]) },
         cores: cores.join(","),
         running: number(&view["running"]),
         waiting: number(&view["waiting"]),
