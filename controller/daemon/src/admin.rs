@@ -170,8 +170,8 @@ fn instances(admin: Admin) -> Answer {
         kernel: Option<&'a EngineView>,
     }
     let (instances, engines) = (admin.view.instances(), admin.engines.all());
-    let row = |(instance, row)| Row { instance, row, kernel: engines.get(instance) };
-    list(&instances.iter().map(|(instance, row): (&String, _)| row((instance, row))).collect::<Vec<_>>())
+    let rows = instances.iter().map(|(instance, row)| Row { instance, row, kernel: engines.get(instance) });
+    list(&rows.collect::<Vec<_>>())
 }
 
 fn requests(admin: Admin, query: HashMap<String, String>) -> Answer {

@@ -26,7 +26,7 @@ pub struct ProbeStatus {
 
 /// Kernel structure members that the programs read: name of the constant, structure, and paths, of which later ones
 /// are from other kernel versions. What cannot be found stays unknown to the programs.
-const OFFSETS: [(&str, &str, &[&str]); 26] = [
+const OFFSETS: [(&str, &str, &[&str]); 28] = [
     ("OFF_SOCK_FAMILY", "sock", &["__sk_common.skc_family"]),
     ("OFF_SOCK_STATE", "sock", &["__sk_common.skc_state"]),
     ("OFF_SOCK_NET", "sock", &["__sk_common.skc_net.net"]),
@@ -53,6 +53,8 @@ const OFFSETS: [(&str, &str, &[&str]); 26] = [
     ("OFF_SIGNAL_FLAGS", "signal_struct", &["flags"]),
     ("OFF_SIGNAL_GROUP_EXIT_CODE", "signal_struct", &["group_exit_code"]),
     ("OFF_SIGNAL_OOM_MM", "signal_struct", &["oom_mm"]),
+    ("OFF_REQUEST_BIO", "request", &["bio"]),
+    ("OFF_BIO_NEXT", "bio", &["bi_next"]),
     ("OFF_BIO_FLAGS", "bio", &["bi_opf"]),
     ("OFF_BIO_BYTES", "bio", &["bi_iter.bi_size"]),
 ];

@@ -40,8 +40,13 @@ pub struct GroupStatus {
 /// Programs that are attached for short times on demand, and whose cost is not the budget's.
 const ON_DEMAND: &str = "cuda_";
 
-/// Runs until it is dropped.
-pub(crate) async fn run(meter: Meter, programs: Arc<Mutex<Programs>>, shared: Arc<Shared>, budget: Budget) {
+/// Measures from now on; what it answers runs until it is dropped.
+pub(crate) fn run(
+    meter: Meter,
+    programs: Arc<Mutex<Programs>>,
+    shared: Arc<Shared>,
+    budget: Budget,
+) -> impl Future<Output = ()> {
     let mut keeper = Keeper {
         governor: Governor::new(budget),
         budget,
@@ -53,12 +58,14 @@ pub(crate) async fn run(meter: Meter, programs: Arc<Mutex<Programs>>, shared: Ar
         meter,
     };
     keeper.publish(0.0);
-    let mut every = tokio::time::interval(budget.window);
-    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    every.tick().await;
-    loop {
+    async move {
+        let mut every = tokio::time::interval(budget.window);
+        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         every.tick().await;
-        keeper.window();
+        loop {
+            every.tick().await;
+            keeper.window();
+        }
     }
 }
 

@@ -74,7 +74,7 @@ const PROBES: [Probe; 7] = [
     },
     Probe {
         name: "block_end",
-        hook: Hook::Tracepoint("block_bio_complete"),
+        hook: Hook::Tracepoint("block_rq_complete"),
         group: Some(Group::EngineView),
         loses: "block I/O of engines",
     },

@@ -2,7 +2,7 @@
 //!
 //! A request is its process's while the process itself hands it in. What the kernel writes back later is nobody's.
 
-use crate::kernel::{self, typed};
+use crate::kernel::{self, field, typed};
 use crate::maps::add;
 use crate::sched::{PROCESSES, bucket};
 use aya_ebpf::Global;
@@ -20,6 +20,8 @@ static BLOCKS: LruHashMap<u64, BlockStart> = LruHashMap::with_max_entries(4096, 
 #[unsafe(no_mangle)]
 static BLOCK_QUEUE_TELLS_QUEUE: Global<u32> = Global::new(0);
 
+/// Requests that one request to a device may hold and that are still looked at.
+const MERGED: u32 = 32;
 /// The operation in a request's flags, and the two that move data.
 const OPERATION: u32 = 0xff;
 const READ: u32 = 0;
@@ -48,24 +50,47 @@ fn begun(ctx: &BtfTracePointContext) -> Option<()> {
     None
 }
 
-/// block:block_bio_complete(queue, bio).
-#[btf_tracepoint(function = "block_bio_complete")]
+/// block:block_rq_complete(request, error, bytes): told by devices themselves, so of a stack of them only the lowest
+/// counts.
+#[btf_tracepoint(function = "block_rq_complete")]
 pub fn block_end(ctx: BtfTracePointContext) -> i32 {
     let _ = ended(&ctx);
     0
 }
 
 #[inline(always)]
-fn ended(ctx: &BtfTracePointContext) -> Option<()> {
-    let bio = ctx.arg::<*const u8>(1) as u64;
+fn ended(ctx: &BtfTracePointContext) -> Result<(), i32> {
+    let request = ctx.arg::<*const u8>(0) as u64;
+    let mut done = ctx.arg::<u64>(2) as u32;
+    let mut bio: u64 = field(request, &kernel::OFF_REQUEST_BIO)?;
+    for _ in 0..MERGED {
+        if bio == 0 {
+            break;
+        }
+        let bytes: u32 = field(bio, &kernel::OFF_BIO_BYTES)?;
+        // The rest of the device's request comes later.
+        if bytes > done {
+            break;
+        }
+        done -= bytes;
+        let next: u64 = field(bio, &kernel::OFF_BIO_NEXT)?;
+        finished(bio);
+        bio = next;
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn finished(bio: u64) {
     // SAFETY: an entry is written once, before its request ends.
-    let start = *unsafe { BLOCKS.get(bio) }?;
+    let Some(start) = (unsafe { BLOCKS.get(bio) }) else { return };
+    let start = *start;
     let _ = BLOCKS.remove(bio);
-    let counters = PROCESSES.get_ptr_mut(start.process)?;
-    // SAFETY: a plain kernel helper.
-    let took = unsafe { bpf_ktime_get_ns() }.saturating_sub(start.at_ns);
-    count(counters, &start, took);
-    None
+    if let Some(counters) = PROCESSES.get_ptr_mut(start.process) {
+        // SAFETY: a plain kernel helper.
+        let took = unsafe { bpf_ktime_get_ns() }.saturating_sub(start.at_ns);
+        count(counters, &start, took);
+    }
 }
 
 #[inline(always)]

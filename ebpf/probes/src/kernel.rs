@@ -57,6 +57,10 @@ pub static OFF_TASK_ON_CPU: Global<u32> = Global::new(UNKNOWN);
 #[unsafe(no_mangle)]
 pub static OFF_TASK_RUN_QUEUE: Global<u32> = Global::new(UNKNOWN);
 #[unsafe(no_mangle)]
+pub static OFF_REQUEST_BIO: Global<u32> = Global::new(UNKNOWN);
+#[unsafe(no_mangle)]
+pub static OFF_BIO_NEXT: Global<u32> = Global::new(UNKNOWN);
+#[unsafe(no_mangle)]
 pub static OFF_BIO_FLAGS: Global<u32> = Global::new(UNKNOWN);
 #[unsafe(no_mangle)]
 pub static OFF_BIO_BYTES: Global<u32> = Global::new(UNKNOWN);

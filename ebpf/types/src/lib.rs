@@ -23,5 +23,6 @@ pub use maps::{FlowState, ListenQueue, PHASE_IDLE, PHASE_REQUEST, PHASE_RESPONSE
 #[cfg(feature = "pod")]
 pub use parse::{Event, ParseError, parse};
 pub use process::{
-    BlockStart, ProcessCounters, QUIET_BODIES, QUIET_TOKENS, TASK_STOPPED, TASK_UNINTERRUPTIBLE, TIME_BUCKETS, ThreadSeen,
+    BlockStart, ProcessCounters, QUIET_BODIES, QUIET_TOKENS, TASK_STOPPED, TASK_UNINTERRUPTIBLE, TIME_BUCKETS,
+    ThreadSeen,
 };
