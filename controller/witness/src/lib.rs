@@ -26,4 +26,4 @@ pub use cuda::{CudaError, CudaWatch};
 pub use ebpf_types::CudaCounters;
 pub use exit::ExitReason;
 pub use record::{Fidelity, FlowSample, Hop, PortRole, RequestEnd, RequestRecord, Vantage};
-pub use witness::{PortSnapshot, ProbeError, Witness, WitnessOptions};
+pub use witness::{PortSnapshot, ProbeError, Protocols, Witness, WitnessOptions};

@@ -7,6 +7,7 @@ use crate::maps::{
     EVENTS, FLOWS, PORTS, SCRATCH, SCRATCH_BYTES, add, count_lost, emit_quietly, flow_event, submit_quietly, terminated,
 };
 use crate::packet::{self, Segment, after};
+use crate::protocol::is_opaque;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
@@ -57,10 +58,17 @@ fn left(ctx: &SkBuffContext) -> Option<()> {
     let flow = FLOWS.get_ptr_mut(&key)?;
     // SAFETY: a checked map value; see `request::on_payload` for who writes what.
     let flow = unsafe { &mut *flow };
-    if flow.phase == PHASE_IDLE {
+    let opaque = is_opaque(flow.protocol);
+    if flow.phase == PHASE_IDLE && !opaque {
         return None;
     }
     drop_repeated(flow, &mut segment)?;
+    if opaque {
+        flow.response_end = segment.tcp_seq.wrapping_add(segment.payload_bytes);
+        // SAFETY: a checked map value; only the address of the field is taken.
+        add(unsafe { &raw mut (*counters).opaque_response_bytes }, segment.payload_bytes as u64);
+        return None;
+    }
     let mut flags = 0;
     if flow.phase == PHASE_REQUEST {
         flags |= FLAG_FIRST;
