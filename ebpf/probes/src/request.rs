@@ -202,6 +202,11 @@ fn begins(flow: &mut FlowState, word: u32, counters: *mut PortCounters) -> bool 
         // Until then the end of what was seen is the connection's beginning.
         flow.protocol = protocol::classify(word, flow.begun_seq == flow.request_end);
         protocol::count(counters, flow.protocol);
+        if protocol::is_opaque(flow.protocol) {
+            let answered = flow.response_end.wrapping_sub(flow.response_seq) as u64;
+            // SAFETY: a checked map value; only the address of the field is taken.
+            add(unsafe { &raw mut (*counters).opaque_response_bytes }, answered);
+        }
     }
     protocol::is_method(word)
 }

@@ -149,7 +149,9 @@ pub struct FlowState {
     pub retransmits: u32,
     /// Not 0 once a reset was received.
     pub reset: u32,
-    pub reserved: u32,
+    /// What passes through here is a number of which the verifier knows nothing any more: without that it would look
+    /// at all that follows once for each way that leads to it.
+    pub forgotten: u32,
 }
 
 const _: () = assert!(size_of::<PortCounters>() == 160);
