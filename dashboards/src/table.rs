@@ -190,11 +190,8 @@ pub const KERNEL_RESETS_TOTAL: Metric = counter(
     &["port_role", "sender"],
     "TCP connections of watched ports that were reset, by who did (client or server).",
 );
-pub const KERNEL_RETRANSMITS_TOTAL: Metric = counter(
-    "foreshock_kernel_retransmits_total",
-    &["port_role"],
-    "Segments that servers on watched ports sent again.",
-);
+pub const KERNEL_RETRANSMITS_TOTAL: Metric =
+    counter("foreshock_kernel_retransmits_total", &["port_role"], "Segments that servers on watched ports sent again.");
 pub const KERNEL_PROTOCOL_CONNECTIONS_TOTAL: Metric = counter(
     "foreshock_kernel_protocol_connections_total",
     &["port_role", "protocol"],

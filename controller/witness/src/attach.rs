@@ -4,9 +4,7 @@
 use crate::btf::Btf;
 use crate::permission;
 use crate::witness::{ProbeError, WitnessOptions};
-use aya::programs::{
-    BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError,
-};
+use aya::programs::{BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use serde::Serialize;
 use std::fs::File;
