@@ -62,8 +62,11 @@ const OFFSETS: [(&str, &str, &[&str]); 28] = [
 const UNKNOWN_OFFSET: u32 = u32::MAX;
 
 /// What kernel versions tell at a tracepoint: name of the constant, which is 1 where the tracepoint has so many arguments.
-const SHAPES: [(&str, &str, usize); 2] =
-    [("SWITCH_TELLS_STATE", "sched_switch", 4), ("BLOCK_QUEUE_TELLS_QUEUE", "block_bio_queue", 2)];
+const SHAPES: [(&str, &str, usize); 3] = [
+    ("SWITCH_TELLS_STATE", "sched_switch", 4),
+    ("BLOCK_QUEUE_TELLS_QUEUE", "block_bio_queue", 2),
+    ("RETRANSMIT_TELLS_ERROR", "tcp_retransmit_skb", 3),
+];
 
 /// Loaded programs, or the reason in each status.
 pub(crate) enum Attached {

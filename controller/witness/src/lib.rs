@@ -24,6 +24,7 @@ mod reader;
 pub mod reassembly;
 pub mod record;
 mod token;
+mod unix;
 mod witness;
 
 pub use attach::ProbeStatus;
@@ -37,4 +38,5 @@ pub use govern::{GroupStatus, ProbeCost};
 pub use process::{BlockView, ProcessSource, ProcessView, SchedulerView, Times};
 pub use procfs::{Pressure, pressure};
 pub use record::{Fidelity, FlowSample, Hop, PortRole, RequestEnd, RequestRecord, Vantage};
-pub use witness::{PortSnapshot, ProbeError, Witness, WitnessOptions};
+pub use unix::{UnixListener, unix_listeners};
+pub use witness::{PortSnapshot, ProbeError, Protocols, Witness, WitnessOptions};

@@ -8,8 +8,9 @@ use crate::cuda::Cuda;
 use aya::Ebpf;
 use aya::maps::{Array, MapData};
 use aya::programs::cgroup_skb::CgroupSkbLinkId;
+use aya::programs::cgroup_sock_addr::CgroupSockAddrLinkId;
 use aya::programs::tp_btf::BtfTracePointLinkId;
-use aya::programs::{BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, ProgramError};
+use aya::programs::{BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError};
 use ebpf_types::{QUIET_BODIES, QUIET_TOKENS};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -20,6 +21,8 @@ use std::path::PathBuf;
 enum Hook {
     Ingress,
     Egress,
+    /// The end of accept(2), as its program's section says for which kind of address.
+    Address,
     Tracepoint(&'static str),
     /// A tracepoint whose program names processes by the first pid namespace.
     ProcessTracepoint(&'static str),
@@ -35,7 +38,7 @@ struct Probe {
 }
 
 /// All of them, in the order in which they are attached.
-const PROBES: [Probe; 7] = [
+const PROBES: [Probe; 12] = [
     Probe {
         name: "http_request",
         hook: Hook::Ingress,
@@ -53,6 +56,36 @@ const PROBES: [Probe; 7] = [
         hook: Hook::Tracepoint("inet_sock_set_state"),
         group: Some(Group::Counting),
         loses: "connection counts, accept-queue depth, ends of cut connections",
+    },
+    Probe {
+        name: "accepted_ipv4",
+        hook: Hook::Address,
+        group: Some(Group::Counting),
+        loses: "how long connections over IPv4 wait to be accepted",
+    },
+    Probe {
+        name: "accepted_ipv6",
+        hook: Hook::Address,
+        group: Some(Group::Counting),
+        loses: "how long connections over IPv6 wait to be accepted",
+    },
+    Probe {
+        name: "segment_resent",
+        hook: Hook::Tracepoint("tcp_retransmit_skb"),
+        group: Some(Group::Counting),
+        loses: "retransmissions",
+    },
+    Probe {
+        name: "reset_received",
+        hook: Hook::Tracepoint("tcp_receive_reset"),
+        group: Some(Group::Counting),
+        loses: "counts of resets that clients sent",
+    },
+    Probe {
+        name: "reset_sent",
+        hook: Hook::Tracepoint("tcp_send_reset"),
+        group: Some(Group::Counting),
+        loses: "counts of resets that servers sent",
     },
     Probe {
         name: "process_exit",
@@ -96,6 +129,7 @@ pub(crate) fn nothing(reason: &str) -> Vec<ProbeStatus> {
 
 enum Link {
     Cgroup(CgroupSkbLinkId),
+    Address(CgroupSockAddrLinkId),
     Tracepoint(BtfTracePointLinkId),
 }
 
@@ -146,6 +180,8 @@ impl Programs {
                     Link::Cgroup(link) => {
                         program::<CgroupSkb>(&mut self.ebpf, probe.name).map(|program| program.detach(link).is_ok())
                     }
+                    Link::Address(link) => program::<CgroupSockAddr>(&mut self.ebpf, probe.name)
+                        .map(|program| program.detach(link).is_ok()),
                     Link::Tracepoint(link) => {
                         program::<BtfTracePoint>(&mut self.ebpf, probe.name).map(|program| program.detach(link).is_ok())
                     }
@@ -183,6 +219,7 @@ impl Programs {
 fn load(ebpf: &mut Ebpf, probe: &Probe, kernel: &Result<aya::Btf, String>) -> Result<(), String> {
     let loaded = match probe.hook {
         Hook::Ingress | Hook::Egress => program::<CgroupSkb>(ebpf, probe.name)?.load(),
+        Hook::Address => program::<CgroupSockAddr>(ebpf, probe.name)?.load(),
         Hook::Tracepoint(tracepoint) | Hook::ProcessTracepoint(tracepoint) => {
             if matches!(probe.hook, Hook::ProcessTracepoint(_)) {
                 in_first_pid_namespace()?;
@@ -195,21 +232,28 @@ fn load(ebpf: &mut Ebpf, probe: &Probe, kernel: &Result<aya::Btf, String>) -> Re
 }
 
 fn hang(ebpf: &mut Ebpf, probe: &Probe, cgroup: &Result<PathBuf, String>) -> State {
-    let direction = match probe.hook {
-        Hook::Ingress => CgroupSkbAttachType::Ingress,
-        Hook::Egress => CgroupSkbAttachType::Egress,
-        Hook::Tracepoint(_) | Hook::ProcessTracepoint(_) => {
-            let link = program::<BtfTracePoint>(ebpf, probe.name)?.attach().map_err(|error| refused(&error))?;
-            return Ok(Link::Tracepoint(link));
-        }
+    let folder = || {
+        let path = cgroup.as_ref().map_err(Clone::clone)?;
+        File::open(path).map_err(|error| format!("{}: {error}", path.display()))
     };
-    let path = cgroup.as_ref().map_err(Clone::clone)?;
-    let folder = File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    // As a link it stands beside whatever else is attached there.
-    let link = program::<CgroupSkb>(ebpf, probe.name)?
-        .attach(folder, direction, CgroupAttachMode::Single)
-        .map_err(|error| refused(&error))?;
-    Ok(Link::Cgroup(link))
+    // As links they stand beside whatever else is attached there.
+    let mode = CgroupAttachMode::Single;
+    let packets = |ebpf, direction| {
+        let program = program::<CgroupSkb>(ebpf, probe.name)?;
+        program.attach(folder()?, direction, mode).map(Link::Cgroup).map_err(|error| refused(&error))
+    };
+    match probe.hook {
+        Hook::Ingress => packets(ebpf, CgroupSkbAttachType::Ingress),
+        Hook::Egress => packets(ebpf, CgroupSkbAttachType::Egress),
+        Hook::Address => {
+            let program = program::<CgroupSockAddr>(ebpf, probe.name)?;
+            program.attach(folder()?, mode).map(Link::Address).map_err(|error| refused(&error))
+        }
+        Hook::Tracepoint(_) | Hook::ProcessTracepoint(_) => {
+            let program = program::<BtfTracePoint>(ebpf, probe.name)?;
+            program.attach().map(Link::Tracepoint).map_err(|error| refused(&error))
+        }
+    }
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, String>
