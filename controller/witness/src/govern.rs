@@ -3,6 +3,7 @@
 
 use crate::budget::{Budget, Governor, Group, Step};
 use crate::cost::{Meter, ProgramCost};
+use crate::process::now_ns;
 use crate::programs::Programs;
 use crate::witness::{Shared, locked};
 use aya::util::online_cpus;
@@ -20,6 +21,8 @@ pub struct ProbeCost {
     /// Share of all CPUs' time that the probes may take, from 0 to 1, and that they took in the last window.
     pub budget_cpu_ratio: f64,
     pub cpu_ratio: f64,
+    /// When that was, CLOCK_MONOTONIC ns.
+    pub at_ns: u64,
     /// Why the cost is not known; then nothing is ever taken off.
     pub unknown: Option<String>,
     pub groups: Vec<GroupStatus>,
@@ -53,6 +56,7 @@ pub(crate) fn run(
         off: BTreeSet::new(),
         last: meter.programs(),
         last_at: Instant::now(),
+        read_ns: now_ns(),
         programs,
         shared,
         meter,
@@ -75,6 +79,7 @@ struct Keeper {
     off: BTreeSet<Group>,
     last: Vec<ProgramCost>,
     last_at: Instant,
+    read_ns: u64,
     programs: Arc<Mutex<Programs>>,
     shared: Arc<Shared>,
     meter: Meter,
@@ -84,6 +89,7 @@ impl Keeper {
     fn window(&mut self) {
         let took = self.last_at.elapsed();
         self.last_at = Instant::now();
+        self.read_ns = now_ns();
         let now = self.meter.programs();
         let ratio = self.export(&now, took);
         self.last = now;
@@ -171,6 +177,7 @@ impl Keeper {
         *locked(&self.shared.cost) = ProbeCost {
             budget_cpu_ratio: self.budget.cpu_ratio,
             cpu_ratio,
+            at_ns: self.read_ns,
             unknown: None,
             groups: Group::ALL.into_iter().map(group).collect(),
             programs: self.last.clone(),

@@ -23,6 +23,9 @@ pub(crate) struct OpenRequest {
     segments_at_token: u32,
     last_token_ns: u64,
     gaps: Gaps,
+    /// Segments of the stream were not told one by one, and never will be: the probes were told to be quiet, or the
+    /// events were lost.
+    untold: bool,
 }
 
 impl OpenRequest {
@@ -68,6 +71,7 @@ impl OpenRequest {
             segments_at_token: 0,
             last_token_ns: 0,
             gaps: Gaps::default(),
+            untold: false,
         }
     }
 
@@ -117,6 +121,7 @@ impl OpenRequest {
 
     /// Takes over the kernel's totals.
     pub fn advance(&mut self, flow: &FlowEvent) {
+        self.untold |= flow.data_segments.wrapping_sub(self.kernel_segments) > 1;
         let record = &mut self.record;
         record.first_byte_ns = flow.first_byte_ns;
         record.last_byte_ns = record.last_byte_ns.max(flow.last_byte_ns);
@@ -185,9 +190,19 @@ impl OpenRequest {
         if record.first_token_ns != 0 && gaps > 0 {
             record.itl_ns_mean = record.last_byte_ns.saturating_sub(record.first_token_ns) / gaps;
         }
-        record.itl_ns_p50 = self.gaps.quantile_ns(50);
-        record.itl_ns_p99 = self.gaps.quantile_ns(99);
-        record.itl_ns_max = self.gaps.max_ns();
+        if self.untold {
+            // A count of some of the tokens, and gaps between the first of them, would pass for all.
+            record.tokens = 0;
+            record.fidelity = match &record.body {
+                Some(body) if body.model.is_some() => Fidelity::Named,
+                _ if record.line.is_empty() => Fidelity::Bytes,
+                _ => Fidelity::Counted,
+            };
+        } else {
+            record.itl_ns_p50 = self.gaps.quantile_ns(50);
+            record.itl_ns_p99 = self.gaps.quantile_ns(99);
+            record.itl_ns_max = self.gaps.max_ns();
+        }
         let at_ns = record.last_byte_ns.max(record.start_ns);
         samples.push(FlowSample::End { port: record.port, flow: self.number, at_ns, end });
         self.record

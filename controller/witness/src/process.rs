@@ -202,7 +202,8 @@ impl From<&ProcessCounters> for BlockView {
     }
 }
 
-fn now_ns() -> u64 {
+/// CLOCK_MONOTONIC.
+pub(crate) fn now_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }

@@ -118,6 +118,25 @@ fn a_request_is_told_as_it_goes_on() {
 }
 
 #[test]
+fn tokens_that_were_not_told_are_not_counted_in_part() {
+    let mut machine = machine(8);
+    let mut finished = Vec::new();
+    let line = b"POST /v1/chat/completions HTTP/1.1";
+    machine.apply(&Event::Request(flow(EVENT_REQUEST, 9, 0, 100), line), &mut finished);
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let token = "data: {\"choices\":[{\"delta\":{\"content\":\"Hi\"}}]}\n\n";
+    answer(&mut machine, 0, &[(head, false), (token, false), (token, false)], &mut finished);
+    let mut last = flow(EVENT_RESPONSE, 9, 0, 900);
+    last.header.flags = FLAG_TERMINATOR;
+    (last.first_byte_ns, last.last_byte_ns) = (200, 900);
+    (last.response_bytes, last.segment_bytes, last.data_segments) = (9_000, 5, 50);
+    machine.apply(&Event::Response(last, b"0\r\n\r\n"), &mut finished);
+    let [record] = &finished[..] else { panic!("{finished:?}") };
+    assert_eq!((record.tokens, record.itl_ns_p50, record.itl_ns_max, record.data_segments), (0, 0, 0, 50));
+    assert_eq!((record.fidelity, record.first_token_ns), (Fidelity::Counted, 201));
+}
+
+#[test]
 fn ends_without_the_last_byte() {
     // (answer so far, expected end at close)
     let table = [

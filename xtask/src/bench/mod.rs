@@ -6,6 +6,7 @@ mod first_token;
 mod gateway;
 mod llama;
 mod load;
+mod probes;
 mod report;
 mod witness;
 
@@ -21,6 +22,8 @@ pub enum Name {
     FirstToken,
     /// What the gateway adds to a request, against calling the engine directly.
     Gateway,
+    /// What the kernel probes cost: per run, of all CPUs at full load, and in an engine's output.
+    Probes,
     /// The kernel's counts and times beside the server's and the clients' own clocks, for our engine and llama-server.
     Witness,
 }
@@ -34,6 +37,7 @@ pub fn run(name: Name, models: &[String]) -> Result<()> {
         Name::Engine => engine::measure(models)?,
         Name::FirstToken => first_token::measure()?,
         Name::Gateway => gateway::measure()?,
+        Name::Probes => probes::measure()?,
         Name::Witness => witness::measure()?,
     };
     report.finish()

@@ -106,7 +106,12 @@ impl Reconciler {
 
     /// Requests begun and not named; none when either side does not count.
     fn unidentified(&mut self, observations: &Observations) -> Option<u64> {
-        let difference = difference(observations)?;
+        let Some(difference) = difference(observations) else {
+            // Whoever counts again has missed something meanwhile.
+            self.floor = None;
+            self.seconds.clear();
+            return None;
+        };
         let second = observations.now_ns / NS_PER_S;
         match self.seconds.back_mut() {
             Some((last, lowest, highest)) if *last == second => {
@@ -185,6 +190,14 @@ mod tests {
             (0.0, 0.0, Kernel),
         );
         check("probes attached to a running gateway", &[(1, Some(0), Some(70), 70, 0)], (0.0, 0.0, Kernel));
+        let rows = [
+            (1, Some(0), Some(0), 0, 0),
+            (2, Some(4), Some(4), 4, 0),
+            (3, None, Some(30), 30, 0),
+            (4, Some(4), Some(30), 30, 0),
+            (4, Some(6), Some(30), 30, 0),
+        ];
+        check("probes that were off for a while", &rows, (2.0, 0.0, Kernel));
         check(
             "kernel events that come late are no negative demand",
             &[(1, Some(0), Some(0), 0, 0), (2, Some(3), Some(5), 5, 0), (3, Some(5), Some(5), 5, 0)],

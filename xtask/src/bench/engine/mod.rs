@@ -8,7 +8,7 @@ mod floor;
 mod perplexity;
 mod prefix;
 pub(super) mod process;
-mod serving;
+pub mod serving;
 mod single;
 mod subject;
 

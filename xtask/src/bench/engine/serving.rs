@@ -40,7 +40,7 @@ pub fn measure(subject: &Subject, model: &Path, report: &mut Report) -> Result<(
 }
 
 /// Output tokens per second over all clients, and the median TTFT, ms.
-fn closed_loop(addr: SocketAddr, model: &str, clients: usize) -> Result<(f64, f64)> {
+pub fn closed_loop(addr: SocketAddr, model: &str, clients: usize) -> Result<(f64, f64)> {
     let requests = (2 * clients).max(6);
     let next = AtomicUsize::new(0);
     let begun = Instant::now();
