@@ -87,10 +87,14 @@ fn kernel_sees(foreshock: &Foreshock) -> Result<bool> {
     Ok(seen)
 }
 
-/// Prefixes of metrics whose panels are rightly empty here: no GPU, no process that uses CUDA.
+/// Prefixes of metrics whose panels are rightly empty here: no GPU, no process that uses CUDA, no PSI.
 fn absent(foreshock: &Foreshock) -> Result<Vec<&'static str>> {
     let exposition = foreshock.metrics()?;
-    let kinds = [("foreshock_gpu_", "\nforeshock_gpu_up{"), ("foreshock_cuda_", "\nforeshock_cuda_calls_per_second{")];
+    let kinds = [
+        ("foreshock_gpu_", "\nforeshock_gpu_up{"),
+        ("foreshock_cuda_", "\nforeshock_cuda_calls_per_second{"),
+        ("foreshock_pressure_", "\nforeshock_pressure_ratio{"),
+    ];
     let absent: Vec<&str> =
         kinds.iter().filter(|(_, series)| !exposition.contains(series)).map(|(prefix, _)| *prefix).collect();
     if !absent.is_empty() {
@@ -100,7 +104,7 @@ fn absent(foreshock: &Foreshock) -> Result<Vec<&'static str>> {
 }
 
 fn needs_kernel(query: &str) -> bool {
-    query.contains("foreshock_kernel_") || query.contains("vantage=\"kernel\"")
+    query.contains("foreshock_kernel_") || query.contains("foreshock_probe_") || query.contains("vantage=\"kernel\"")
 }
 
 /// Every query of the dashboard, with Grafana's variables filled in.

@@ -16,7 +16,7 @@ mod server;
 
 use client::{Client, Seen};
 use controller_witness::{
-    ExitReason, PortRole, PortSnapshot, RequestEnd, RequestRecord, Witness, WitnessOptions, exit,
+    Budget, ExitReason, PortRole, PortSnapshot, RequestEnd, RequestRecord, Witness, WitnessOptions, exit,
 };
 use server::{Log, Written, now_ns};
 use std::io::{BufRead, BufReader, Write};
@@ -28,7 +28,9 @@ use std::time::{Duration, Instant};
 const WAIT: Duration = Duration::from_secs(10);
 
 fn attach(options: WitnessOptions) -> Option<Witness> {
-    let witness = Witness::attach(options).expect("the object is sound");
+    // Floods are part of these tests, and nothing is to be turned off by what it costs.
+    let budget = Budget { cpu_ratio: 1.0, ..Budget::default() };
+    let witness = Witness::attach(WitnessOptions { budget, ..options }).expect("the object is sound");
     if witness.probes().iter().any(|probe| probe.reason.starts_with("missing CAP_")) {
         println!("skipped: {}", witness.summary());
         return None;

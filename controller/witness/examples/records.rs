@@ -2,7 +2,7 @@
 //! watches, then each finished request as a line of JSON, and, when its standard input ends, the port's counts.
 //! `cargo xtask bench witness` lays these beside the server's and the clients' own clocks.
 
-use controller_witness::{PortRole, Witness, WitnessOptions};
+use controller_witness::{Budget, PortRole, Witness, WitnessOptions};
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::sync::broadcast::error::RecvError;
@@ -26,7 +26,9 @@ async fn main() -> ExitCode {
 }
 
 async fn watch(port: u16) -> Result<(), Box<dyn std::error::Error>> {
-    let witness = Witness::attach(WitnessOptions::default())?;
+    // What is watched is measured whole, whatever that costs.
+    let budget = Budget { cpu_ratio: 1.0, ..Budget::default() };
+    let witness = Witness::attach(WitnessOptions { budget, ..WitnessOptions::default() })?;
     if !witness.sees_requests() {
         return Err(witness.summary().into());
     }

@@ -173,19 +173,10 @@ impl Programs {
     /// Takes a group off. What the kernel refused keeps its own reason.
     pub fn shed(&mut self, group: Group, why: &str) {
         self.tell_quiet(group, true);
-        for (probe, state) in PROBES.iter().zip(&mut self.states).filter(|(probe, _)| probe.group == Some(group)) {
+        let hangs = |(probe, state): &(&Probe, &mut State)| probe.group == Some(group) && state.is_ok();
+        for (probe, state) in PROBES.iter().zip(&mut self.states).filter(hangs) {
             if let Ok(link) = std::mem::replace(state, Err(why.to_owned())) {
-                // Fails only when it is off already.
-                let _ = match link {
-                    Link::Cgroup(link) => {
-                        program::<CgroupSkb>(&mut self.ebpf, probe.name).map(|program| program.detach(link).is_ok())
-                    }
-                    Link::Address(link) => program::<CgroupSockAddr>(&mut self.ebpf, probe.name)
-                        .map(|program| program.detach(link).is_ok()),
-                    Link::Tracepoint(link) => {
-                        program::<BtfTracePoint>(&mut self.ebpf, probe.name).map(|program| program.detach(link).is_ok())
-                    }
-                };
+                take_off(&mut self.ebpf, probe.name, link);
             }
         }
     }
@@ -254,6 +245,15 @@ fn hang(ebpf: &mut Ebpf, probe: &Probe, cgroup: &Result<PathBuf, String>) -> Sta
             program.attach().map(Link::Tracepoint).map_err(|error| refused(&error))
         }
     }
+}
+
+/// Fails only when it is off already.
+fn take_off(ebpf: &mut Ebpf, name: &str, link: Link) {
+    let _ = match link {
+        Link::Cgroup(link) => program::<CgroupSkb>(ebpf, name).map(|program| program.detach(link).is_ok()),
+        Link::Address(link) => program::<CgroupSockAddr>(ebpf, name).map(|program| program.detach(link).is_ok()),
+        Link::Tracepoint(link) => program::<BtfTracePoint>(ebpf, name).map(|program| program.detach(link).is_ok()),
+    };
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, String>
