@@ -1,6 +1,7 @@
 //! Tables of whole timelines, and properties that hold whatever the events are.
 
 use super::*;
+use crate::record::Fidelity;
 use ebpf_types::{EVENT_BODY, EVENT_CLOSED, EVENT_REQUEST, EVENT_RESPONSE, EVENT_TOKEN, EventHeader};
 use proptest::prelude::*;
 
