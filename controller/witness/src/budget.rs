@@ -151,8 +151,8 @@ mod tests {
             (2, "TakeOff(Tokens)"),
             (3, "TakeOff(Bodies)"),
             (4, "TakeOff(Counting)"),
-            (14, "PutBack(Counting)"),
-            (24, "PutBack(Bodies)"),
+            (16, "PutBack(Counting)"),
+            (26, "PutBack(Bodies)"),
         ];
         check("all goes, the last comes back first", &[(6, 5.0), (20, 0.0)], &off);
         // Back at 11 s and over at 12 s: off for 20 s, then for 40 s.

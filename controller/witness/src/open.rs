@@ -121,7 +121,7 @@ impl OpenRequest {
 
     /// Takes over the kernel's totals.
     pub fn advance(&mut self, flow: &FlowEvent) {
-        self.untold |= flow.data_segments.wrapping_sub(self.kernel_segments) > 1;
+        self.untold |= flow.data_segments.saturating_sub(self.kernel_segments) > 1;
         let record = &mut self.record;
         record.first_byte_ns = flow.first_byte_ns;
         record.last_byte_ns = record.last_byte_ns.max(flow.last_byte_ns);
