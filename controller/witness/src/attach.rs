@@ -86,7 +86,7 @@ pub(crate) fn attach(options: &WitnessOptions) -> Result<Attached, ProbeError> {
         None => OBJECT.to_vec(),
     };
     permission::raise_memlock_limit();
-    let btf = Btf::of_kernel();
+    let btf = Btf::read(&options.btf);
     let ebpf = match load(&object, btf.as_ref(), options) {
         Ok(ebpf) => ebpf,
         Err(EbpfError::ParseError(error)) => return Err(ProbeError::Object(error.to_string())),
@@ -95,7 +95,9 @@ pub(crate) fn attach(options: &WitnessOptions) -> Result<Attached, ProbeError> {
         }
     };
     let cgroup = options.cgroup.clone().map_or_else(find_cgroup, Ok);
-    Ok(Attached::Programs(Box::new(Programs::attach(ebpf, cgroup))))
+    let kernel_btf = aya::Btf::parse_file(&options.btf, aya::Endianness::default())
+        .map_err(|_| "this kernel has no BTF (CONFIG_DEBUG_INFO_BTF)".to_owned());
+    Ok(Attached::Programs(Box::new(Programs::attach(ebpf, cgroup, &kernel_btf))))
 }
 
 fn load(object: &[u8], btf: Option<&Btf>, options: &WitnessOptions) -> Result<Ebpf, EbpfError> {

@@ -148,10 +148,9 @@ pub(crate) struct Programs {
 
 impl Programs {
     /// Attaches all that can be.
-    pub fn attach(mut ebpf: Ebpf, cgroup: Result<PathBuf, String>) -> Self {
-        let kernel = aya::Btf::from_sys_fs().map_err(|_| "this kernel has no BTF (CONFIG_DEBUG_INFO_BTF)".to_owned());
+    pub fn attach(mut ebpf: Ebpf, cgroup: Result<PathBuf, String>, kernel: &Result<aya::Btf, String>) -> Self {
         let states = PROBES.iter().map(|probe| {
-            load(&mut ebpf, probe, &kernel)?;
+            load(&mut ebpf, probe, kernel)?;
             hang(&mut ebpf, probe, &cgroup)
         });
         let states = states.collect();

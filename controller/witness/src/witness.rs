@@ -42,6 +42,8 @@ pub struct WitnessOptions {
     pub object: Option<PathBuf>,
     /// What the probes may cost.
     pub budget: Budget,
+    /// The kernel's description of its types; where there is no such file, what needs it is left out.
+    pub btf: PathBuf,
 }
 
 impl Default for WitnessOptions {
@@ -55,6 +57,7 @@ impl Default for WitnessOptions {
             connections: 16384,
             object: None,
             budget: Budget::default(),
+            btf: "/sys/kernel/btf/vmlinux".into(),
         }
     }
 }
