@@ -49,7 +49,8 @@ impl Connection {
 
     /// The same when no step may take longer than this.
     pub fn open_within(addr: SocketAddr, patience: Duration) -> Result<Self> {
-        let socket = TcpStream::connect_timeout(&addr, patience).with_context(|| format!("cannot connect to {addr}"))?;
+        let socket =
+            TcpStream::connect_timeout(&addr, patience).with_context(|| format!("cannot connect to {addr}"))?;
         socket.set_nodelay(true)?;
         let connection = Self { reader: BufReader::new(socket), addr };
         connection.patience(patience)?;

@@ -2,6 +2,8 @@
 //! same two questions: how long after a request left was it counted, and from when on was the rate known.
 
 const NS_PER_S: f64 = 1e9;
+/// What left last gets this long to be counted, ns.
+const AFTER_END_NS: u64 = 500_000_000;
 /// Steps at which the rate is looked at, ns.
 const GRID_NS: u64 = 1_000_000;
 
@@ -51,11 +53,11 @@ impl Observer {
     /// Of each request after the step: from its leaving until it was counted, ms. What was not counted by the end
     /// took at least until then, and is told by the second figure.
     pub fn delays_ms(&self, load: &Load) -> (Vec<f64>, usize) {
-        let mut uncounted = 0;
+        let (mut uncounted, until_ns) = (0, load.end_ns + AFTER_END_NS);
         let mut delay_ms = |(before, sent_ns): (usize, &u64)| {
-            let seen_ns = self.reached((before + 1) as f64).filter(|at_ns| *at_ns <= load.end_ns);
+            let seen_ns = self.reached((before + 1) as f64).filter(|at_ns| *at_ns <= until_ns);
             uncounted += usize::from(seen_ns.is_none());
-            seen_ns.unwrap_or(load.end_ns).saturating_sub(*sent_ns) as f64 / 1e6
+            seen_ns.unwrap_or(until_ns).saturating_sub(*sent_ns) as f64 / 1e6
         };
         let delays = load.sent_ns.iter().enumerate().skip(load.before_step()).map(&mut delay_ms).collect();
         (delays, uncounted)
