@@ -12,6 +12,7 @@ use crate::mixture::{Aggregation, Likelihood};
 use crate::points::{POINTS, Points, Scales};
 use crate::regression::{Features, Regression};
 use crate::residuals::Residuals;
+use crate::scenario::rank_of;
 use crate::{QUANTILES, sound};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -19,6 +20,7 @@ use std::collections::VecDeque;
 /// Ways to turn one point into a distribution: plain errors; errors by the root of the level, of long and short
 /// memory; errors by what they have been lately.
 const SPREADS: usize = 4;
+const PLAIN: usize = 0;
 /// Errors remembered by long and short memory.
 const MEMORY: (usize, usize) = (400, 64);
 const EXPERTS: usize = POINTS * SPREADS + 1;
@@ -86,12 +88,13 @@ impl Horizon {
         }
     }
 
-    /// Learns from the outcome of the forecast that was made `ahead` bins before this one.
-    pub(crate) fn settle(&mut self, count: f64) {
+    /// Learns from the outcome of the forecast that was made `ahead` bins before this one, and gives the rank that it
+    /// took in that forecast.
+    pub(crate) fn settle(&mut self, count: f64) -> Option<f64> {
         if self.issued.len() < self.ahead {
-            return;
+            return None;
         }
-        let Some(issue) = self.issued.pop_front() else { return };
+        let issue = self.issued.pop_front()?;
         let error = (count - issue.mixed[MEDIAN]).abs();
         self.usual = if self.usual == 0.0 { error } else { self.usual + USUAL * (error - self.usual) };
         self.regression.push(issue.features, (count - issue.local.0) / issue.local.1);
@@ -104,6 +107,19 @@ impl Horizon {
         if issue.bins > WARM.1 {
             self.weigh(&issue, count);
         }
+        Some(rank_of(&issue.stated, count))
+    }
+
+    /// A fresh horizon with the same shapes of errors, where those are in relative units, and the same regression.
+    pub(crate) fn borrowed(&self) -> Self {
+        let mut fresh = Self::new(self.ahead);
+        for (at, (to, from)) in fresh.windows.iter_mut().zip(&self.windows).enumerate() {
+            if at % SPREADS != PLAIN {
+                *to = from.clone();
+            }
+        }
+        fresh.regression = self.regression.borrowed();
+        fresh
     }
 
     /// Moves weights and corrections.

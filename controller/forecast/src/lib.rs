@@ -7,15 +7,23 @@
 
 mod calendar;
 mod horizon;
+mod idle;
 mod level;
 mod mixture;
 mod points;
+mod predictor;
 mod regression;
 mod residuals;
+mod scenario;
+mod sessions;
 mod signals;
 
 pub use horizon::pinball;
+pub use idle::IdleTimes;
 pub use level::Level;
+pub use predictor::{Arrived, Predictor};
+pub use scenario::{Forecast, Scenario};
+pub use sessions::Sessions;
 pub use signals::Signals;
 
 /// The quantiles that are stated, in rising order.

@@ -41,6 +41,11 @@ impl Regression {
         self.samples.push_back((features, outcome));
     }
 
+    /// The same coefficients without the samples.
+    pub(crate) fn borrowed(&self) -> Self {
+        Self { coefficients: self.coefficients.clone(), ..Self::default() }
+    }
+
     /// The prediction for one quantile, by its place; none before the first fit.
     pub(crate) fn predict(&self, quantile: usize, features: &Features) -> Option<f64> {
         let coefficients = self.coefficients.get(quantile)?;

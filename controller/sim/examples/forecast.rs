@@ -2,7 +2,7 @@
 //! trace is scored, and beside them traces made up from a seed, whose regimes no recorded one has. Prints a table and
 //! writes the rows as JSON; `cargo xtask bench forecast` runs this and holds the figures to their targets.
 
-use controller_sim::score::{Row, SCORED, Series, Situation, compare};
+use controller_sim::score::{Row, Series, Situation, compare};
 use controller_sim::trace::{self, Options, generate::Shape, generate::generate};
 use std::path::{Path, PathBuf};
 
@@ -88,9 +88,9 @@ fn line(row: &Row) -> String {
     let flag = |holds: bool| if holds { ' ' } else { '!' };
     let apart = |situation: &Situation| match situation.bins {
         0 => "-".to_owned(),
-        _ => format!("{:.2}{}", situation.coverage[1], flag(situation.holds(1))),
+        _ => format!("{:.2}{}", situation.coverage[1], flag(situation.holds[1])),
     };
-    let all = flag((0..SCORED.len()).all(|place| score.all.holds(place)));
+    let all = flag(score.all.holds == [true; 3]);
     format!(
         "{:<38} {:>4} s {:<15} {:>6.3} {median:>9.4}{high:>9.4}{highest:>9.4} {:>8.3} \
          {at_median:>5.2}{at_high:>5.2}{at_highest:>6.3}{all} {:>8} {:>8}",

@@ -54,7 +54,8 @@ impl Method {
         for (place, q) in SCORED.into_iter().enumerate() {
             let mut best = (f64::MAX, Vec::new());
             for point in &points {
-                let tried = if rolling { rolled(counts, point, ahead, q) } else { fixed(counts, point, ahead, from, q) };
+                let tried =
+                    if rolling { rolled(counts, point, ahead, q) } else { fixed(counts, point, ahead, from, q) };
                 let first = ahead + WARM;
                 let loss: f64 = (first.min(from)..from).map(|bin| pinball(q, counts[bin], tried[bin])).sum();
                 if loss < best.0 {
@@ -76,7 +77,9 @@ fn shifted(points: &[f64], ahead: usize) -> Vec<f64> {
 
 fn yesterday(counts: &[f64], ahead: usize, day: usize) -> Vec<f64> {
     let day = day.max(ahead);
-    (0..counts.len()).map(|bin| bin.checked_sub(day).or(bin.checked_sub(ahead)).map_or(0.0, |like| counts[like])).collect()
+    (0..counts.len())
+        .map(|bin| bin.checked_sub(day).or(bin.checked_sub(ahead)).map_or(0.0, |like| counts[like]))
+        .collect()
 }
 
 /// Exponentially weighted means up to each bin, unbiased from the first on.

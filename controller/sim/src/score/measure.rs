@@ -36,23 +36,17 @@ pub struct Situation {
     /// How far the coverage may be from the quantile: the larger of 2 points and two standard errors at the
     /// effective sample size.
     pub allowed: [f64; 3],
-}
-
-impl Situation {
-    /// Whether the coverage of a scored quantile is within what is allowed; true where there are no bins. Counts are
-    /// whole, and often the same: a value is the `q` quantile when at most a share q lies below it and at least q lies
-    /// at or below it.
-    pub fn holds(&self, place: usize) -> bool {
-        let (q, allowed) = (SCORED[place], self.allowed[place]);
-        self.bins == 0 || (self.below[place] - allowed <= q && q <= self.coverage[place] + allowed)
-    }
+    /// Whether it is; true where there are no bins. Counts are whole, and often the same: a value is the `q` quantile
+    /// when at most a share q lies below it and at least q lies at or below it.
+    pub holds: [bool; 3],
 }
 
 /// Scores what was stated of the bins from `from` on.
 pub(super) fn score(series: &Series, ahead: usize, from: usize, stated: &Stated) -> Score {
     let counts = &series.counts;
     let bins: Vec<usize> = (from..counts.len()).collect();
-    let mean = |value: &dyn Fn(usize) -> f64| bins.iter().map(|bin| value(*bin)).sum::<f64>() / bins.len().max(1) as f64;
+    let mean =
+        |value: &dyn Fn(usize) -> f64| bins.iter().map(|bin| value(*bin)).sum::<f64>() / bins.len().max(1) as f64;
     let loss = |place: usize| mean(&|bin| pinball(SCORED[place], counts[bin], stated[bin][place])) / series.bin_s;
     let total: f64 = bins.iter().map(|bin| counts[*bin]).sum();
     let off: f64 = bins.iter().map(|bin| (counts[*bin] - stated[*bin][0]).abs()).sum();
@@ -78,7 +72,10 @@ fn situation(counts: &[f64], stated: &Stated, bins: &[usize]) -> Situation {
         let below = bins.iter().filter(|bin| counts[**bin] < stated[**bin][place] - 1e-9).count();
         found.below[place] = below as f64 / bins.len().max(1) as f64;
         let standard_error = (q * (1.0 - q) / effective(&hits)).sqrt();
-        found.allowed[place] = f64::max(0.02, 2.0 * standard_error);
+        let allowed = f64::max(0.02, 2.0 * standard_error);
+        found.allowed[place] = allowed;
+        let within = found.below[place] - allowed <= q && q <= found.coverage[place] + allowed;
+        found.holds[place] = bins.is_empty() || within;
     }
     found
 }
@@ -110,7 +107,8 @@ fn on_ramp(counts: &[f64], made: usize) -> bool {
         return false;
     }
     let mean = |bins: &[f64]| bins.iter().sum::<f64>() / bins.len() as f64;
-    let (lately, earlier) = (mean(&counts[made + 1 - last..=made]), mean(&counts[made + 1 - last - before..=made - last]));
+    let (lately, earlier) =
+        (mean(&counts[made + 1 - last..=made]), mean(&counts[made + 1 - last - before..=made - last]));
     let noise = (earlier.max(0.5) * (1.0 / last as f64 + 1.0 / before as f64)).sqrt();
     let apart = (lately - earlier).abs();
     apart > RAMP.0 * earlier && apart > RAMP.1 * noise

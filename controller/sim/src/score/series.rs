@@ -78,9 +78,16 @@ mod tests {
         let count = (duration_s / gap_s) as u64;
         let at = |n: u64| Arrival { at_ns: crate::ns(n as f64 * gap_s), ..Arrival::default() };
         let load = Load::Requests((0..=count).map(at).collect());
-        let trace =
-            Trace { models: vec!["m".into()], load, duration_ns: crate::ns(duration_s) + 1, repairs: Repairs::default() };
-        Series::of("t", &trace).into_iter().map(|series| (series.bin_s.round(), series.ahead, series.counts.len())).collect()
+        let trace = Trace {
+            models: vec!["m".into()],
+            load,
+            duration_ns: crate::ns(duration_s) + 1,
+            repairs: Repairs::default(),
+        };
+        Series::of("t", &trace)
+            .into_iter()
+            .map(|series| (series.bin_s.round(), series.ahead, series.counts.len()))
+            .collect()
     }
 
     #[test]
