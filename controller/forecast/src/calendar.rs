@@ -69,6 +69,7 @@ mod tests {
         }
         let changes = [(600.0, DAY), (3600.0, DAY), (600.0, WEEK), (600.0, 2 * WEEK)];
         let changes = changes.map(|(ahead_s, period)| calendar.change(ahead_s, period));
-        insta::assert_debug_snapshot!(changes, @"");
+        let tenths = changes.map(|change| change.map(|change| (change * 10.0).round()));
+        assert_eq!(tenths, [Some(1.0), Some(6.0), Some(1.0), None]);
     }
 }

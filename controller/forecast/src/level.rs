@@ -6,7 +6,6 @@
 use crate::calendar::Calendar;
 use crate::horizon::Horizon;
 use crate::points::Points;
-use crate::scenario::rank_of;
 use crate::signals::Signals;
 use crate::{QUANTILES, sound};
 use serde::{Deserialize, Serialize};

@@ -14,7 +14,7 @@ const BUSY_REQUESTS: f64 = 8.0;
 /// Bins that a width must have seen before it is asked.
 const SEEN_BINS: u64 = 3;
 /// Most bins that one observation fills; what a longer gap held is forgotten.
-const MOST_BINS: f64 = 600.0;
+const MOST_BINS: f64 = 60.0;
 /// Requests over which the tokens of a request are averaged.
 const TOKENS_OVER: f64 = 16.0;
 
@@ -93,7 +93,8 @@ impl Predictor {
             return;
         }
         let share = 1.0 - (-requests / TOKENS_OVER).exp();
-        self.prefill_per_request += share * (sound(arrived.prefill_tokens) / requests.max(1.0) - self.prefill_per_request);
+        self.prefill_per_request +=
+            share * (sound(arrived.prefill_tokens) / requests.max(1.0) - self.prefill_per_request);
         self.decode_per_request += share * (sound(arrived.decode_tokens) / requests.max(1.0) - self.decode_per_request);
     }
 
@@ -147,18 +148,16 @@ impl Predictor {
     /// The `q` quantile of the rate at a horizon, requests/s: of the longest one that is known and no longer than this,
     /// or the shortest.
     pub fn rate_quantile(&self, horizon_s: f64, q: f64) -> f64 {
-        let mut found = 0.0;
+        let mut found = None;
         for one in self.levels.iter().filter(|one| one.level.bins() >= SEEN_BINS) {
             let bin_s = one.level.bin_s();
             for (at, ahead) in one.level.ahead().enumerate() {
-                if found == 0.0 || ahead as f64 * bin_s <= horizon_s + 1e-9 {
-                    let mut stated = [0.0; QUANTILES.len()];
-                    stated.copy_from_slice(one.level.quantiles(at));
-                    found = value_at(&stated, q) / bin_s;
+                if found.is_none() || ahead as f64 * bin_s <= horizon_s + 1e-9 {
+                    found = Some((one.level.quantiles(at), bin_s));
                 }
             }
         }
-        found
+        found.map_or(0.0, |(stated, bin_s)| value_at(stated, q) / bin_s)
     }
 }
 

