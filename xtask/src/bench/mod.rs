@@ -7,6 +7,7 @@ mod forecast;
 mod gateway;
 mod llama;
 mod load;
+mod reaction;
 mod report;
 mod witness;
 
@@ -27,6 +28,8 @@ pub enum Name {
     Gateway,
     /// The kernel's counts and times beside the server's and the clients' own clocks, for our engine and llama-server.
     Witness,
+    /// How soon load beyond capacity is known and acted on, beside a poll, a scrape and the gateway's own counter.
+    Reaction,
 }
 
 /// Runs one benchmark, prints its table and writes target/bench/NAME.json.
@@ -43,6 +46,7 @@ pub fn run(name: Name, models: &[String], traces: Option<&Path>) -> Result<()> {
         Name::Forecast => forecast::measure(traces.context("`bench forecast` needs --traces DIR")?)?,
         Name::Gateway => gateway::measure()?,
         Name::Witness => witness::measure()?,
+        Name::Reaction => reaction::measure()?,
     };
     report.finish()
 }

@@ -92,9 +92,9 @@ mod tests {
 
     #[test]
     fn bins_are_whole_steps_of_the_grid_and_horizons_fit_the_length() {
-        insta::assert_debug_snapshot!(check(0.37, 1_200.0), @"");
-        insta::assert_debug_snapshot!(check(3.0, 1_200.0), @"");
-        insta::assert_debug_snapshot!(check(0.37, 300.0), @"");
-        insta::assert_debug_snapshot!(check(17.3, 200_000.0), @"");
+        assert_eq!(check(0.37, 1_200.0), [(10.0, vec![1, 3, 6], 120)]);
+        assert_eq!(check(3.0, 1_200.0), [(12.0, vec![1, 3, 5], 100)]);
+        assert_eq!(check(0.37, 300.0), []);
+        assert_eq!(check(17.3, 200_000.0), [(10.0, vec![1, 3, 6], 20_000), (60.0, vec![1, 5, 10], 3_333)]);
     }
 }
