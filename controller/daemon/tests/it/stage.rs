@@ -59,6 +59,7 @@ pub fn record(state_dir: &Path, name: &str) -> ModelRecord {
         instance_bytes: 1 << 20,
         adapters: Vec::new(),
         quantise: None,
+        engine: None,
         path,
     }
 }
