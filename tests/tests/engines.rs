@@ -77,7 +77,6 @@ fn wakes_from_zero_and_passes_everything_on() -> Result<()> {
     let vectors = json!({"model": "other", "input": "x"});
     let vectors = http::post_json(foreshock.data, "/v1/embeddings", &vectors)?.json()?;
     ensure!(vectors["data"][0]["embedding"] == json!([0.6, 0.8]), "{vectors}");
-    errors_pass(&foreshock)?;
 
     let label = ["model=\"other\""];
     let output = foreshock.metric_sum("foreshock_output_tokens_total", &label)?;
@@ -92,6 +91,7 @@ fn wakes_from_zero_and_passes_everything_on() -> Result<()> {
             Ok(running.metric_sum("foreshock_ttft_seconds_count", &parts)? == 2.0)
         })?;
     }
+    errors_pass(&foreshock)?;
     ensure!(foreshock.terminate()?.success(), "SIGTERM is no clean exit");
     Ok(())
 }
@@ -105,7 +105,6 @@ fn errors_pass(foreshock: &Foreshock) -> Result<()> {
         ensure!(answer.status == status, "{status}: {} {}", answer.status, answer.text());
         ensure!(message == format!("you asked for error {status}"), "{status}: {message}");
         expect(&post(foreshock.data, "/v1/completions", &completion("other", 2))?, 2)?;
-        // These are counted with the others below.
         ensure!(engine_pids(foreshock.state()).len() == 1, "the engine did not survive {status}");
     }
     Ok(())
@@ -197,7 +196,9 @@ fn adopted_after_kill_9_of_serve() -> Result<()> {
     ensure!(second.metric_sum("foreshock_cold_starts_total", &[])? == 0.0, "a cold start after adoption");
     // Its end is seen, and it is replaced.
     kill(engines[0])?;
-    second.wait_until("the end is counted", |running| Ok(running.metric_sum("foreshock_instance_exits_total", &[])? == 1.0))?;
+    second.wait_until("the end is counted", |running| {
+        Ok(running.metric_sum("foreshock_instance_exits_total", &[])? == 1.0)
+    })?;
     expect(&post(second.data, "/v1/completions", &completion("other", 7))?, 7)?;
     ensure!(second.terminate()?.success(), "SIGTERM is no clean exit");
     ensure!(engine_pids(folder.path()).is_empty(), "an engine was left behind");

@@ -297,9 +297,7 @@ async fn in_background<T: Send + 'static>(
         Ok(Err(wrong @ CatalogError::Adapter { .. })) => {
             failed(StatusCode::BAD_REQUEST, wrong.to_string(), Some("adapter"))
         }
-        Ok(Err(wrong @ CatalogError::Engine(_))) => {
-            failed(StatusCode::BAD_REQUEST, wrong.to_string(), Some("engine"))
-        }
+        Ok(Err(wrong @ CatalogError::Engine(_))) => failed(StatusCode::BAD_REQUEST, wrong.to_string(), Some("engine")),
         Ok(Err(wrong @ CatalogError::Registry(_))) => {
             failed(StatusCode::INTERNAL_SERVER_ERROR, wrong.to_string(), None)
         }

@@ -81,7 +81,9 @@ impl FromStr for EngineKind {
 /// What is wrong with an engine's description.
 #[derive(Clone, Debug, Error, PartialEq)]
 pub enum EngineError {
-    #[error("`{name}` is no engine that is known; choose llama-server, vllm, trtllm-serve, or custom with --engine-command")]
+    #[error(
+        "`{name}` is no engine that is known; choose llama-server, vllm, trtllm-serve, or custom with --engine-command"
+    )]
     Unknown { name: String },
     #[error("a custom engine needs its command line: --engine-command 'PROGRAM --port {{port}} --model {{path}} ...'")]
     NoCommand,
@@ -188,9 +190,9 @@ impl EngineSpec {
     fn revision(&self, context_tokens: u32) -> String {
         let text = format!("{}\n{}\n{}\n{context_tokens}", self.template(), self.health, self.slots);
         // FNV-1a: a name, not a proof.
-        let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
+        let hash = text
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
         format!("{}-{:08x}", self.kind, hash >> 32)
     }
 }

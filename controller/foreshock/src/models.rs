@@ -45,7 +45,9 @@ fn add(
     let said = said(added, "replaced: instances of the old revision are drained");
     println!("{name}: {said}, {}", describe(&record));
     if let Some(program) = record.engine.as_ref().map(EngineSpec::program).filter(|program| !is_found(program)) {
-        eprintln!("warning: the program `{program}` is not found here; serve must find it when the model is first asked");
+        eprintln!(
+            "warning: the program `{program}` is not found here; serve must find it when the model is first asked"
+        );
     }
     Ok(())
 }

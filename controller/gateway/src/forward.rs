@@ -202,7 +202,8 @@ mod tests {
     use super::*;
 
     const HI: &str = "data: {\"choices\":[{\"delta\":{\"content\":\"Hi\"}}]}\n\n";
-    const END: &str = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":5}}\n\ndata: [DONE]\n\n";
+    const END: &str =
+        "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":5}}\n\ndata: [DONE]\n\n";
 
     /// Pushes the stream in chunks of so many bytes; what comes out must be the stream, in whole events.
     fn check(stream: &str, chunk_bytes: usize, tokens: u32, told: Option<ForwardUsage>) {

@@ -7,9 +7,7 @@ use crate::context::context;
 use crate::embeddings::embed;
 use crate::forward::{ForwardRequest, Forwarded, event_stream, forward, respond};
 use crate::prepare::{Input, Output, before_deadline, prepare};
-use crate::respond::{
-    NO_MODEL, counted, error_response, json_response, refused, text_response, with_allow,
-};
+use crate::respond::{NO_MODEL, counted, error_response, json_response, refused, text_response, with_allow};
 use crate::sse::{Api, Envelope, SseBody};
 use crate::tokenize::{Direction, convert};
 use crate::tools::Reading;
@@ -24,12 +22,12 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio::time::sleep_until;
+use warp::Filter;
 use warp::filters::BoxedFilter;
 use warp::http::header::CONTENT_TYPE;
 use warp::http::{HeaderMap, Method, StatusCode};
 use warp::path::FullPath;
 use warp::reply::Response;
-use warp::Filter;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 /// The Prometheus text exposition format.

@@ -67,7 +67,9 @@ pub enum ActuateError {
     CheckpointChanged { model: ModelName, path: PathBuf },
     #[error("the checkpoint {} of model `{model}` cannot be read: {source}", path.display())]
     Checkpoint { model: ModelName, path: PathBuf, source: std::io::Error },
-    #[error("the program `{program}` of the engine {engine} is not found; install it, put it on the PATH that serve has, or give its whole path in --engine-command")]
+    #[error(
+        "the program `{program}` of the engine {engine} is not found; install it, put it on the PATH that serve has, or give its whole path in --engine-command"
+    )]
     NoProgram { program: String, engine: EngineKind },
     #[error(transparent)]
     Engine(#[from] EngineError),
