@@ -44,6 +44,11 @@ impl Random {
         -mean * (1.0 - self.unit()).ln()
     }
 
+    /// Standard normal, by the sum of twelve uniforms less six: within six standard deviations, and the same everywhere.
+    pub fn normal(&mut self) -> f64 {
+        (0..12).map(|_| self.unit()).sum::<f64>() - 6.0
+    }
+
     /// Uniform in `low..=high`.
     pub fn between(&mut self, low: u64, high: u64) -> u64 {
         low + self.bits() % (high - low + 1)
