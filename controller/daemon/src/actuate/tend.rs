@@ -44,6 +44,8 @@ pub(super) enum Verdict {
 const ASK_EVERY: Duration = Duration::from_millis(10);
 /// Longest that an answer may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+/// Longest that its end may take, from an engine that does not close as it was asked to.
+const REST_LIMIT: Duration = Duration::from_millis(50);
 /// Most that is read of one.
 const ANSWER_BYTES: u64 = 64 << 10;
 /// Pause between two looks at an engine that is to end.
@@ -118,7 +120,8 @@ async fn ask(outside: &Outside) -> io::Result<u16> {
         let mut head = [0; 12];
         stream.read_exact(&mut head).await?;
         // Read to its end, or closing would look to the engine like a fault of the peer's.
-        let _ = tokio::io::copy(&mut stream.take(ANSWER_BYTES), &mut tokio::io::sink()).await;
+        let mut rest = stream.take(ANSWER_BYTES);
+        let _ = timeout(REST_LIMIT, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;
         let status = head.strip_prefix(b"HTTP/1.").and_then(|rest| std::str::from_utf8(&rest[2..]).ok()?.parse().ok());
         status.ok_or_else(|| io::Error::other("the answer is not HTTP"))
     };
