@@ -106,7 +106,8 @@ fn errors_pass(foreshock: &Foreshock) -> Result<()> {
         ensure!(answer.status == status, "{status}: {} {}", answer.status, answer.text());
         ensure!(message == format!("you asked for error {status}"), "{status}: {message}");
         expect(&post(foreshock.data, "/v1/completions", &completion("other", 2))?, 2)?;
-        ensure!(engine_pids(foreshock.state()).len() == 1, "the engine did not survive {status}");
+        let exits = foreshock.metric_sum("foreshock_instance_exits_total", &[])?;
+        ensure!(exits == 0.0, "the engine did not survive {status}:\n{}", foreshock.log());
     }
     Ok(())
 }
