@@ -59,7 +59,8 @@ fn wait_running(foreshock: &Foreshock, requests: u64) -> Result<()> {
 
 #[test]
 fn wakes_from_zero_and_passes_everything_on() -> Result<()> {
-    let foreshock = Foreshock::start(&["--idle-seconds", "60"])?;
+    // Room for one, or a quick run of requests would be worth a second one to the planner.
+    let foreshock = Foreshock::start(&["--idle-seconds", "60", "--cores", "0", "--cores-per-instance", "1"])?;
     add(&foreshock, "other", &command(foreshock.state(), ""), &[])?;
     ensure!(engine_pids(foreshock.state()).is_empty(), "an engine before any request");
     let first = post(foreshock.data, "/v1/completions", &completion("other", 20))?;

@@ -142,6 +142,9 @@ pub enum Choice {
     },
 }
 
+/// The lowest is taken: whether it is the last to be taken, whether it still loads, its load, its instance.
+type Rank<'a> = (bool, bool, u32, &'a str);
+
 /// The least loaded endpoint that is neither full nor in quarantine: ready ones first, ties by instance id, and `last`
 /// only where there is no other. The caller serialises calls per model, so that two requests never both take the last place.
 pub fn choose(
@@ -152,7 +155,7 @@ pub fn choose(
 ) -> Choice {
     let now = Instant::now();
     let mut retry_at: Option<Instant> = None;
-    let mut best: Option<((bool, bool, u32, &str), &Arc<EndpointState>)> = None;
+    let mut best: Option<(Rank<'_>, &Arc<EndpointState>)> = None;
     for endpoint in endpoints {
         if let Some(until) = endpoint.avoid_until(now) {
             retry_at = Some(retry_at.map_or(until, |earlier| earlier.min(until)));

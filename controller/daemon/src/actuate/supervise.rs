@@ -116,17 +116,7 @@ pub(super) async fn supervise(mut link: Link, process: ProcessHandle, pidfd: Own
     let mut notices = notices.map(|pipe| BufReader::new(pipe).lines());
     let mut circumstances = Circumstances::default();
     let mut escalation = Escalation::default();
-    // Of somebody else's child the pidfd gives the reason only once its parent has reaped it. A broken control
-    // connection is as sure a sign to look, and the reason is then the kernel witness's to tell.
-    let ended = async {
-        let by_pidfd = controller_witness::exit::wait(pidfd);
-        tokio::pin!(by_pidfd);
-        let told = tokio::select! {
-            told = &mut by_pidfd => Some(told),
-            () = found_ended(&link.broke, &process), if adopted => timeout(REAPED_LIMIT, by_pidfd).await.ok(),
-        };
-        told.and_then(Result::ok).unwrap_or(Ended::Unknown)
-    };
+    let ended = how_it_ends(pidfd, link.broke.clone(), &process, adopted);
     tokio::pin!(ended);
     let ended = loop {
         tokio::select! {
@@ -143,7 +133,7 @@ pub(super) async fn supervise(mut link: Link, process: ProcessHandle, pidfd: Own
             Some(verdict) = verdicts.recv() => match verdict {
                 Verdict::Idle => {
                     process.signal(Signal::TERM);
-                    escalation = Escalation { term_at: None, kill_at: Some(Instant::now() + OUTSIDE_TERM_GRACE) };
+                    escalation = Escalation::terminated();
                 }
                 Verdict::GivenUp => {
                     circumstances.gave_up = true;
@@ -171,6 +161,18 @@ pub(super) async fn supervise(mut link: Link, process: ProcessHandle, pidfd: Own
     let ended = link.how_it_ended(process.pid, ended).await;
     let (reason, detail) = exit::judge(ended, circumstances);
     link.report(EngineEventKind::Exited(Exit { at_ns: monotonic_ns(), reason, detail })).await;
+}
+
+/// Waits for the process's end. Of somebody else's child the pidfd gives the reason only once its parent has reaped it. A
+/// broken control connection is as sure a sign to look, and the reason is then the kernel witness's to tell.
+async fn how_it_ends(pidfd: OwnedFd, broke: Arc<Notify>, process: &ProcessHandle, adopted: bool) -> Ended {
+    let by_pidfd = controller_witness::exit::wait(pidfd);
+    tokio::pin!(by_pidfd);
+    let told = tokio::select! {
+        told = &mut by_pidfd => Some(told),
+        () = found_ended(&broke, process), if adopted => timeout(REAPED_LIMIT, by_pidfd).await.ok(),
+    };
+    told.and_then(Result::ok).unwrap_or(Ended::Unknown)
 }
 
 /// Waits for a broken control connection behind which the process has ended. An ending process closes its
@@ -206,6 +208,11 @@ impl Escalation {
         }
         let term_at = order.deadline + DRAIN_GRACE;
         Self { term_at: Some(term_at), kill_at: Some(term_at + TERM_GRACE) }
+    }
+
+    /// SIGTERM was sent to an engine that is not ours.
+    fn terminated() -> Self {
+        Self { term_at: None, kill_at: Some(Instant::now() + OUTSIDE_TERM_GRACE) }
     }
 
     /// Waits for the next signal that is due; for ever when none is.
