@@ -218,10 +218,8 @@ fn engines_that_do_not_start_are_named() -> Result<()> {
     let check = |model: &str, said: &[&str]| -> Result<()> {
         let answer = http::post_json(foreshock.data, "/v1/completions", &completion(model, 2))?;
         ensure!(answer.status == 503, "{model}: {} {}", answer.status, answer.text());
-        let log = foreshock.log();
         said.iter().try_for_each(|said| {
-            ensure!(log.contains(said), "{model}: the log does not say {said:?}");
-            Ok(())
+            foreshock.wait_until(&format!("{model}: the log says {said:?}"), |running| Ok(running.log().contains(said)))
         })
     };
     check("missing", &["the program `no-such-engine` of the engine custom is not found"])?;
