@@ -23,7 +23,6 @@ mod programs;
 mod reader;
 pub mod reassembly;
 pub mod record;
-mod token;
 mod unix;
 mod witness;
 
