@@ -15,6 +15,8 @@ pub(crate) struct OpenRequest {
     line: Vec<u8>,
     number: u64,
     request: Request,
+    /// Where in the kernel's request it begins.
+    begins_at: u64,
     /// Its start was told.
     started: bool,
     /// `data:` segments that the kernel did not count, since something else stood before them.
@@ -61,6 +63,7 @@ impl OpenRequest {
             answer: Answer::new(),
             line: Vec::new(),
             number,
+            begins_at: 0,
             request: Request::new(keyed),
             started: false,
             hidden_segments: 0,
@@ -71,10 +74,15 @@ impl OpenRequest {
         }
     }
 
-    /// Reads on in the request.
-    pub fn more(&mut self, flow: &FlowEvent, text: &[u8], samples: &mut Vec<FlowSample>) {
-        self.record.request_bytes = self.record.request_bytes.max(flow.request_bytes);
-        self.request.push(text);
+    /// Reads on in the request, and says how much of the text is its own. What another request follows has its size.
+    pub fn more(&mut self, flow: &FlowEvent, text: &[u8], samples: &mut Vec<FlowSample>) -> usize {
+        let taken = self.request.push(text);
+        let followed = taken < text.len();
+        self.record.request_bytes = match self.request.whole_bytes().filter(|_| followed) {
+            Some(whole_bytes) => whole_bytes,
+            None => self.record.request_bytes.max(flow.request_bytes.saturating_sub(self.begins_at)),
+        };
+        let text = &text[..taken];
         let room = LINE_BYTES.saturating_sub(self.line.len());
         if room > 0 && !text.is_empty() {
             self.line.extend_from_slice(&text[..text.len().min(room)]);
@@ -84,6 +92,28 @@ impl OpenRequest {
         if self.request.done() || text.len() < flow.segment_bytes as usize {
             self.known(samples);
         }
+        taken
+    }
+
+    /// Begins at this byte of the kernel's request, in which others were sent before it.
+    pub fn begins_at(&mut self, byte: u64) {
+        self.begins_at = byte;
+        self.record.request_bytes = 0;
+    }
+
+    /// Whether the request ends, by what it announced, before this byte of the kernel's request; it has that size then.
+    pub fn ends_at(&mut self, byte: u64) -> bool {
+        let bytes = byte.saturating_sub(self.begins_at);
+        let ends = self.request.announced_bytes() == Some(bytes);
+        if ends {
+            self.record.request_bytes = bytes;
+        }
+        ends
+    }
+
+    /// `data:` segments as the kernel counts them.
+    pub fn kernel_segments(&self) -> u32 {
+        self.kernel_segments
     }
 
     /// What is known of the request now stays as it is.

@@ -1,0 +1,130 @@
+//! The requests of one connection, in order. Mostly there is one at a time. A client may also send on before it has
+//! its answers (pipelining): the kernel, which does not know where a body ends, numbers only a request that begins
+//! once the answer before it has begun. The others are found here, by the announced lengths of those before them, and
+//! the answers, which come in the same order, are cut where each ends.
+
+use crate::answer::Framing;
+use crate::open::OpenRequest;
+use ebpf_types::{FlowEvent, TokenEvent};
+use std::collections::VecDeque;
+
+/// Requests of one connection that may wait for their answers; with more of them answers are told apart no longer.
+pub(crate) const OPEN_LIMIT: usize = 128;
+
+/// A connection that carried a request.
+pub(crate) struct Connection {
+    /// The kernel's number of its latest request.
+    pub request: u32,
+    /// The kernel's number of the connection, 0 where unknown.
+    pub flow: u64,
+    /// Time of the latest event, ns.
+    pub touched_ns: u64,
+    /// Requests so far that the kernel did not number.
+    pub pipelined: u32,
+    /// Those without a whole answer; the first is being answered.
+    pub open: VecDeque<OpenRequest>,
+    /// First bytes of what may be the next request, while they are too few to tell.
+    pub rest: Vec<u8>,
+    /// What follows the last request cannot be read.
+    pub stray: bool,
+    /// Where the answer of the first begins in the kernel's figures, if not where these begin.
+    base: Option<Base>,
+}
+
+/// A position in the kernel's figures of one request; below 0 where that request began in the middle of an answer.
+#[derive(Clone, Copy)]
+struct Base {
+    bytes: i64,
+    data_segments: i64,
+}
+
+fn less(total: u64, base: i64) -> u64 {
+    i64::try_from(total).unwrap_or(i64::MAX).saturating_sub(base).try_into().unwrap_or(0)
+}
+
+impl Connection {
+    pub fn new(flow: &FlowEvent) -> Self {
+        Self {
+            request: flow.request,
+            flow: flow.flow,
+            touched_ns: flow.header.at_ns,
+            pipelined: 0,
+            open: VecDeque::new(),
+            rest: Vec::new(),
+            stray: false,
+            base: None,
+        }
+    }
+
+    /// Whether the kernel's next request was sent before the answers to those that are open.
+    pub fn owes_answers(&self) -> bool {
+        let Some(first) = self.open.front() else { return false };
+        first.record.first_byte_ns != 0 && matches!(first.answer.framing, Framing::Length(_) | Framing::Chunked)
+    }
+
+    /// The kernel counts from nothing, for its next request, in the middle of what is being answered.
+    pub fn count_on(&mut self) {
+        if let Some(first) = self.open.front() {
+            let bytes = -i64::try_from(first.record.response_bytes).unwrap_or(i64::MAX);
+            self.base = Some(Base { bytes, data_segments: -i64::from(first.kernel_segments()) });
+        }
+    }
+
+    /// An event as it is for the first of the open requests alone.
+    pub fn of_first(&self, flow: &FlowEvent) -> FlowEvent {
+        let mut event = *flow;
+        // With several the kernel's count spans them.
+        if self.open.len() > 1 || self.base.is_some() {
+            event.request_bytes = 0;
+        }
+        let Some(base) = self.base else { return event };
+        event.response_bytes = less(flow.response_bytes, base.bytes);
+        event.data_segments = less(flow.data_segments.into(), base.data_segments) as u32;
+        event.first_byte_ns = match self.open.front() {
+            Some(first) if first.record.first_byte_ns != 0 => first.record.first_byte_ns,
+            _ if flow.segment_bytes > 0 => flow.header.at_ns,
+            _ => 0,
+        };
+        event
+    }
+
+    /// The same of a token.
+    pub fn token_of_first(&self, token: &TokenEvent) -> TokenEvent {
+        let mut event = *token;
+        if let Some(base) = self.base {
+            event.data_segments = less(token.data_segments.into(), base.data_segments) as u32;
+            event.response_bytes = less(token.response_bytes.into(), base.bytes) as u32;
+        }
+        event
+    }
+
+    /// Cuts the first part off an answer's segment, which belongs to the first of several open requests, and gives
+    /// the event of that part, its text, and what is left of both; nothing is left where it is all the first's.
+    pub fn cut<'a>(&self, flow: &FlowEvent, text: &'a [u8]) -> (FlowEvent, &'a [u8], Option<(FlowEvent, &'a [u8])>) {
+        let event = self.of_first(flow);
+        let several = self.open.len() > 1;
+        let boundary = self.open.front().filter(|_| several && flow.segment_bytes > 0).and_then(|first| {
+            first.answer.boundary(text, flow.segment_bytes, event.response_bytes).filter(|&at| at < flow.segment_bytes)
+        });
+        let Some(own) = boundary else { return (event, text, None) };
+        let rest_bytes = flow.segment_bytes - own;
+        let (own_text, rest_text) = text.split_at(text.len().min(own as usize));
+        let mut head = event;
+        head.segment_bytes = own;
+        head.response_bytes = event.response_bytes.saturating_sub(rest_bytes.into());
+        // Where a segment holds several answers the kernel counts it once, for the last of them.
+        head.data_segments = self.open.front().map_or(0, OpenRequest::kernel_segments);
+        let mut rest = *flow;
+        rest.segment_bytes = rest_bytes;
+        (head, own_text, Some((rest, rest_text)))
+    }
+
+    /// The first has its answer, which ends `rest_bytes` before the end of this event's segment.
+    pub fn first_answered(&mut self, flow: &FlowEvent, rest_bytes: u32) -> Option<OpenRequest> {
+        let first = self.open.pop_front();
+        let bytes = i64::try_from(flow.response_bytes).unwrap_or(i64::MAX) - i64::from(rest_bytes);
+        let told = i64::from(flow.data_segments) - i64::from(rest_bytes > 0 && flow.data_segments > 0);
+        self.base = (!self.open.is_empty()).then_some(Base { bytes, data_segments: told });
+        first
+    }
+}
