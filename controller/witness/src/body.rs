@@ -381,7 +381,10 @@ mod tests {
         }
         assert_eq!(read(&[b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"]).facts(), None);
         let answers = |body| read(&[with_body(body).as_bytes()]).facts().and_then(|facts| facts.n);
-        assert_eq!((answers(r#"{"n":3,"no":4}"#), answers(r#"{"n":"3"}"#), answers(r#"{"a":{"n":3}}"#)), (Some(3), None, None));
+        assert_eq!(
+            (answers(r#"{"n":3,"no":4}"#), answers(r#"{"n":"3"}"#), answers(r#"{"a":{"n":3}}"#)),
+            (Some(3), None, None)
+        );
         assert_eq!(read(&[b"POST me\r\n\r\n{\"model\":\"m\"}"]).facts(), None);
     }
 

@@ -5,7 +5,7 @@
 
 use crate::answer::Framing;
 use crate::open::OpenRequest;
-use ebpf_types::{FlowEvent, TokenEvent};
+use ebpf_types::{EVENT_RESPONSE, FlowEvent, TokenEvent};
 use std::collections::VecDeque;
 
 /// Requests of one connection that may wait for their answers; with more of them answers are told apart no longer.
@@ -19,8 +19,14 @@ pub(crate) struct Connection {
     pub flow: u64,
     /// Time of the latest event, ns.
     pub touched_ns: u64,
-    /// Requests so far that the kernel did not number.
+    /// Requests so far that the kernel did not number, less those of its numbers that were none; modulo 2^32.
     pub pipelined: u32,
+    /// Bytes of the kernel's request so far, and whether that was told as their total, as the kernel does before it
+    /// begins the next one.
+    request_bytes: u64,
+    is_total: bool,
+    /// Where in the kernel's request its last one ends, where that was announced.
+    ends_at: Option<i64>,
     /// Those without a whole answer; the first is being answered.
     pub open: VecDeque<OpenRequest>,
     /// First bytes of what may be the next request, while they are too few to tell.
@@ -38,7 +44,8 @@ struct Base {
     data_segments: i64,
 }
 
-fn less(total: u64, base: i64) -> u64 {
+/// What a total is from a position on, which may lie before its beginning.
+pub(crate) fn less(total: u64, base: i64) -> u64 {
     i64::try_from(total).unwrap_or(i64::MAX).saturating_sub(base).try_into().unwrap_or(0)
 }
 
@@ -49,6 +56,9 @@ impl Connection {
             flow: flow.flow,
             touched_ns: flow.header.at_ns,
             pipelined: 0,
+            request_bytes: 0,
+            is_total: false,
+            ends_at: None,
             open: VecDeque::new(),
             rest: Vec::new(),
             stray: false,
@@ -62,8 +72,49 @@ impl Connection {
         first.record.first_byte_ns != 0 && matches!(first.answer.framing, Framing::Length(_) | Framing::Chunked)
     }
 
+    /// The requests of the kernel's request before, in the middle of whose answers this one begins.
+    pub fn take_over(&mut self, mut before: Self) {
+        before.count_on();
+        self.open = before.open;
+        self.base = before.base;
+    }
+
+    /// Keeps how far the client has come, by an event of the kernel's current request.
+    pub fn seen(&mut self, flow: &FlowEvent) {
+        self.touched_ns = flow.header.at_ns;
+        if flow.request == self.request {
+            self.request_bytes = self.request_bytes.max(flow.request_bytes);
+            self.is_total = flow.header.kind == EVENT_RESPONSE && flow.segment_bytes == 0;
+        }
+    }
+
+    /// Keeps where the last request ends.
+    pub fn last_read(&mut self) {
+        if let Some(last) = self.open.back() {
+            self.ends_at = last.ends_at();
+        }
+    }
+
+    /// Whether the last request has, by what it announced, not come to its end yet.
+    pub fn goes_on(&self) -> bool {
+        let came_to = i64::try_from(self.request_bytes).unwrap_or(i64::MAX);
+        self.is_total && self.ends_at.is_some_and(|ends_at| ends_at > came_to)
+    }
+
+    /// What the kernel took for the beginning of its next request is a piece of the last one.
+    pub fn misread(&mut self, flow: &FlowEvent) {
+        let came_to = self.request_bytes;
+        self.count_on();
+        self.ends_at = self.ends_at.map(|at| at.saturating_sub(i64::try_from(came_to).unwrap_or(i64::MAX)));
+        self.request = flow.request;
+        self.request_bytes = flow.request_bytes;
+        self.pipelined = self.pipelined.wrapping_sub(1);
+    }
+
     /// The kernel counts from nothing, for its next request, in the middle of what is being answered.
     pub fn count_on(&mut self) {
+        let came_to = self.request_bytes;
+        self.open.iter_mut().for_each(|open| open.count_from(came_to));
         if let Some(first) = self.open.front() {
             let bytes = -i64::try_from(first.record.response_bytes).unwrap_or(i64::MAX);
             self.base = Some(Base { bytes, data_segments: -i64::from(first.kernel_segments()) });

@@ -2,6 +2,7 @@
 
 use crate::answer::Answer;
 use crate::body::Request;
+use crate::connection::less;
 use crate::gaps::Gaps;
 use crate::record::{Fidelity, FlowSample, PortRole, RequestEnd, RequestRecord, Vantage};
 use ebpf_types::{FlowEvent, LINE_BYTES, TokenEvent};
@@ -16,7 +17,7 @@ pub(crate) struct OpenRequest {
     number: u64,
     request: Request,
     /// Where in the kernel's request it begins.
-    begins_at: u64,
+    begins_at: i64,
     /// Its start was told.
     started: bool,
     /// `data:` segments that the kernel did not count, since something else stood before them.
@@ -80,7 +81,7 @@ impl OpenRequest {
         let followed = taken < text.len();
         self.record.request_bytes = match self.request.whole_bytes().filter(|_| followed) {
             Some(whole_bytes) => whole_bytes,
-            None => self.record.request_bytes.max(flow.request_bytes.saturating_sub(self.begins_at)),
+            None => self.record.request_bytes.max(less(flow.request_bytes, self.begins_at)),
         };
         let text = &text[..taken];
         let room = LINE_BYTES.saturating_sub(self.line.len());
@@ -97,18 +98,25 @@ impl OpenRequest {
 
     /// Begins at this byte of the kernel's request, in which others were sent before it.
     pub fn begins_at(&mut self, byte: u64) {
-        self.begins_at = byte;
+        self.begins_at = i64::try_from(byte).unwrap_or(i64::MAX);
         self.record.request_bytes = 0;
     }
 
-    /// Whether the request ends, by what it announced, before this byte of the kernel's request; it has that size then.
-    pub fn ends_at(&mut self, byte: u64) -> bool {
-        let bytes = byte.saturating_sub(self.begins_at);
-        let ends = self.request.announced_bytes() == Some(bytes);
-        if ends {
-            self.record.request_bytes = bytes;
-        }
-        ends
+    /// The kernel's next request, from whose beginning it counts, begins at this byte of the one before.
+    pub fn count_from(&mut self, byte: u64) {
+        self.begins_at = self.begins_at.saturating_sub(i64::try_from(byte).unwrap_or(i64::MAX));
+    }
+
+    /// Where in the kernel's request it ends, if it announced that.
+    pub fn ends_at(&self) -> Option<i64> {
+        let announced = self.request.announced_bytes().or(self.request.whole_bytes())?;
+        Some(self.begins_at.saturating_add(i64::try_from(announced).unwrap_or(i64::MAX)))
+    }
+
+    /// Another request follows it: it has the size that it announced.
+    pub fn followed(&mut self) {
+        let announced = self.request.announced_bytes();
+        self.record.request_bytes = announced.unwrap_or(self.record.request_bytes);
     }
 
     /// `data:` segments as the kernel counts them.

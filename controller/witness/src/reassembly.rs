@@ -24,6 +24,8 @@ pub struct PortTotals {
     pub ended: u64,
     /// Requests that the kernel did not count, since they were sent before the answer to the one before began.
     pub pipelined: u64,
+    /// What the kernel counted as requests and was pieces of others.
+    pub misread: u64,
 }
 
 /// The state machine.
@@ -137,6 +139,11 @@ impl Reassembly {
         let mut sent_ahead = false;
         if let Some(connection) = self.connections.get_mut(&flow.key) {
             let follows = flow.request == connection.request.wrapping_add(1) && flow.flow == connection.flow;
+            if follows && connection.goes_on() {
+                connection.misread(flow);
+                self.totals.entry(flow.key.server_port).or_default().misread += 1;
+                return self.read_on(flow, text, finished);
+            }
             sent_ahead = follows && connection.owes_answers();
             if !sent_ahead {
                 // The client goes on, so it has the answer before; unless that never began, or it is a new
@@ -156,12 +163,14 @@ impl Reassembly {
         if connection.request != flow.request || connection.flow != flow.flow {
             return;
         }
-        connection.touched_ns = flow.header.at_ns;
+        connection.seen(flow);
         if flow.header.flags & FLAG_AGAIN == 0 {
             return self.read_on(flow, text, finished);
         }
         let begins_at = flow.request_bytes.saturating_sub(flow.segment_bytes.into());
-        if connection.open.back_mut().is_some_and(|last| last.ends_at(begins_at)) {
+        let Some(last) = connection.open.back_mut() else { return };
+        if last.ends_at() == i64::try_from(begins_at).ok() {
+            last.followed();
             connection.stray = false;
             connection.rest.clear();
             self.open(flow, text, begins_at, finished);
@@ -179,7 +188,9 @@ impl Reassembly {
             joined
         } else {
             let Some(last) = connection.open.back_mut() else { return };
-            text[last.more(flow, text, &mut self.samples)..].to_vec()
+            let taken = last.more(flow, text, &mut self.samples);
+            connection.last_read();
+            text[taken..].to_vec()
         };
         let begins_at = (text_at + text.len() as u64).saturating_sub(left.len() as u64);
         let blank = left.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
@@ -220,7 +231,8 @@ impl Reassembly {
             return all.into_iter().for_each(|open| self.finish(open, RequestEnd::Lost, finished));
         }
         // The text reaches to the end of what is told of the segment.
-        let rest = FlowEvent { segment_bytes: text.len() as u32, request_bytes: begins_at + text.len() as u64, ..*flow };
+        let rest =
+            FlowEvent { segment_bytes: text.len() as u32, request_bytes: begins_at + text.len() as u64, ..*flow };
         self.read_on(&rest, text, finished);
     }
 
@@ -247,7 +259,7 @@ impl Reassembly {
         let mut left = Some((*flow, text));
         while let Some((flow, text)) = left.take() {
             let Some(connection) = self.connections.get_mut(&flow.key) else { return };
-            connection.touched_ns = flow.header.at_ns;
+            connection.seen(&flow);
             if connection.request != flow.request {
                 return;
             }
@@ -304,10 +316,10 @@ impl Reassembly {
         if let Some(before) = self.remove(&flow.key).filter(|before| before.flow == flow.flow) {
             connection.pipelined = before.pipelined;
             if sent_ahead {
-                connection.open = before.open;
-                connection.count_on();
+                connection.take_over(before);
             }
         }
+        connection.seen(flow);
         self.numbered += 1;
         let numbered = FlowEvent { request: flow.request.wrapping_add(connection.pipelined), ..*flow };
         connection.open.push_back(OpenRequest::new(self.numbered, &numbered, role, text, self.key.build_hasher()));

@@ -17,6 +17,10 @@ fn flow(kind: u16, client_port: u16, request: u32, at_ns: u64) -> FlowEvent {
     event
 }
 
+fn totals(in_flight: u64, ended: u64, pipelined: u64) -> PortTotals {
+    PortTotals { in_flight, ended, pipelined, misread: 0 }
+}
+
 fn machine(capacity: usize) -> Reassembly {
     let mut machine = Reassembly::new(capacity);
     machine.watch(PORT, PortRole::Gateway);
@@ -47,7 +51,7 @@ fn a_stream_becomes_a_record() {
     let mut finished = Vec::new();
     let line = b"POST /v1/chat/completions HTTP/1.1";
     machine.apply(&Event::Request(flow(EVENT_REQUEST, 9, 0, 100), line), &mut finished);
-    assert_eq!(machine.totals(PORT), PortTotals { in_flight: 1, ended: 0, pipelined: 0 });
+    assert_eq!(machine.totals(PORT), totals(1, 0, 0));
     let client = flow(0, 9, 0, 0).key.client_addr();
     assert_eq!(machine.open_record(client, 0).map(|record| record.end), Some(RequestEnd::InProgress));
     let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
@@ -68,7 +72,7 @@ fn a_stream_becomes_a_record() {
     assert_eq!((record.status, record.data_segments, record.itl_ns_mean), (200, 3, 2));
     assert_eq!(record.line, "POST /v1/chat/completions HTTP/1.1");
     assert_eq!(record.end, RequestEnd::Complete);
-    assert_eq!(machine.totals(PORT), PortTotals { in_flight: 0, ended: 1, pipelined: 0 });
+    assert_eq!(machine.totals(PORT), totals(0, 1, 0));
     // The closing of the connection afterwards adds nothing.
     machine.apply(&Event::Closed(flow(EVENT_CLOSED, 9, 0, 300)), &mut finished);
     assert_eq!((finished.len(), machine.connections()), (1, 0));
@@ -125,7 +129,7 @@ fn answers_in(segments: &[&str]) -> Vec<(u32, u64, u64, u16, RequestEnd)> {
     let bytes = text.len() as u32;
     let whole = FlowEvent { segment_bytes: bytes, request_bytes: bytes.into(), ..flow(EVENT_REQUEST, 9, 0, 100) };
     machine.apply(&Event::Request(whole, text.as_bytes()), &mut finished);
-    assert_eq!(machine.totals(PORT), PortTotals { in_flight: 3, ended: 0, pipelined: 2 });
+    assert_eq!(machine.totals(PORT), totals(3, 0, 2));
     let told: Vec<(&str, bool)> = segments.iter().map(|text| (*text, text.ends_with("0\r\n\r\n"))).collect();
     answer(&mut machine, 0, &told, &mut finished);
     let total = segments.iter().map(|text| text.len() as u64).sum();

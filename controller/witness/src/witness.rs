@@ -386,7 +386,7 @@ impl Shared {
                 opaque_request_bytes: kernel.opaque_request_bytes,
                 opaque_response_bytes: kernel.opaque_response_bytes,
             },
-            requests: kernel.requests + totals.pipelined,
+            requests: (kernel.requests + totals.pipelined).saturating_sub(totals.misread),
             ended: totals.ended,
             in_flight: totals.in_flight,
         })

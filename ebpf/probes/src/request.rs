@@ -17,7 +17,7 @@ use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
 use ebpf_types::{
     EVENT_BODY, EVENT_REQUEST, EVENT_RESPONSE, EVENT_SYN, FLAG_AGAIN, FLAG_RETRY, FlowEvent, FlowKey, FlowState,
-    PHASE_IDLE, PHASE_REQUEST, PROTOCOL_UNKNOWN, PortCounters, REQUEST_BYTES, SEGMENT_BYTES, SynSeen,
+    PHASE_IDLE, PHASE_REQUEST, PHASE_RESPONSE, PROTOCOL_UNKNOWN, PortCounters, REQUEST_BYTES, SEGMENT_BYTES, SynSeen,
 };
 
 /// An event and a piece of its request.
@@ -200,6 +200,10 @@ fn maybe_begin(
         }
         if flow.protocol != PROTOCOL_UNKNOWN {
             flow.request_end = end;
+        }
+        // More of a request whose answer has begun, or of those that were sent ahead behind it.
+        if flow.phase == PHASE_RESPONSE && flow.request_told < REQUEST_BYTES as u32 {
+            go_on(ctx, key, flow, segment);
         }
         return;
     }
