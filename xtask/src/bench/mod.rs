@@ -6,6 +6,7 @@ mod first_token;
 mod gateway;
 mod llama;
 mod load;
+mod reaction;
 mod report;
 mod witness;
 
@@ -23,6 +24,8 @@ pub enum Name {
     Gateway,
     /// The kernel's counts and times beside the server's and the clients' own clocks, for our engine and llama-server.
     Witness,
+    /// How soon load beyond capacity is known and acted on, beside a poll, a scrape and the gateway's own counter.
+    Reaction,
 }
 
 /// Runs one benchmark, prints its table and writes target/bench/NAME.json.
@@ -35,6 +38,7 @@ pub fn run(name: Name, models: &[String]) -> Result<()> {
         Name::FirstToken => first_token::measure()?,
         Name::Gateway => gateway::measure()?,
         Name::Witness => witness::measure()?,
+        Name::Reaction => reaction::measure()?,
     };
     report.finish()
 }
