@@ -95,6 +95,17 @@ impl Connection {
         }
     }
 
+    /// Where in the kernel's request the last one ends, where that was announced.
+    pub fn ends_at(&self) -> Option<i64> {
+        self.ends_at
+    }
+
+    /// How many bytes from this one of the kernel's request on are the last request's.
+    pub fn left_of_last(&self, byte: u64) -> usize {
+        let Some(ends_at) = self.ends_at else { return usize::MAX };
+        usize::try_from(ends_at.saturating_sub(i64::try_from(byte).unwrap_or(i64::MAX))).unwrap_or(0)
+    }
+
     /// Whether the last request has, by what it announced, not come to its end yet.
     pub fn goes_on(&self) -> bool {
         let came_to = i64::try_from(self.request_bytes).unwrap_or(i64::MAX);

@@ -158,7 +158,10 @@ impl OpenRequest {
         let record = &mut self.record;
         record.first_byte_ns = flow.first_byte_ns;
         record.last_byte_ns = record.last_byte_ns.max(flow.last_byte_ns);
-        record.request_bytes = record.request_bytes.max(flow.request_bytes);
+        // 0 where the kernel's figure spans several requests.
+        if flow.request_bytes != 0 {
+            record.request_bytes = record.request_bytes.max(less(flow.request_bytes, self.begins_at));
+        }
         record.response_bytes = record.response_bytes.max(flow.response_bytes);
         record.data_segments = flow.data_segments.saturating_add(self.hidden_segments);
         record.retransmits = record.retransmits.max(flow.retransmits);

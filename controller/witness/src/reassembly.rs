@@ -168,9 +168,10 @@ impl Reassembly {
             return self.read_on(flow, text, finished);
         }
         let begins_at = flow.request_bytes.saturating_sub(flow.segment_bytes.into());
-        let Some(last) = connection.open.back_mut() else { return };
-        if last.ends_at() == i64::try_from(begins_at).ok() {
-            last.followed();
+        if connection.ends_at().is_some_and(|at| Some(at) == i64::try_from(begins_at).ok()) {
+            if let Some(last) = connection.open.back_mut() {
+                last.followed();
+            }
             connection.stray = false;
             connection.rest.clear();
             self.open(flow, text, begins_at, finished);
@@ -187,8 +188,11 @@ impl Reassembly {
             joined.extend_from_slice(text);
             joined
         } else {
-            let Some(last) = connection.open.back_mut() else { return };
-            let taken = last.more(flow, text, &mut self.samples);
+            let taken = match connection.open.back_mut() {
+                Some(last) => last.more(flow, text, &mut self.samples),
+                // It has its answer already, and is still being sent.
+                None => connection.left_of_last(text_at).min(text.len()),
+            };
             connection.last_read();
             text[taken..].to_vec()
         };
@@ -209,7 +213,7 @@ impl Reassembly {
     fn open(&mut self, flow: &FlowEvent, text: &[u8], begins_at: u64, finished: &mut Vec<RequestRecord>) {
         let Some(role) = self.roles.get(&flow.key.server_port).cloned() else { return };
         let Some(connection) = self.connections.get_mut(&flow.key) else { return };
-        connection.pipelined = connection.pipelined.saturating_add(1);
+        connection.pipelined = connection.pipelined.wrapping_add(1);
         self.numbered += 1;
         let begun = FlowEvent {
             start_ns: flow.header.at_ns,

@@ -2,8 +2,9 @@
 
 use super::{attach, client::Client, settled, start};
 use crate::server::{Step, script};
-use controller_witness::{RequestEnd, Witness, WitnessOptions};
-use std::io::Read;
+use controller_witness::{PortRole, RequestEnd, Witness, WitnessOptions};
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::time::Duration;
 
 /// A request for `path` with a body.
@@ -72,4 +73,46 @@ async fn pipelined_requests_are_counted_and_answered_one_by_one() {
     }
     check(&witness, &long, &pieces).await;
     assert_eq!((witness.events_lost(), witness.events_malformed()), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_goes_on_after_its_answer_is_no_request() {
+    const EARLY: &[u8] = b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\n\r\nno";
+    const PIECE: &[u8] = b"POST /inner HTTP/1.1\r\n\r\n";
+    let Some(witness) = attach(WitnessOptions::default()) else { return };
+    for interim in [&b""[..], b"HTTP/1.1 100 Continue\r\n\r\n"] {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let server = listener.local_addr().expect("address");
+        witness.watch(server.port(), PortRole::Gateway).expect("watch");
+        let mut client = Client::connect(server);
+        let (mut stream, _) = listener.accept().expect("accept");
+        let head = format!("POST /big HTTP/1.1\r\nContent-Length: {}\r\n\r\n", 4 * PIECE.len());
+        for _ in 0..2 {
+            client.send(head.as_bytes());
+            stream.read_exact(&mut vec![0; head.len()]).expect("a head");
+            let first = if interim.is_empty() { EARLY } else { interim };
+            stream.write_all(first).expect("write");
+            client.stream.read_exact(&mut vec![0; first.len()]).expect("an answer");
+            for _ in 0..4 {
+                client.send(PIECE);
+                stream.read_exact(&mut [0; PIECE.len()]).expect("a piece");
+            }
+            if !interim.is_empty() {
+                stream.write_all(EARLY).expect("write");
+                client.stream.read_exact(&mut [0; EARLY.len()]).expect("an answer");
+            }
+        }
+        drop((client, stream));
+        let counts = settled(&witness, server.port(), |c| c.closed == 1 && c.ended == 2).await;
+        assert_eq!((counts.requests, counts.ended, counts.in_flight), (2, 2, 0), "{interim:?} {counts:?}");
+        for (i, record) in witness.recent(2).iter().rev().enumerate() {
+            assert_eq!(
+                (record.sequence, record.status, record.end),
+                (i as u32, 413, RequestEnd::Complete),
+                "{record:?}"
+            );
+            assert_eq!(record.response_bytes, (interim.len() + EARLY.len()) as u64, "{record:?}");
+        }
+    }
+    assert_eq!(witness.events_lost(), 0);
 }
