@@ -44,6 +44,9 @@ struct Base {
     data_segments: i64,
 }
 
+/// An event and its text.
+pub(crate) type Part<'a> = (FlowEvent, &'a [u8]);
+
 /// What a total is from a position on, which may lie before its beginning.
 pub(crate) fn less(total: u64, base: i64) -> u64 {
     i64::try_from(total).unwrap_or(i64::MAX).saturating_sub(base).try_into().unwrap_or(0)
@@ -162,13 +165,13 @@ impl Connection {
 
     /// Cuts the first part off an answer's segment, which belongs to the first of several open requests, and gives
     /// the event of that part, its text, and what is left of both; nothing is left where it is all the first's.
-    pub fn cut<'a>(&self, flow: &FlowEvent, text: &'a [u8]) -> (FlowEvent, &'a [u8], Option<(FlowEvent, &'a [u8])>) {
+    pub fn cut<'a>(&self, flow: &FlowEvent, text: &'a [u8]) -> (Part<'a>, Option<Part<'a>>) {
         let event = self.of_first(flow);
         let several = self.open.len() > 1;
         let boundary = self.open.front().filter(|_| several && flow.segment_bytes > 0).and_then(|first| {
             first.answer.boundary(text, flow.segment_bytes, event.response_bytes).filter(|&at| at < flow.segment_bytes)
         });
-        let Some(own) = boundary else { return (event, text, None) };
+        let Some(own) = boundary else { return ((event, text), None) };
         let rest_bytes = flow.segment_bytes - own;
         let (own_text, rest_text) = text.split_at(text.len().min(own as usize));
         let mut head = event;
@@ -178,7 +181,7 @@ impl Connection {
         head.data_segments = self.open.front().map_or(0, OpenRequest::kernel_segments);
         let mut rest = *flow;
         rest.segment_bytes = rest_bytes;
-        (head, own_text, Some((rest, rest_text)))
+        ((head, own_text), Some((rest, rest_text)))
     }
 
     /// The first has its answer, which ends `rest_bytes` before the end of this event's segment.

@@ -18,7 +18,6 @@ mod permission;
 mod reader;
 pub mod reassembly;
 pub mod record;
-mod token;
 mod unix;
 mod witness;
 

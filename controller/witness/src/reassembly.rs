@@ -267,7 +267,7 @@ impl Reassembly {
             if connection.request != flow.request {
                 return;
             }
-            let (event, own, rest) = connection.cut(&flow, text);
+            let ((event, own), rest) = connection.cut(&flow, text);
             let Some(open) = connection.open.front_mut() else { return };
             open.advance(&event);
             open.read(&event, own, &mut self.samples);
