@@ -75,14 +75,10 @@ impl OpenRequest {
         }
     }
 
-    /// Reads on in the request, and says how much of the text is its own. What another request follows has its size.
+    /// Reads on in the request, and says how much of the text is its own.
     pub fn more(&mut self, flow: &FlowEvent, text: &[u8], samples: &mut Vec<FlowSample>) -> usize {
         let taken = self.request.push(text);
-        let followed = taken < text.len();
-        self.record.request_bytes = match self.request.whole_bytes().filter(|_| followed) {
-            Some(whole_bytes) => whole_bytes,
-            None => self.record.request_bytes.max(less(flow.request_bytes, self.begins_at)),
-        };
+        self.came_to(flow);
         let text = &text[..taken];
         let room = LINE_BYTES.saturating_sub(self.line.len());
         if room > 0 && !text.is_empty() {
@@ -113,10 +109,13 @@ impl OpenRequest {
         Some(self.begins_at.saturating_add(i64::try_from(announced).unwrap_or(i64::MAX)))
     }
 
-    /// Another request follows it: it has the size that it announced.
-    pub fn followed(&mut self) {
-        let announced = self.request.announced_bytes();
-        self.record.request_bytes = announced.unwrap_or(self.record.request_bytes);
+    /// Keeps how much of it has come. The kernel's figure, 0 where it is not told, may span requests after this one.
+    fn came_to(&mut self, flow: &FlowEvent) {
+        if flow.request_bytes != 0 {
+            let bytes = self.record.request_bytes.max(less(flow.request_bytes, self.begins_at));
+            let whole_bytes = self.request.whole_bytes().or(self.request.announced_bytes());
+            self.record.request_bytes = whole_bytes.map_or(bytes, |whole_bytes| bytes.min(whole_bytes));
+        }
     }
 
     /// `data:` segments as the kernel counts them.
@@ -155,13 +154,10 @@ impl OpenRequest {
 
     /// Takes over the kernel's totals.
     pub fn advance(&mut self, flow: &FlowEvent) {
+        self.came_to(flow);
         let record = &mut self.record;
         record.first_byte_ns = flow.first_byte_ns;
         record.last_byte_ns = record.last_byte_ns.max(flow.last_byte_ns);
-        // 0 where the kernel's figure spans several requests.
-        if flow.request_bytes != 0 {
-            record.request_bytes = record.request_bytes.max(less(flow.request_bytes, self.begins_at));
-        }
         record.response_bytes = record.response_bytes.max(flow.response_bytes);
         record.data_segments = flow.data_segments.saturating_add(self.hidden_segments);
         record.retransmits = record.retransmits.max(flow.retransmits);

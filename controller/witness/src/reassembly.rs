@@ -169,9 +169,6 @@ impl Reassembly {
         }
         let begins_at = flow.request_bytes.saturating_sub(flow.segment_bytes.into());
         if connection.ends_at().is_some_and(|at| Some(at) == i64::try_from(begins_at).ok()) {
-            if let Some(last) = connection.open.back_mut() {
-                last.followed();
-            }
             connection.stray = false;
             connection.rest.clear();
             self.open(flow, text, begins_at, finished);
