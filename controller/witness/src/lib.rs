@@ -8,6 +8,7 @@ mod attach;
 pub mod body;
 mod btf;
 pub mod budget;
+mod connection;
 mod cost;
 mod cuda;
 pub mod exit;
