@@ -78,6 +78,9 @@ impl Connection {
     /// The requests of the kernel's request before, in the middle of whose answers this one begins.
     pub fn take_over(&mut self, mut before: Self) {
         before.count_on();
+        if let Some(last) = before.open.back_mut().filter(|_| before.is_total) {
+            last.followed();
+        }
         self.open = before.open;
         self.base = before.base;
     }
@@ -87,7 +90,7 @@ impl Connection {
         self.touched_ns = flow.header.at_ns;
         if flow.request == self.request {
             self.request_bytes = self.request_bytes.max(flow.request_bytes);
-            self.is_total = flow.header.kind == EVENT_RESPONSE && flow.segment_bytes == 0;
+            self.is_total |= flow.header.kind == EVENT_RESPONSE && flow.segment_bytes == 0;
         }
     }
 
@@ -121,6 +124,7 @@ impl Connection {
         self.count_on();
         self.ends_at = self.ends_at.map(|at| at.saturating_sub(i64::try_from(came_to).unwrap_or(i64::MAX)));
         self.request = flow.request;
+        self.is_total = false;
         self.request_bytes = flow.request_bytes;
         self.pipelined = self.pipelined.wrapping_sub(1);
     }

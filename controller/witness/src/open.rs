@@ -113,6 +113,12 @@ impl OpenRequest {
         Some(self.begins_at.saturating_add(i64::try_from(announced).unwrap_or(i64::MAX)))
     }
 
+    /// Another request follows it, so that all that it announced has come.
+    pub fn followed(&mut self) {
+        let whole_bytes = self.request.whole_bytes().or(self.request.announced_bytes());
+        self.record.request_bytes = whole_bytes.unwrap_or(self.record.request_bytes);
+    }
+
     /// Keeps how much of it has come. The kernel's figure, 0 where it is not told, may span requests after this one.
     fn came_to(&mut self, flow: &FlowEvent) {
         if flow.request_bytes != 0 {

@@ -226,6 +226,9 @@ impl Reassembly {
         let totals = self.totals.entry(flow.key.server_port).or_default();
         totals.in_flight += 1;
         totals.pipelined += 1;
+        if let Some(last) = connection.open.back_mut() {
+            last.followed();
+        }
         connection.open.push_back(open);
         if connection.open.len() > OPEN_LIMIT {
             let all = std::mem::take(&mut connection.open);
