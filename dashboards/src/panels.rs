@@ -3,6 +3,7 @@
 //! first event and zero is the truth then.
 
 mod gpu;
+mod outside;
 
 /// A titled group of panels.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +65,7 @@ pub const ROWS: &[Row] = &[
     Row { title: "Engines", panels: ENGINES },
     Row { title: "Forecast and decisions", panels: DECISIONS },
     Row { title: "The kernel as witness", panels: KERNEL },
+    Row { title: "Engines from outside", panels: outside::PANELS },
     Row { title: "GPUs", panels: gpu::PANELS },
 ];
 

@@ -100,7 +100,7 @@ fn absent(foreshock: &Foreshock) -> Result<Vec<&'static str>> {
 }
 
 fn needs_kernel(query: &str) -> bool {
-    query.contains("foreshock_kernel_") || query.contains("vantage=\"kernel\"")
+    query.contains("foreshock_kernel_") || query.contains("foreshock_outside_") || query.contains("vantage=\"kernel\"")
 }
 
 /// Every query of the dashboard, with Grafana's variables filled in.

@@ -6,6 +6,7 @@
 
 use crate::adapters::add_adapter;
 use crate::catalog::{CatalogError, CatalogWatch, add_model};
+use crate::observe::outside::OutsideView;
 use crate::registry::{Added, Registry, RegistryError};
 use crate::view::{DECISIONS_SHOWN, View};
 use controller_gateway::RouteTable;
@@ -43,6 +44,8 @@ pub struct Admin {
     pub requests: Show,
     /// Which probes are attached, and what is lost without the others.
     pub probes: Show,
+    /// What packets alone say of the engine on a port; None without probes.
+    pub outside: Arc<dyn Fn(u16) -> Option<OutsideView> + Send + Sync>,
     /// GPUs as last read, and why there are none.
     pub gpus: Show,
     /// The metrics page.
@@ -163,9 +166,15 @@ fn instances(admin: Admin) -> Answer {
         instance: &'a str,
         #[serde(flatten)]
         row: &'a crate::fleet::Instance,
+        /// What its packets say of it; null without probes.
+        outside: Option<OutsideView>,
     }
     let instances = admin.view.instances();
-    list(&instances.iter().map(|(instance, row)| Row { instance, row }).collect::<Vec<_>>())
+    let row = |(instance, row)| {
+        let row: &crate::fleet::Instance = row;
+        Row { instance, row, outside: row.port.and_then(|port| (admin.outside)(port)) }
+    };
+    list(&instances.iter().map(row).collect::<Vec<_>>())
 }
 
 fn requests(admin: Admin, query: HashMap<String, String>) -> Answer {

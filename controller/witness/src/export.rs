@@ -12,7 +12,7 @@ use telemetry::{
 };
 
 const EXPORT_EVERY: Duration = Duration::from_secs(1);
-const ROLES: [&str; 2] = ["gateway", "engine"];
+const ROLES: [&str; 3] = ["gateway", "engine", "foreign"];
 
 /// Counts of ports that are no longer watched: totals may not fall.
 static RETIRED: Mutex<Option<HashMap<&'static str, Totals>>> = Mutex::new(None);
@@ -83,7 +83,7 @@ pub(crate) fn probes_attached(probes: &[ProbeStatus]) {
 
 /// Times of one stream at an engine's port.
 pub(crate) fn observe(record: &RequestRecord) {
-    let PortRole::Engine { model, .. } = &record.role else { return };
+    let (PortRole::Engine { model, .. } | PortRole::Foreign { name: model }) = &record.role else { return };
     if record.first_token_ns == 0 || record.end == RequestEnd::Lost {
         return;
     }

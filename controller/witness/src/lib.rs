@@ -25,5 +25,5 @@ pub use body::BodyFacts;
 pub use cuda::{CudaError, CudaWatch};
 pub use ebpf_types::CudaCounters;
 pub use exit::ExitReason;
-pub use record::{Fidelity, FlowSample, Hop, PortRole, RequestEnd, RequestRecord, Vantage};
+pub use record::{Ask, Fidelity, FlowSample, Hop, PortRole, RequestEnd, RequestRecord, Vantage};
 pub use witness::{PortSnapshot, ProbeError, Witness, WitnessOptions};

@@ -4,6 +4,7 @@
 mod engine;
 mod first_token;
 mod gateway;
+mod knee;
 mod llama;
 mod load;
 mod report;
@@ -21,6 +22,9 @@ pub enum Name {
     FirstToken,
     /// What the gateway adds to a request, against calling the engine directly.
     Gateway,
+    /// What `foreshock attach` says of an unmodified llama-server: batch, queue, and the load at which its latency
+    /// objective will break, predicted from seven tenths of that load.
+    Knee,
     /// The kernel's counts and times beside the server's and the clients' own clocks, for our engine and llama-server.
     Witness,
 }
@@ -34,6 +38,7 @@ pub fn run(name: Name, models: &[String]) -> Result<()> {
         Name::Engine => engine::measure(models)?,
         Name::FirstToken => first_token::measure()?,
         Name::Gateway => gateway::measure()?,
+        Name::Knee => knee::measure()?,
         Name::Witness => witness::measure()?,
     };
     report.finish()

@@ -14,9 +14,11 @@ mod engine;
 mod fit;
 mod flows;
 mod knee;
+mod recent;
 
 use crate::{NS_PER_S, Nanos, seconds_between};
 use flows::Flows;
+pub use recent::Service;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
@@ -153,6 +155,16 @@ impl Outside {
         let from_ns = now_ns.saturating_sub(LOAD_OVER_NS);
         let over_s = seconds_between(from_ns.max(since_ns), now_ns).max(1.0);
         self.arrivals_ns.iter().filter(|at_ns| **at_ns >= from_ns && **at_ns <= now_ns).count() as f64 / over_s
+    }
+
+    /// What streams got over the last half minute; quantiles at the objective's.
+    pub fn service(&self, now_ns: Nanos, slo: &Slo) -> Service {
+        self.flows.recent.service(now_ns, slo.quantile)
+    }
+
+    /// Streams that have ended so far: what has changed for an estimate since the last.
+    pub fn streams(&self) -> u64 {
+        self.flows.ended_total()
     }
 
     /// Sets how many streams are known to be served at once, as an estimate of a copy of this found it.

@@ -1,7 +1,7 @@
 //! Engines of several kinds, simulated apart from the code under test, seen through their packets only: what is
 //! predicted from moderate load against what breaks at high load.
 
-use controller_core::outside::{Ask, Estimate, InFlight, Outside, Sample, Slo};
+use controller_core::outside::{Ask, Estimate, InFlight, Outside, Sample, Service, Slo};
 use proptest::prelude::*;
 use std::collections::VecDeque;
 
@@ -267,6 +267,10 @@ fn load_polls_and_single_answers() {
     }
     outside.observe(&start(1000, 19_900.0, Ask::Whole));
     assert!((outside.load_per_s(ns(20_000.0)) - 5.0).abs() < 0.2);
+    let service = outside.service(ns(20_000.0), &BY_BOTH);
+    assert_eq!((service.first_tokens, service.gaps, service.tokens_per_s), (100, 0, 5.0));
+    assert!((service.ttft_ms - 10.0).abs() < 0.01 && service.itl_ms == 0.0, "{service:?}");
+    assert_eq!(outside.service(ns(60_000.0), &BY_BOTH), Service::default());
     assert_eq!(outside.in_flight(ns(20_000.0)), InFlight { whole: 1, ..InFlight::default() });
     // Nobody waits for ten minutes: its end was lost.
     assert_eq!(outside.in_flight(ns(700_000.0)), InFlight::default());

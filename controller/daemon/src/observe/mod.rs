@@ -6,6 +6,7 @@
 //! place, [`reconcile`].
 
 pub mod adapters;
+pub mod outside;
 pub mod reconcile;
 
 use controller_core::Nanos;
