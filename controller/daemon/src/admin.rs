@@ -170,11 +170,9 @@ fn instances(admin: Admin) -> Answer {
         outside: Option<OutsideView>,
     }
     let instances = admin.view.instances();
-    let row = |(instance, row)| {
-        let row: &crate::fleet::Instance = row;
-        Row { instance, row, outside: row.port.and_then(|port| (admin.outside)(port)) }
-    };
-    list(&instances.iter().map(row).collect::<Vec<_>>())
+    let outside = |port: Option<u16>| port.and_then(|port| (admin.outside)(port));
+    let rows = instances.iter().map(|(instance, row)| Row { instance, row, outside: outside(row.port) });
+    list(&rows.collect::<Vec<_>>())
 }
 
 fn requests(admin: Admin, query: HashMap<String, String>) -> Answer {
