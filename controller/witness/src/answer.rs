@@ -50,19 +50,24 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Begins with the answer's first byte. `head_request`: the request's method was HEAD.
-    pub fn new(head_request: bool) -> Self {
+    /// Begins with the answer's first byte.
+    pub fn new() -> Self {
         Self {
             status: 0,
             framing: Framing::Unknown,
             head: Vec::new(),
             in_head: true,
             before_head: 0,
-            bodiless: head_request,
+            bodiless: false,
             event_stream: true,
             line: Vec::new(),
             position: 0,
         }
+    }
+
+    /// The request's method was HEAD.
+    pub fn bodiless(&mut self) {
+        self.bodiless = true;
     }
 
     /// Takes a segment of `segment_bytes`, of which `text` is the beginning, and which ends at byte `end` of
@@ -220,7 +225,7 @@ mod tests {
     /// Feeds segments whole; returns the number of the segment that brought the first token, status, framing
     /// and whether the body is complete after the last one.
     fn check(segments: &[&str]) -> (Option<usize>, u16, Framing) {
-        let mut answer = Answer::new(false);
+        let mut answer = Answer::new();
         let mut end = 0;
         let mut first = None;
         for (i, segment) in segments.iter().enumerate() {

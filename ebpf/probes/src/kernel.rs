@@ -46,6 +46,9 @@ pub static OFF_SIGNAL_FLAGS: Global<u32> = Global::new(UNKNOWN);
 pub static OFF_SIGNAL_GROUP_EXIT_CODE: Global<u32> = Global::new(UNKNOWN);
 #[unsafe(no_mangle)]
 pub static OFF_SIGNAL_OOM_MM: Global<u32> = Global::new(UNKNOWN);
+/// Not 0 where the tracepoint of a retransmission tells as its third argument whether it failed.
+#[unsafe(no_mangle)]
+pub static RETRANSMIT_TELLS_ERROR: Global<u32> = Global::new(0);
 /// Inode number of the network namespace whose sockets count; 0 for all.
 #[unsafe(no_mangle)]
 pub static NET_NAMESPACE: Global<u32> = Global::new(0);

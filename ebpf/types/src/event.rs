@@ -24,6 +24,9 @@ pub const FLAG_RETRY: u16 = 1;
 pub const FLAG_FIRST: u16 = 2;
 /// The stream of answer bytes ends, with this segment, in the last chunk of a chunked body.
 pub const FLAG_TERMINATOR: u16 = 4;
+/// The connection was torn down without the server's regular end: by a reset of either side, or since nothing was
+/// acknowledged any more.
+pub const FLAG_RESET: u16 = 8;
 
 /// The process was chosen by the out-of-memory killer.
 pub const EXIT_OOM_VICTIM: u32 = 1;
@@ -91,7 +94,10 @@ pub struct FlowEvent {
     pub accept_queue_limit: u32,
     /// Inode number of the socket's network namespace, 0 where unknown.
     pub net_namespace: u32,
-    pub reserved: u32,
+    /// Segments that the server's side sent again since the request began.
+    pub retransmits: u32,
+    /// Time that the connection waited to be accepted, 0 where unknown.
+    pub accept_wait_ns: u64,
 }
 
 /// A segment of a stream beyond those that are told with their text, which begins with a `data:` event that
@@ -128,7 +134,7 @@ pub struct ExitEvent {
 
 const _: () = assert!(size_of::<EventHeader>() == 16);
 const _: () = assert!(size_of::<FlowKey>() == 36);
-const _: () = assert!(size_of::<FlowEvent>() == 144 && align_of::<FlowEvent>() == 8);
+const _: () = assert!(size_of::<FlowEvent>() == 152 && align_of::<FlowEvent>() == 8);
 const _: () = assert!(size_of::<TokenEvent>() == 40);
 const _: () = assert!(size_of::<ExitEvent>() == 32);
 
@@ -151,6 +157,7 @@ impl FlowEvent {
         accept_queue: 0,
         accept_queue_limit: 0,
         net_namespace: 0,
-        reserved: 0,
+        retransmits: 0,
+        accept_wait_ns: 0,
     };
 }
