@@ -167,7 +167,8 @@ impl Outside {
         self.flows.ended_total()
     }
 
-    /// Sets how many streams are known to be served at once, as an estimate of a copy of this found it.
+    /// Sets how many streams are known to be served at once, as an estimate of a copy of this found it. Later ones
+    /// hold on to it until they see another number, or more streams: places are fixed while an engine runs.
     pub fn set_slots(&mut self, slots: Option<u32>) {
         self.slots = slots;
     }
@@ -175,6 +176,6 @@ impl Outside {
     /// Learns the engine and finds its knee; None until enough streams have ended. Takes up to a second of a core.
     pub fn estimate(&self, slo: &Slo) -> Option<Estimate> {
         let seen = self.flows.seen();
-        (seen.streams.len() >= STREAMS_NEEDED).then(|| knee::estimate(&seen, slo)).flatten()
+        (seen.streams.len() >= STREAMS_NEEDED).then(|| knee::estimate(&seen, slo, self.slots)).flatten()
     }
 }

@@ -254,6 +254,17 @@ fn batch_and_queue_are_seen_as_they_are() {
 }
 
 #[test]
+fn places_once_known_are_known_at_low_load_too() {
+    let mut outside = watched(&BASE, 0.3, 5);
+    let slots = |outside: &Outside| outside.estimate(&BY_TTFT).expect("enough was seen").slots;
+    assert_eq!(slots(&outside), None, "nobody waits");
+    for (known, want) in [(Some(4), Some(4)), (Some(1), None)] {
+        outside.set_slots(known);
+        assert_eq!(slots(&outside), want, "{known:?}");
+    }
+}
+
+#[test]
 fn load_polls_and_single_answers() {
     let mut outside = Outside::default();
     let start = |flow, at_ms, ask| Sample::Start { flow, at_ns: ns(at_ms), request_bytes: 300, ask };

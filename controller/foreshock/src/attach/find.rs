@@ -63,7 +63,12 @@ fn of_process(pid: u32) -> Result<Vec<Target>> {
     let listeners = listeners(&pid.to_string())?;
     let ports: BTreeSet<u16> = sockets.iter().filter_map(|inode| listeners.get(inode)).copied().collect();
     if ports.is_empty() {
-        let message = format!("process {pid} ({name}) listens on no TCP port; name the process that does, or --port");
+        let unix = controller_witness::unix_listeners(pid).unwrap_or_default();
+        let unix = unix.first().map_or_else(String::new, |socket| {
+            format!(", only on Unix sockets such as {}, whose bytes no probe sees", socket.path)
+        });
+        let message =
+            format!("process {pid} ({name}) listens on no TCP port{unix}; name the process that does, or --port");
         return Err(InputError(message).into());
     }
     let namespace = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/net")).ok();

@@ -3,7 +3,7 @@
 use super::find::Target;
 use controller_core::outside::{Bound, Slo};
 use controller_daemon::OutsideView;
-use controller_witness::{Fidelity, PortSnapshot, RequestEnd, RequestRecord};
+use controller_witness::{Fidelity, PortSnapshot, Protocols, RequestEnd, RequestRecord};
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -93,17 +93,25 @@ impl<'a> Frame<'a> {
         let OutsideView { name, in_flight, load_per_s, service, .. } = &self.outside;
         let owner = self.pid.map_or_else(String::new, |pid| format!(", pid {pid}"));
         let connects = self.counts.as_ref().map_or_else(String::new, |counts| {
-            let PortSnapshot { syns, syn_retries, accept_queue, accept_queue_limit, .. } = counts;
-            format!(", SYN {syns} and {syn_retries} again, accept queue {accept_queue} of {accept_queue_limit}")
+            let PortSnapshot { syns, syn_retries, accept_queue, accept_queue_limit, resets_sent, .. } = counts;
+            format!(
+                ", SYN {syns} and {syn_retries} again, accept queue {accept_queue} of {accept_queue_limit}, resets {resets_sent}"
+            )
         });
         let whole =
             if in_flight.whole > 0 { format!(", and {} for one answer", in_flight.whole) } else { String::new() };
+        let opaque =
+            self.counts.as_ref().map(|counts| counts.protocols).filter(|seen| seen.tls + seen.http2 + seen.other > 0);
+        let opaque = opaque.map_or_else(String::new, |seen| {
+            let Protocols { http2, tls, other, .. } = seen;
+            format!("  not seen   connections with TLS {tls}, HTTP/2 {http2}, other {other}: their requests are in no figure\n")
+        });
         let Ended { answered, errors, broken_off, lost, polls } = self.ended;
         format!(
             "{name} (port {}{owner})\n  offered    {load_per_s:.2} requests/s{connects}\n  in flight  batch {}, queue {}{whole}\n  \
              TTFT       {} (p50 / p{:.0} of {}), objective {:.0} ms\n  ITL        {} (of {}), objective {:.0} ms, {:.0} tokens/s\n  \
              ended      {answered} answered, {errors} errors, {broken_off} broken off, {lost} lost; {polls} polls\n  \
-             capacity   {}\n  probes     {}; {} events and {} samples lost\n",
+             capacity   {}\n{opaque}  probes     {}; {} events and {} samples lost\n",
             self.port,
             in_flight.batch,
             in_flight.queue,
