@@ -9,6 +9,10 @@ mod client;
 mod faults;
 #[path = "probes/flows.rs"]
 mod flows;
+#[path = "probes/hostile.rs"]
+mod hostile;
+#[path = "probes/places.rs"]
+mod places;
 #[path = "probes/protocols.rs"]
 mod protocols;
 #[path = "probes/server.rs"]

@@ -135,7 +135,11 @@ impl Answer {
     /// Reads a whole head; true when it is an interim answer (1xx) that another one follows.
     fn read_head(&mut self, head: &[u8]) -> bool {
         let mut lines = head.split(|&b| b == b'\n').map(|line| line.trim_ascii());
-        let Some(status) = lines.next().and_then(status_of) else { return false };
+        let Some(status) = lines.next().and_then(status_of) else {
+            // Seen, and no answer of HTTP: whatever is in it is no stream of tokens.
+            self.event_stream = false;
+            return false;
+        };
         if (100..200).contains(&status) && status != 101 {
             return true;
         }
@@ -265,8 +269,9 @@ mod tests {
     }
 
     #[test]
-    fn json_that_contains_data_is_no_stream() {
+    fn what_is_no_stream_has_no_tokens() {
         let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 14\r\n\r\n";
         assert_eq!(check(&[head, "data: {\"a\":1}\n"]).0, None);
+        assert_eq!(check(&["\0\u{1}\r\n\r\ndata: {\"tokens\":[1]}\n\n"]).0, None);
     }
 }

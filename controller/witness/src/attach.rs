@@ -97,7 +97,7 @@ pub(crate) fn attach(options: &WitnessOptions) -> Result<Attached, ProbeError> {
         None => OBJECT.to_vec(),
     };
     permission::raise_memlock_limit();
-    let btf = Btf::of_kernel();
+    let btf = Btf::read(&options.btf);
     let mut ebpf = match load(&object, btf.as_ref(), options) {
         Ok(ebpf) => ebpf,
         Err(EbpfError::ParseError(error)) => return Err(ProbeError::Object(error.to_string())),
@@ -106,7 +106,8 @@ pub(crate) fn attach(options: &WitnessOptions) -> Result<Attached, ProbeError> {
         }
     };
     let cgroup = options.cgroup.clone().map_or_else(find_cgroup, Ok);
-    let kernel_btf = aya::Btf::from_sys_fs().map_err(|_| "this kernel has no BTF (CONFIG_DEBUG_INFO_BTF)".to_owned());
+    let kernel_btf = aya::Btf::parse_file(&options.btf, aya::Endianness::default())
+        .map_err(|_| "this kernel has no BTF (CONFIG_DEBUG_INFO_BTF)".to_owned());
     let results = [
         cgroup_probe(&mut ebpf, "http_request", CgroupSkbAttachType::Ingress, &cgroup),
         cgroup_probe(&mut ebpf, "http_response", CgroupSkbAttachType::Egress, &cgroup),

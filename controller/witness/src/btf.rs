@@ -2,6 +2,8 @@
 //! kernel's Documentation/bpf/btf.rst). Members of anonymous structs and unions are found by their own
 //! name. Every read is checked: a malformed file gives None, never a panic.
 
+use std::path::Path;
+
 /// Type kinds that matter here.
 const KIND_PTR: u32 = 2;
 const KIND_STRUCT: u32 = 4;
@@ -21,9 +23,9 @@ pub struct Btf {
 }
 
 impl Btf {
-    /// The running kernel's; None when it has none.
-    pub fn of_kernel() -> Option<Self> {
-        Self::parse(std::fs::read("/sys/kernel/btf/vmlinux").ok()?)
+    /// The running kernel's, where it keeps it; None when it has none.
+    pub fn read(path: &Path) -> Option<Self> {
+        Self::parse(std::fs::read(path).ok()?)
     }
 
     /// Reads the type table of a BTF file.
@@ -145,12 +147,12 @@ fn payload_bytes(info: u32) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::Btf;
+    use super::*;
     use proptest::prelude::*;
 
     #[test]
     fn this_kernel_has_what_the_probes_read() {
-        let Some(btf) = Btf::of_kernel() else {
+        let Some(btf) = Btf::read(Path::new("/sys/kernel/btf/vmlinux")) else {
             println!("skipped: this kernel has no BTF");
             return;
         };

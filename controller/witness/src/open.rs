@@ -30,7 +30,7 @@ impl OpenRequest {
     pub fn new(number: u64, flow: &FlowEvent, role: PortRole, text: &[u8], keyed: DefaultHasher) -> Self {
         let record = RequestRecord {
             port: flow.key.server_port,
-            vantage: Vantage { hop: role.hop(), net_namespace: flow.net_namespace, cookie: flow.cookie },
+            vantage: Vantage { hop: role.hop(), net_namespace: flow.key.net_namespace, cookie: flow.cookie },
             role,
             client: flow.key.client_addr(),
             sequence: flow.request,

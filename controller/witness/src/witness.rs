@@ -37,6 +37,8 @@ pub struct WitnessOptions {
     pub connections: usize,
     /// Another object than the embedded one, to try a rebuilt one.
     pub object: Option<PathBuf>,
+    /// The kernel's description of its types; where there is no such file, what needs it is left out.
+    pub btf: PathBuf,
 }
 
 impl Default for WitnessOptions {
@@ -49,6 +51,7 @@ impl Default for WitnessOptions {
             recent_records: 4096,
             connections: 16384,
             object: None,
+            btf: "/sys/kernel/btf/vmlinux".into(),
         }
     }
 }

@@ -4,7 +4,7 @@
 //! later or never: a wait is an upper bound, and close to it almost everywhere.
 
 use crate::connection::flow_key;
-use crate::kernel::in_watched_namespace;
+use crate::kernel::watched_namespace;
 use crate::maps::{FLOWS, PORTS, SYNS, add};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::bpf_skc_to_tcp_sock;
@@ -42,10 +42,8 @@ fn accepted(ctx: &SockAddrContext) -> Result<(), i32> {
         (port, tcp as u64)
     };
     let Some(counters) = PORTS.get_ptr_mut(port) else { return Ok(()) };
-    if !in_watched_namespace(socket) {
-        return Ok(());
-    }
-    let key = flow_key(socket, port)?;
+    let Some(namespace) = watched_namespace(socket) else { return Ok(()) };
+    let key = flow_key(socket, port, namespace)?;
     let Some(seen) = SYNS.get_ptr_mut(&key) else { return Ok(()) };
     // SAFETY: checked map values; aligned loads and stores.
     unsafe {

@@ -4,13 +4,15 @@
 //! reported for each child and is not the end of a listener.
 
 use crate::accept::count_wait;
-use crate::kernel::{self, field, in_watched_namespace};
+use crate::kernel::{self, field, watched_namespace};
 use crate::maps::{FLOWS, PORTS, QUEUES, SYNS, add, emit, flow_event, ring_has_room};
 use crate::packet::mapped;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use ebpf_types::{EVENT_CLOSED, EVENT_ESTABLISHED, FLAG_RESET, FlowKey, FlowState, ListenQueue, PHASE_IDLE, PortCounters};
+use ebpf_types::{
+    EVENT_CLOSED, EVENT_ESTABLISHED, FLAG_RESET, FlowKey, FlowState, ListenQueue, PHASE_IDLE, PortCounters,
+};
 
 const ESTABLISHED: i32 = 1;
 const SYN_RECV: i32 = 3;
@@ -32,11 +34,9 @@ fn state_changed(ctx: &BtfTracePointContext) -> Result<(), i32> {
     let (old, new): (i32, i32) = (ctx.arg(1), ctx.arg(2));
     let port = u16::from_be(field(socket, &kernel::OFF_SOCK_SPORT)?);
     let Some(counters) = PORTS.get_ptr_mut(port) else { return Ok(()) };
-    if !in_watched_namespace(socket) {
-        return Ok(());
-    }
+    let Some(namespace) = watched_namespace(socket) else { return Ok(()) };
     match (old, new) {
-        (SYN_RECV, ESTABLISHED) => established(socket, port, counters),
+        (SYN_RECV, ESTABLISHED) => established(socket, port, namespace, counters),
         (LISTEN, CLOSE) => {
             listener_gone(socket, port);
             Ok(())
@@ -48,18 +48,18 @@ fn state_changed(ctx: &BtfTracePointContext) -> Result<(), i32> {
         (_, CLOSE) => {
             // A regular end goes through other states; from these two a connection is torn down.
             let torn_down = old == ESTABLISHED || old == CLOSE_WAIT;
-            closed(socket, port, counters, torn_down)
+            closed(socket, (port, namespace), counters, torn_down)
         }
         _ => Ok(()),
     }
 }
 
 #[inline(always)]
-fn established(socket: u64, port: u16, counters: *mut PortCounters) -> Result<(), i32> {
+fn established(socket: u64, port: u16, namespace: u32, counters: *mut PortCounters) -> Result<(), i32> {
     // SAFETY: a checked map value; only the address of the field is taken.
     add(unsafe { &raw mut (*counters).connections }, 1);
     let (depth, limit) = sample_queue(port, counters);
-    let key = flow_key(socket, port)?;
+    let key = flow_key(socket, port, namespace)?;
     // SAFETY: a plain kernel helper.
     let now = unsafe { bpf_ktime_get_ns() };
     let mut flow = FlowState::default();
@@ -85,10 +85,10 @@ fn established(socket: u64, port: u16, counters: *mut PortCounters) -> Result<()
 }
 
 #[inline(always)]
-fn closed(socket: u64, port: u16, counters: *mut PortCounters, torn_down: bool) -> Result<(), i32> {
+fn closed(socket: u64, (port, namespace): (u16, u32), counters: *mut PortCounters, torn_down: bool) -> Result<(), i32> {
     // SAFETY: as in `established`.
     add(unsafe { &raw mut (*counters).closed }, 1);
-    let key = flow_key(socket, port)?;
+    let key = flow_key(socket, port, namespace)?;
     if let Some(flow) = FLOWS.get_ptr_mut(&key) {
         // SAFETY: a checked map value, copied field by field into the event.
         let flow = unsafe { &*flow };
@@ -105,7 +105,7 @@ fn closed(socket: u64, port: u16, counters: *mut PortCounters, torn_down: bool) 
 
 /// The connection of a server's socket.
 #[inline(always)]
-pub fn flow_key(socket: u64, server_port: u16) -> Result<FlowKey, i32> {
+pub fn flow_key(socket: u64, server_port: u16, net_namespace: u32) -> Result<FlowKey, i32> {
     let family: u16 = field(socket, &kernel::OFF_SOCK_FAMILY)?;
     let client_port = u16::from_be(field(socket, &kernel::OFF_SOCK_DPORT)?);
     let (client, server) = if family == AF_INET {
@@ -113,7 +113,7 @@ pub fn flow_key(socket: u64, server_port: u16) -> Result<FlowKey, i32> {
     } else {
         (field(socket, &kernel::OFF_SOCK_DADDR6)?, field(socket, &kernel::OFF_SOCK_SADDR6)?)
     };
-    Ok(FlowKey { client, server, client_port, server_port })
+    Ok(FlowKey { client, server, client_port, server_port, net_namespace })
 }
 
 /// Remembers the listener of a port.

@@ -1,7 +1,7 @@
 //! What goes wrong on connections of watched ports: segments sent again, and resets.
 
 use crate::connection::flow_key;
-use crate::kernel::{self, RETRANSMIT_TELLS_ERROR, field, in_watched_namespace};
+use crate::kernel::{self, RETRANSMIT_TELLS_ERROR, field, watched_namespace};
 use crate::maps::{FLOWS, PORTS, add};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
@@ -17,9 +17,13 @@ pub fn segment_resent(ctx: BtfTracePointContext) -> i32 {
         return 0;
     }
     // SAFETY: addresses of fields of checked map values.
-    let _ = on_server(&ctx, |counters| unsafe { &raw mut (*counters).retransmits }, |flow| unsafe {
-        (*flow).retransmits += 1;
-    });
+    let _ = on_server(
+        &ctx,
+        |counters| unsafe { &raw mut (*counters).retransmits },
+        |flow| unsafe {
+            (*flow).retransmits += 1;
+        },
+    );
     0
 }
 
@@ -27,9 +31,13 @@ pub fn segment_resent(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "tcp_receive_reset")]
 pub fn reset_received(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: as above.
-    let _ = on_server(&ctx, |counters| unsafe { &raw mut (*counters).resets_received }, |flow| unsafe {
-        (*flow).reset = 1;
-    });
+    let _ = on_server(
+        &ctx,
+        |counters| unsafe { &raw mut (*counters).resets_received },
+        |flow| unsafe {
+            (*flow).reset = 1;
+        },
+    );
     0
 }
 
@@ -37,9 +45,13 @@ pub fn reset_received(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "tcp_send_reset")]
 pub fn reset_sent(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: as above.
-    let _ = on_server(&ctx, |counters| unsafe { &raw mut (*counters).resets_sent }, |flow| unsafe {
-        (*flow).reset = 1;
-    });
+    let _ = on_server(
+        &ctx,
+        |counters| unsafe { &raw mut (*counters).resets_sent },
+        |flow| unsafe {
+            (*flow).reset = 1;
+        },
+    );
     0
 }
 
@@ -63,11 +75,9 @@ fn on_server(
     }
     let port = u16::from_be(field(socket, &kernel::OFF_SOCK_SPORT)?);
     let Some(counters) = PORTS.get_ptr_mut(port) else { return Ok(()) };
-    if !in_watched_namespace(socket) {
-        return Ok(());
-    }
+    let Some(namespace) = watched_namespace(socket) else { return Ok(()) };
     add(counter(counters), 1);
-    if let Some(flow) = FLOWS.get_ptr_mut(&flow_key(socket, port)?) {
+    if let Some(flow) = FLOWS.get_ptr_mut(&flow_key(socket, port, namespace)?) {
         note(flow);
     }
     Ok(())

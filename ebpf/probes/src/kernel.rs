@@ -66,17 +66,15 @@ pub fn field<T>(base: u64, offset: &Global<u32>) -> Result<T, i32> {
 
 /// Inode number of a socket's network namespace, 0 where unknown.
 #[inline(always)]
-pub fn net_namespace(socket: u64) -> u32 {
+fn net_namespace(socket: u64) -> u32 {
     let Ok(net) = field::<u64>(socket, &OFF_SOCK_NET) else { return 0 };
     field::<u32>(net, &OFF_NET_INUM).unwrap_or(0)
 }
 
-/// Whether a socket belongs to the network namespace that is watched.
+/// Inode number of a socket's network namespace (0 where unknown), if that one is watched.
 #[inline(always)]
-pub fn in_watched_namespace(socket: u64) -> bool {
+pub fn watched_namespace(socket: u64) -> Option<u32> {
+    let namespace = net_namespace(socket);
     let wanted = NET_NAMESPACE.load();
-    if wanted == 0 {
-        return true;
-    }
-    net_namespace(socket) == wanted
+    (wanted == 0 || namespace == wanted).then_some(namespace)
 }

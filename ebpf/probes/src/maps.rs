@@ -134,7 +134,6 @@ pub fn flow_event(kind: u16, flags: u16, now: u64, key: &FlowKey, flow: &FlowSta
     event.data_segments = flow.data_segments;
     event.cookie = flow.cookie;
     event.flow = flow.id;
-    event.net_namespace = flow.net_namespace;
     event.retransmits = flow.retransmits;
     event.accept_wait_ns = flow.accept_wait_ns;
     event

@@ -5,9 +5,7 @@
 use crate::maps::add;
 use crate::packet::Segment;
 use aya_ebpf::programs::SkBuffContext;
-use ebpf_types::{
-    PROTOCOL_HTTP1, PROTOCOL_HTTP2, PROTOCOL_OTHER, PROTOCOL_TLS, PROTOCOL_UNKNOWN, PortCounters,
-};
+use ebpf_types::{PROTOCOL_HTTP1, PROTOCOL_HTTP2, PROTOCOL_OTHER, PROTOCOL_TLS, PROTOCOL_UNKNOWN, PortCounters};
 
 /// TLS record types: handshake and application data.
 const TLS_HANDSHAKE: u8 = 22;

@@ -6,7 +6,7 @@
 //! told, up to a bound. Of connections that speak something else the bytes are counted.
 
 use crate::connection::{listener_found, sample_queue};
-use crate::kernel::{in_watched_namespace, net_namespace};
+use crate::kernel::watched_namespace;
 use crate::maps::{EVENTS, FLOWS, PORTS, SYNS, add, count_lost, emit, flow_event, ring_has_room, submit};
 use crate::packet::{self, Segment, after};
 use crate::protocol::{self, Begun, ENOUGH_BYTES};
@@ -38,17 +38,15 @@ fn arrived(ctx: &SkBuffContext) -> Option<()> {
     let (client_port, server_port) = packet::ports(ctx, transport)?;
     let counters = PORTS.get_ptr_mut(server_port)?;
     let socket = packet::tcp_socket(ctx)?;
-    if !in_watched_namespace(socket) {
-        return None;
-    }
+    let namespace = watched_namespace(socket)?;
     let segment = packet::segment(ctx, transport)?;
-    let key = packet::flow_key(ctx, transport, true, client_port, server_port)?;
+    let key = packet::flow_key(ctx, transport, true, (client_port, server_port), namespace)?;
     if segment.flags & (packet::SYN | packet::ACK) == packet::SYN {
         on_syn(ctx, &key, &segment, socket, counters);
         return None;
     }
     if segment.payload_bytes > 0 {
-        on_payload(ctx, &key, &segment, socket, counters);
+        on_payload(ctx, &key, &segment, counters);
     }
     None
 }
@@ -84,8 +82,8 @@ fn on_syn(ctx: &SkBuffContext, key: &FlowKey, segment: &Segment, socket: u64, co
 }
 
 #[inline(always)]
-fn on_payload(ctx: &SkBuffContext, key: &FlowKey, segment: &Segment, socket: u64, counters: *mut PortCounters) {
-    let Some(flow) = FLOWS.get_ptr_mut(key).or_else(|| first_payload(ctx, key, segment, socket)) else { return };
+fn on_payload(ctx: &SkBuffContext, key: &FlowKey, segment: &Segment, counters: *mut PortCounters) {
+    let Some(flow) = FLOWS.get_ptr_mut(key).or_else(|| first_payload(ctx, key, segment)) else { return };
     // SAFETY: a checked map value. Only this program starts requests, and TCP runs it one segment at a
     // time for a connection; the other direction writes other fields, but for the phase, which follows.
     let flow = unsafe { &mut *flow };
@@ -109,11 +107,11 @@ fn on_payload(ctx: &SkBuffContext, key: &FlowKey, segment: &Segment, socket: u64
 
 /// Makes the state of a connection at the first bytes that are seen of it, if they say anything.
 #[inline(always)]
-fn first_payload(ctx: &SkBuffContext, key: &FlowKey, segment: &Segment, socket: u64) -> Option<*mut FlowState> {
+fn first_payload(ctx: &SkBuffContext, key: &FlowKey, segment: &Segment) -> Option<*mut FlowState> {
     // SAFETY: as in `on_syn`.
     let seen = unsafe { SYNS.get(key) };
     let at_start = seen.is_some_and(|seen| segment.tcp_seq == seen.tcp_seq.wrapping_add(1));
-    let mut flow = FlowState { net_namespace: net_namespace(socket), ..FlowState::default() };
+    let mut flow = FlowState::default();
     flow.syn_ns = seen.map_or(0, |seen| seen.first_ns);
     flow.request_end = segment.tcp_seq;
     let begun = Begun { word: 0, bytes: 0 }.and(ctx, segment);

@@ -2,7 +2,7 @@
 //! can still matter (status, length, first token) and silently counted after it.
 
 use crate::connection::sample_queue;
-use crate::kernel::in_watched_namespace;
+use crate::kernel::watched_namespace;
 use crate::maps::{
     EVENTS, FLOWS, PORTS, SCRATCH, SCRATCH_BYTES, add, count_lost, emit_quietly, flow_event, submit_quietly, terminated,
 };
@@ -51,10 +51,11 @@ fn left(ctx: &SkBuffContext) -> Option<()> {
     let (server_port, client_port) = packet::ports(ctx, transport)?;
     let counters = PORTS.get_ptr_mut(server_port)?;
     let mut segment = packet::segment(ctx, transport)?;
-    if segment.payload_bytes == 0 || !in_watched_namespace(packet::tcp_socket(ctx)?) {
+    if segment.payload_bytes == 0 {
         return None;
     }
-    let key = packet::flow_key(ctx, transport, false, client_port, server_port)?;
+    let namespace = watched_namespace(packet::tcp_socket(ctx)?)?;
+    let key = packet::flow_key(ctx, transport, false, (client_port, server_port), namespace)?;
     let flow = FLOWS.get_ptr_mut(&key)?;
     // SAFETY: a checked map value; see `request::on_payload` for who writes what.
     let flow = unsafe { &mut *flow };

@@ -135,9 +135,8 @@ pub struct FlowState {
     pub id: u64,
     /// Socket cookie of the server's socket.
     pub cookie: u64,
-    /// Inode number of the socket's network namespace.
-    pub net_namespace: u32,
     pub protocol: u32,
+    pub reserved: u32,
     pub accept_wait_ns: u64,
     /// The first bytes of what may become a request, while they are fewer than four: how many, the bytes as
     /// [`u32::from_be_bytes`] would have them, their sequence number and the time of the first.
