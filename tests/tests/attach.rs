@@ -2,6 +2,7 @@
 //! Python. What it says is compared with what the clients did; what cannot be watched is named.
 
 use anyhow::{Context, Result, ensure};
+use blackbox::serve::sum_series;
 use blackbox::{demo_model, foreshock_binary, free_port, http, stream, workspace_root};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
@@ -129,9 +130,10 @@ fn a_server_that_ran_before_is_learned_from_its_packets() -> Result<()> {
     let mut early = std::net::TcpStream::connect(addr)?;
     let body = json!({"prompt": "Once upon a time", "max_tokens": 12, "stream": true});
     stream::post_on(&mut early, "/v1/completions", &body, false)?.complete()?;
-    let Some((mut attached, lines)) = watch(&["--port", &port.to_string(), "--slo-ttft-ms", "400"])? else {
-        return Ok(());
-    };
+    let metrics = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
+    let listen = metrics.to_string();
+    let args = ["--port", &port.to_string(), "--name", "py", "--slo-ttft-ms", "400", "--listen", &listen];
+    let Some((mut attached, lines)) = watch(&args)? else { return Ok(()) };
     stream::post_on(&mut early, "/v1/completions", &body, true)?.complete()?;
     std::thread::scope(|scope| {
         let client = || (0..12).try_for_each(|_| stream::post(addr, "/v1/completions", &body)?.complete());
@@ -145,10 +147,29 @@ fn a_server_that_ran_before_is_learned_from_its_packets() -> Result<()> {
     ensure!(frame["ended"]["answered"] == 73, "{frame}");
     ensure!(frame["estimate"]["slots"] == 2, "two places, six clients: {frame}");
     ensure!(frame["estimate"]["knee_per_s"].as_f64() > Some(0.0), "{frame}");
+    exported(metrics)?;
     rustix::process::kill_process(rustix::process::Pid::from_child(&attached.0), rustix::process::Signal::INT)?;
     let status = attached.0.wait()?;
     ensure!(status.success(), "{status}");
     Ok(())
+}
+
+/// What it counted is on its metrics page, at most a second later.
+fn exported(metrics: SocketAddr) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let page = http::get(metrics, "/metrics")?.text();
+        let count = sum_series(&page, "foreshock_kernel_requests_total", &["port_role=\"foreign\""]);
+        let all = ["batch", "queue", "load_requests_per_second", "knee_requests_per_second", "headroom_ratio"]
+            .iter()
+            .all(|name| page.contains(&format!("foreshock_outside_{name}{{model=\"py\"}}")));
+        // 73 streams, and one request that was refused.
+        if all && count == 74.0 {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{count} requests; all engine series: {all}; in:\n{page}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 fn refused(args: &[&str], code: i32, words: &str) -> Result<()> {

@@ -203,9 +203,18 @@ mod tests {
         };
         let mut unknown = frame(&probes, None);
         unknown.outside.service = Service::default();
-        assert_snapshot!(unknown.line(&Slo::default()), @"");
+        assert_snapshot!(unknown.line(&Slo::default()), @"llama: load 3.20/s, batch 4, queue 1, TTFT -, ITL -, 0 tokens/s, answered 110, errors 1, broken off 2, knee not known yet");
         let known = frame(&probes, Some(Estimate { slots: Some(4), ..estimate.clone() }));
-        assert_snapshot!(known.block(&Slo::default()), @"");
-        assert_snapshot!(frame(&probes, Some(estimate)).line(&Slo::default()), @"");
+        assert_snapshot!(known.block(&Slo::default()), @"
+        llama (port 8090, pid 77)
+          offered    3.20 requests/s
+          in flight  batch 4, queue 1, and 1 for one answer
+          TTFT       120.0 / 640.0 ms (p50 / p95 of 96), objective 1000 ms
+          ITL        21.0 / 35.0 ms (of 3000), objective 100 ms, 121 tokens/s
+          ended      110 answered, 1 errors, 2 broken off, 0 lost; 2 polls
+          capacity   knee 5.00/s (4.50 to 5.75) by TTFT at p95, headroom 36%, 4 at once
+          probes     kernel probes: all attached; 0 events and 0 samples lost
+        ");
+        assert_snapshot!(frame(&probes, Some(estimate)).line(&Slo::default()), @"llama: load 3.20/s, batch 4, queue 1, TTFT 120.0 / 640.0 ms, ITL 21.0 / 35.0 ms, 121 tokens/s, answered 110, errors 1, broken off 2, knee 5.00/s (4.50 to 5.75) by TTFT at p95, headroom 36%, at least 7 at once");
     }
 }
