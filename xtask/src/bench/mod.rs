@@ -7,6 +7,7 @@ mod gateway;
 mod knee;
 mod llama;
 mod load;
+mod reaction;
 mod report;
 mod witness;
 
@@ -27,6 +28,8 @@ pub enum Name {
     Knee,
     /// The kernel's counts and times beside the server's and the clients' own clocks, for our engine and llama-server.
     Witness,
+    /// How soon load beyond capacity is known and acted on, beside a poll, a scrape and the gateway's own counter.
+    Reaction,
 }
 
 /// Runs one benchmark, prints its table and writes target/bench/NAME.json.
@@ -40,6 +43,7 @@ pub fn run(name: Name, models: &[String]) -> Result<()> {
         Name::Gateway => gateway::measure()?,
         Name::Knee => knee::measure()?,
         Name::Witness => witness::measure()?,
+        Name::Reaction => reaction::measure()?,
     };
     report.finish()
 }
