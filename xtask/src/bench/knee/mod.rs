@@ -27,7 +27,7 @@ const QUANTILE: f64 = 0.9;
 /// Loads that are tried, as shares of what the server does when it is never idle, and for how long.
 const RISING: [f64; 5] = [0.6, 0.7, 0.8, 0.9, 1.0];
 /// Further loads about where it broke.
-const ABOUT: [f64; 2] = [0.97, 1.03];
+const ABOUT: [f64; 4] = [0.9, 0.97, 1.03, 1.1];
 const PHASE: Duration = Duration::from_secs(30);
 /// Time without a pause, for the throughput.
 const BUSY: Duration = Duration::from_secs(10);
