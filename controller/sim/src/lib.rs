@@ -12,6 +12,7 @@ pub mod faults;
 pub mod gateway;
 pub mod random;
 pub mod run;
+pub mod score;
 pub mod trace;
 pub mod workload;
 

@@ -3,6 +3,7 @@
 
 mod engine;
 mod first_token;
+mod forecast;
 mod gateway;
 mod knee;
 mod llama;
@@ -11,8 +12,9 @@ mod reaction;
 mod report;
 mod witness;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
+use std::path::Path;
 
 /// What can be measured.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -21,6 +23,8 @@ pub enum Name {
     Engine,
     /// What a cold start costs: first token at zero minus first token when warm, beside llama-server's.
     FirstToken,
+    /// The forecast beside simple ones, on request traces: loss, coverage, width of the interval.
+    Forecast,
     /// What the gateway adds to a request, against calling the engine directly.
     Gateway,
     /// What `foreshock attach` says of an unmodified llama-server: batch, queue, and the load at which its latency
@@ -33,13 +37,17 @@ pub enum Name {
 }
 
 /// Runs one benchmark, prints its table and writes target/bench/NAME.json.
-pub fn run(name: Name, models: &[String]) -> Result<()> {
+pub fn run(name: Name, models: &[String], traces: Option<&Path>) -> Result<()> {
     ensure!(models.is_empty() || matches!(name, Name::Engine), "--model chooses among the models of `bench engine`");
-    crate::setup::for_bench()?;
-    crate::test::build_binary()?;
+    // A peer has to be installed and the product built for all but the forecast, which is measured by itself.
+    if !matches!(name, Name::Forecast) {
+        crate::setup::for_bench()?;
+        crate::test::build_binary()?;
+    }
     let report = match name {
         Name::Engine => engine::measure(models)?,
         Name::FirstToken => first_token::measure()?,
+        Name::Forecast => forecast::measure(traces.context("`bench forecast` needs --traces DIR")?)?,
         Name::Gateway => gateway::measure()?,
         Name::Knee => knee::measure()?,
         Name::Witness => witness::measure()?,
