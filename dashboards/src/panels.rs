@@ -4,6 +4,7 @@
 
 mod engine_view;
 mod gpu;
+mod outside;
 
 /// A titled group of panels.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +68,7 @@ pub const ROWS: &[Row] = &[
     Row { title: "The kernel as witness", panels: KERNEL },
     Row { title: "Engines as the kernel serves them", panels: engine_view::ENGINES },
     Row { title: "What the probes cost", panels: engine_view::PROBES },
+    Row { title: "Engines from outside", panels: outside::PANELS },
     Row { title: "GPUs", panels: gpu::PANELS },
 ];
 

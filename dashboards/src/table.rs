@@ -253,6 +253,21 @@ pub const PROBE_GROUP_ON: Metric = gauge(
 );
 pub const PROBE_MAPS_BYTES: Metric = gauge("foreshock_probe_maps_bytes", &[], "Memory of the kernel programs' maps.");
 
+// Engines as their packets show them.
+pub const OUTSIDE_BATCH: Metric =
+    gauge("foreshock_outside_batch", &["model"], "Requests that engines work on, by the times of their packets alone.");
+pub const OUTSIDE_QUEUE: Metric =
+    gauge("foreshock_outside_queue", &["model"], "Requests that wait inside engines, by the same.");
+pub const OUTSIDE_LOAD_REQUESTS_PER_SECOND: Metric =
+    gauge("foreshock_outside_load_requests_per_second", &["model"], "Requests that arrive at engines.");
+pub const OUTSIDE_KNEE_REQUESTS_PER_SECOND: Metric = gauge(
+    "foreshock_outside_knee_requests_per_second",
+    &["model"],
+    "Load at which the latency objective is expected to break; no series until enough streams were seen.",
+);
+pub const OUTSIDE_HEADROOM_RATIO: Metric =
+    gauge("foreshock_outside_headroom_ratio", &["model"], "Share of that load which is still free; below 0 beyond it.");
+
 // GPUs, as the driver's management library and the cards' own counters tell. `gpu` is an index, or index:instance under MIG.
 pub const GPU_UP: Metric =
     gauge("foreshock_gpu_up", &["gpu"], "1 when a GPU was read a moment ago, 0 when it is lost or its driver hangs.");
@@ -368,6 +383,11 @@ pub const METRICS: &[Metric] = &[
     PROBE_BUDGET_RATIO,
     PROBE_GROUP_ON,
     PROBE_MAPS_BYTES,
+    OUTSIDE_BATCH,
+    OUTSIDE_QUEUE,
+    OUTSIDE_LOAD_REQUESTS_PER_SECOND,
+    OUTSIDE_KNEE_REQUESTS_PER_SECOND,
+    OUTSIDE_HEADROOM_RATIO,
     GPU_UP,
     GPU_INFO,
     GPU_BUSY_RATIO,

@@ -104,7 +104,8 @@ fn absent(foreshock: &Foreshock) -> Result<Vec<&'static str>> {
 }
 
 fn needs_kernel(query: &str) -> bool {
-    query.contains("foreshock_kernel_") || query.contains("foreshock_probe_") || query.contains("vantage=\"kernel\"")
+    const PREFIXES: [&str; 3] = ["foreshock_kernel_", "foreshock_outside_", "foreshock_probe_"];
+    PREFIXES.iter().any(|prefix| query.contains(prefix)) || query.contains("vantage=\"kernel\"")
 }
 
 /// Every query of the dashboard, with Grafana's variables filled in.

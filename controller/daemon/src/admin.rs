@@ -8,6 +8,7 @@ use crate::adapters::add_adapter;
 use crate::catalog::{CatalogError, CatalogWatch, add_model};
 use crate::foreign::{EngineAsk, add_foreign};
 use crate::observe::engine_view::{EngineView, EngineViews};
+use crate::observe::outside::OutsideView;
 use crate::registry::{Added, Registry, RegistryError};
 use crate::view::{DECISIONS_SHOWN, View};
 use controller_gateway::RouteTable;
@@ -47,6 +48,8 @@ pub struct Admin {
     pub requests: Show,
     /// Which probes are attached, and what is lost without the others.
     pub probes: Show,
+    /// What packets alone say of the engine on a port; None without probes.
+    pub outside: Arc<dyn Fn(u16) -> Option<OutsideView> + Send + Sync>,
     /// GPUs as last read, and why there are none.
     pub gpus: Show,
     /// The metrics page.
@@ -177,9 +180,17 @@ fn instances(admin: Admin) -> Answer {
         row: &'a crate::fleet::Instance,
         /// None until it was looked at.
         kernel: Option<&'a EngineView>,
+        /// What its packets say of it; null without probes.
+        outside: Option<OutsideView>,
     }
     let (instances, engines) = (admin.view.instances(), admin.engines.all());
-    let rows = instances.iter().map(|(instance, row)| Row { instance, row, kernel: engines.get(instance) });
+    let outside = |port: Option<u16>| port.and_then(|port| (admin.outside)(port));
+    let rows = instances.iter().map(|(instance, row)| Row {
+        instance,
+        row,
+        kernel: engines.get(instance),
+        outside: outside(row.port),
+    });
     list(&rows.collect::<Vec<_>>())
 }
 

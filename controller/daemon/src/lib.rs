@@ -28,6 +28,7 @@ pub use config::{ComputeMode, ConfigError, DaemonConfig, KvType};
 pub use daemon::{Daemon, DaemonError, NoPortWatch, PortWatch};
 pub use explain::render_explain;
 pub use lock::{LockError, ServeLock};
+pub use observe::outside::{OutsideView, OutsideWatch};
 pub use observe::{GatewayReading, GatewaySignal, KernelReading, KernelSignal, ModelDemand, Signal};
 pub use registry::{AdapterRecord, Added, ModelRecord, Registry, RegistryError};
 pub use view::{TickSeen, View};

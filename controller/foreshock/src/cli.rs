@@ -28,6 +28,8 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Models, instances, demand, latencies and GPUs of a running serve, live.
     Top(TopArgs),
+    /// Watch an engine that somebody else runs, without touching it: demand, service, and the load that it will bear.
+    Attach(AttachArgs),
 }
 
 /// Where state is kept.
@@ -301,4 +303,38 @@ pub struct TopArgs {
     /// Print one frame as text and end; so it does too when stdout is no terminal.
     #[arg(long)]
     pub once: bool,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct AttachArgs {
+    /// Process whose listening TCP ports are watched, until it ends; may be given several times.
+    #[arg(long = "pid", value_name = "PID", required_unless_present = "ports")]
+    pub pids: Vec<u32>,
+    /// TCP port to watch, whoever listens there; may be given several times.
+    #[arg(long = "port", value_name = "PORT")]
+    pub ports: Vec<u16>,
+    /// Name to show [default: the process's, or the port].
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Watch for one period, print what was seen, and end.
+    #[arg(long)]
+    pub once: bool,
+    /// One JSON object a line: what is watched, then each port at each period, and the ends of processes.
+    #[arg(long)]
+    pub json: bool,
+    /// Period of what is shown, milliseconds.
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(100..=60_000))]
+    pub every_ms: u64,
+    /// Time to first token that the objective allows, milliseconds.
+    #[arg(long, default_value_t = 1_000.0)]
+    pub slo_ttft_ms: f64,
+    /// Time between two tokens that it allows, milliseconds.
+    #[arg(long, default_value_t = 100.0)]
+    pub slo_itl_ms: f64,
+    /// Share of the first tokens, and of the gaps between tokens, that must keep to it.
+    #[arg(long, default_value_t = 0.95)]
+    pub slo_quantile: f64,
+    /// Serve /metrics on this address.
+    #[arg(long)]
+    pub listen: Option<SocketAddr>,
 }

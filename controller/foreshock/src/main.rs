@@ -1,5 +1,6 @@
 //! The `foreshock` binary: reads configuration once, then dispatches. No policy lives here.
 
+mod attach;
 mod cli;
 mod config;
 mod cuda;
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
         cli::Command::Models(args) => models::run(args),
         cli::Command::Explain(args) => explain::run(args),
         cli::Command::Top(args) => top::run(&args),
+        cli::Command::Attach(args) => attach::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

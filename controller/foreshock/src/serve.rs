@@ -4,9 +4,10 @@ use crate::cli::{self, Compute, ServeArgs};
 use crate::config::{self, InputError, Node};
 use crate::{cuda, logging, recorder};
 use anyhow::{Context, Result};
+use controller_core::outside::Slo;
 use controller_daemon::{
     Admin, ComputeMode, Daemon, DaemonConfig, DaemonError, GatewayReading, GatewaySignal, KernelReading, KernelSignal,
-    KvType, ModelDemand,
+    KvType, ModelDemand, OutsideWatch,
 };
 use controller_gateway::{Gateway, GatewayOptions};
 use controller_gpu::{GpuOptions, GpuSource, Owner, Owners};
@@ -250,6 +251,7 @@ fn spawn_admin(
     metrics: PrometheusHandle,
 ) -> Running {
     let (records, kernel, probes) = (gateway.clone(), witness.clone(), witness.clone());
+    let outside = OutsideWatch::start(witness, Slo::default());
     let admin = Admin {
         view: daemon.view(),
         engines: daemon.engine_views(),
@@ -268,6 +270,7 @@ fn spawn_admin(
                 "cost": probes.cost(),
             })
         }),
+        outside: Arc::new(move |port| outside.view(port)),
         gpus: Arc::new(move |_| serde_json::json!(gpus.view())),
         metrics: Arc::new(move || metrics.render()),
     };

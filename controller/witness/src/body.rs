@@ -125,6 +125,11 @@ impl Request {
         self.stage == Stage::Nonsense
     }
 
+    /// Whether head and body were read to their end.
+    pub fn read_whole(&self) -> bool {
+        self.stage == Stage::Done
+    }
+
     /// What the body said so far; None before one began.
     pub fn facts(&self) -> Option<BodyFacts> {
         self.json.begun.then(|| self.json.facts.clone())

@@ -13,7 +13,7 @@ use telemetry::{
 };
 
 const EXPORT_EVERY: Duration = Duration::from_secs(1);
-const ROLES: [&str; 2] = ["gateway", "engine"];
+const ROLES: [&str; 3] = ["gateway", "engine", "foreign"];
 const PROTOCOLS: [&str; 4] = ["http1", "http2", "tls", "other"];
 
 /// Counts of ports that are no longer watched: totals may not fall.
@@ -109,7 +109,7 @@ pub(crate) fn observe(record: &RequestRecord) {
         metrics::histogram!(KERNEL_ACCEPT_WAIT_SECONDS.name, "port_role" => record.role.label())
             .record(seconds(record.accept_wait_ns));
     }
-    let PortRole::Engine { model, .. } = &record.role else { return };
+    let (PortRole::Engine { model, .. } | PortRole::Foreign { name: model }) = &record.role else { return };
     if record.first_token_ns == 0 || record.end == RequestEnd::Lost {
         return;
     }

@@ -37,6 +37,6 @@ pub use exit::ExitReason;
 pub use govern::{GroupStatus, ProbeCost};
 pub use process::{BlockView, ProcessSource, ProcessView, SchedulerView, Times};
 pub use procfs::{Pressure, pressure};
-pub use record::{Fidelity, FlowSample, Hop, PortRole, RequestEnd, RequestRecord, Vantage};
+pub use record::{Ask, Fidelity, FlowSample, Hop, PortRole, RequestEnd, RequestRecord, Vantage};
 pub use unix::{UnixListener, unix_listeners};
 pub use witness::{PortSnapshot, ProbeError, Protocols, Witness, WitnessOptions};

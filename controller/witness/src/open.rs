@@ -1,10 +1,10 @@
 //! A request that is going on: takes the kernel's figures over, reads the texts, and counts tokens.
 
 use crate::answer::Answer;
-use crate::body::Request;
+use crate::body::{BodyFacts, Request};
 use crate::connection::less;
 use crate::gaps::Gaps;
-use crate::record::{Fidelity, FlowSample, PortRole, RequestEnd, RequestRecord, Vantage};
+use crate::record::{Ask, Fidelity, FlowSample, PortRole, RequestEnd, RequestRecord, Vantage};
 use ebpf_types::{FlowEvent, LINE_BYTES, TokenEvent};
 use std::hash::DefaultHasher;
 
@@ -159,6 +159,7 @@ impl OpenRequest {
             at_ns: record.start_ns,
             request_bytes: self.request.announced_bytes().unwrap_or(record.request_bytes),
             max_tokens: record.body.as_ref().and_then(|body| body.max_tokens),
+            ask: ask(&self.request, record.body.as_ref()),
         });
     }
 
@@ -249,6 +250,17 @@ impl OpenRequest {
         let at_ns = record.last_byte_ns.max(record.start_ns);
         samples.push(FlowSample::End { port: record.port, flow: self.number, at_ns, end });
         self.record
+    }
+}
+
+fn ask(request: &Request, body: Option<&BodyFacts>) -> Ask {
+    match body.map(|body| body.stream) {
+        Some(Some(true)) => Ask::Stream,
+        Some(Some(false)) => Ask::Whole,
+        // A body that was read to its end and says nothing of a stream asks for none.
+        Some(None) if request.read_whole() => Ask::Whole,
+        None if request.read_whole() => Ask::Nothing,
+        _ => Ask::Unknown,
     }
 }
 

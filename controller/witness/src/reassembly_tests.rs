@@ -1,7 +1,7 @@
 //! Tables of whole timelines, and properties that hold whatever the events are.
 
 use super::*;
-use crate::record::Fidelity;
+use crate::record::{Ask, Fidelity};
 use ebpf_types::{EVENT_BODY, EVENT_CLOSED, EVENT_REQUEST, EVENT_RESPONSE, EVENT_TOKEN, EventHeader};
 use proptest::prelude::*;
 
@@ -96,7 +96,14 @@ fn a_request_is_told_as_it_goes_on() {
     assert_eq!((machine.take_samples(), machine.in_flight()), (vec![], 1));
     let body = b"{\"model\":\"m\",\"max_tokens\":17}";
     machine.apply(&Event::Body(FlowEvent { segment_bytes: 30, ..numbered(EVENT_BODY, 110) }, body), &mut finished);
-    let start = FlowSample::Start { port: PORT, flow: 1, at_ns: 100, request_bytes: 83, max_tokens: Some(17) };
+    let start = FlowSample::Start {
+        port: PORT,
+        flow: 1,
+        at_ns: 100,
+        request_bytes: 83,
+        max_tokens: Some(17),
+        ask: Ask::Unknown,
+    };
     assert_eq!(machine.take_samples(), [start]);
     let text = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: {\"tokens\":[1]}\n\n";
     let first = FlowEvent {

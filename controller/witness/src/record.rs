@@ -94,6 +94,7 @@ pub enum FlowSample {
         at_ns: u64,
         request_bytes: u64,
         max_tokens: Option<u32>,
+        ask: Ask,
     },
     /// `segments` more `data:` segments that are tokens, more than one only where events between were lost.
     Token {
@@ -110,6 +111,18 @@ pub enum FlowSample {
     },
 }
 
+/// What a request asks for, as far as its beginning says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// It has no body: a poll, a list, a scrape.
+    Nothing,
+    /// One answer at its end.
+    Whole,
+    Stream,
+    /// A body of which too little was seen.
+    Unknown,
+}
+
 /// Who listens on a watched port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -118,13 +131,15 @@ pub enum PortRole {
     Gateway,
     /// Service: requests as one engine instance answers them.
     Engine { model: String, instance: String },
+    /// Both at once: an engine that somebody else runs, whose clients come to it directly.
+    Foreign { name: String },
 }
 
 impl PortRole {
     /// Whether what is asked here is demand; at an engine behind the gateway it is the same requests again.
     pub fn counts_demand(&self) -> bool {
         match self {
-            Self::Gateway => true,
+            Self::Gateway | Self::Foreign { .. } => true,
             Self::Engine { .. } => false,
         }
     }
@@ -133,7 +148,7 @@ impl PortRole {
     pub fn hop(&self) -> Hop {
         match self {
             Self::Gateway => Hop::Client,
-            Self::Engine { .. } => Hop::Engine,
+            Self::Engine { .. } | Self::Foreign { .. } => Hop::Engine,
         }
     }
 
@@ -142,6 +157,7 @@ impl PortRole {
         match self {
             Self::Gateway => "gateway",
             Self::Engine { .. } => "engine",
+            Self::Foreign { .. } => "foreign",
         }
     }
 }

@@ -1,7 +1,9 @@
 //! What is told of requests while they go on: the body's facts, every token's time, the end.
 
 use super::{WAIT, attach, client::Client, engine, settled, start};
-use controller_witness::{BodyFacts, Fidelity, FlowSample, Hop, RequestEnd, RequestRecord, Witness, WitnessOptions};
+use controller_witness::{
+    Ask, BodyFacts, Fidelity, FlowSample, Hop, RequestEnd, RequestRecord, Witness, WitnessOptions,
+};
 use std::os::unix::fs::MetadataExt;
 use tokio::sync::broadcast::Receiver;
 
@@ -31,9 +33,9 @@ async fn check(
     let seen = one_flow(&mut samples).await;
     let record = witness.find(client.address(), sequence).expect("a record");
     let at = format!("{pieces:?}\n{record:?}\n{seen:?}");
-    let FlowSample::Start { port, flow, at_ns, request_bytes, max_tokens } = seen[0] else { panic!("{at}") };
+    let FlowSample::Start { port, flow, at_ns, request_bytes, max_tokens, ask } = seen[0] else { panic!("{at}") };
     assert_eq!((port, at_ns, max_tokens), (record.port, record.start_ns, body.max_tokens), "{at}");
-    assert_eq!(request_bytes, sent.request_bytes, "{at}");
+    assert_eq!((request_bytes, ask), (sent.request_bytes, Ask::Stream), "{at}");
     // 21 tokens, of which two may share a segment where the sender was held up; neither role nor finish is one.
     let tokens: Vec<u64> = seen
         .iter()

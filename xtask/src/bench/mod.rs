@@ -5,6 +5,7 @@ mod engine;
 mod first_token;
 mod forecast;
 mod gateway;
+mod knee;
 mod llama;
 mod load;
 mod probes;
@@ -29,6 +30,9 @@ pub enum Name {
     Gateway,
     /// What the kernel probes cost: per run, of all CPUs at full load, and in an engine's output.
     Probes,
+    /// What `foreshock attach` says of an unmodified llama-server: batch, queue, and the load at which its latency
+    /// objective will break, predicted from seven tenths of that load.
+    Knee,
     /// The kernel's counts and times beside the server's and the clients' own clocks, for our engine and llama-server.
     Witness,
     /// How soon load beyond capacity is known and acted on, beside a poll, a scrape and the gateway's own counter.
@@ -49,6 +53,7 @@ pub fn run(name: Name, models: &[String], traces: Option<&Path>) -> Result<()> {
         Name::Forecast => forecast::measure(traces.context("`bench forecast` needs --traces DIR")?)?,
         Name::Gateway => gateway::measure()?,
         Name::Probes => probes::measure()?,
+        Name::Knee => knee::measure()?,
         Name::Witness => witness::measure()?,
         Name::Reaction => reaction::measure()?,
     };

@@ -7,6 +7,8 @@ use crate::seconds_between;
 
 /// Requests that met nobody, without which those that met the fewest streams are taken as well.
 const UNDISTURBED_NEEDED: usize = 20;
+/// One in so many is among the soonest.
+const SOONEST: usize = 5;
 /// Share of the time at which fewer than the most streams were there at most: what is rarer is a lost event.
 const RARE: f64 = 0.002;
 /// Places beyond the most streams seen that are tried.
@@ -124,7 +126,10 @@ fn streams_max(streams: &[Stream]) -> u32 {
 fn prompts(streams: &[Stream], step: &StepCurve, streams_max: u32) -> Vec<(f64, f64)> {
     let mut calm: Vec<&Stream> = streams.iter().filter(|s| s.alone && (s.met == 0 || s.met < streams_max)).collect();
     if calm.is_empty() {
+        // Everybody met somebody: those that were served soonest met the fewest.
         calm = streams.iter().collect();
+        calm.sort_by_key(|stream| stream.first_ns - stream.start_ns);
+        calm.truncate((calm.len() / SOONEST).max(1));
     }
     calm.sort_by_key(|stream| stream.met);
     let enough = calm.partition_point(|stream| stream.met == 0).max(UNDISTURBED_NEEDED).min(calm.len());

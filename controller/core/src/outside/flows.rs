@@ -1,5 +1,6 @@
 //! Requests that are going on and those that ended, as far as the estimate needs them. Every collection is bounded.
 
+use super::recent::Recent;
 use super::{Ask, Sample};
 use crate::{NS_PER_S, Nanos, seconds_between};
 use std::collections::{BTreeMap, VecDeque};
@@ -11,9 +12,8 @@ const STREAMS_KEPT: usize = 1024;
 const TOKENS_KEPT: u64 = 60_000;
 /// Numbers of streams that are told apart.
 const STREAMS_TOLD: usize = 256;
-/// Gaps kept of each, and of all.
+/// Gaps kept of each.
 const GAPS_KEPT_EACH: usize = 128;
-const GAPS_KEPT: usize = 32_768;
 /// Gaps at a number of streams that say something of it: those while no request waited, or else any. In some of the
 /// latter a prompt was taken as well.
 const CALM_NEEDED: usize = 8;
@@ -78,8 +78,9 @@ pub(super) struct Flows {
     mark: u64,
     ended: VecDeque<Stream>,
     ended_tokens: u64,
+    ended_total: u64,
     gaps: Vec<Gaps>,
-    gaps_s: VecDeque<f64>,
+    pub recent: Recent,
 }
 
 impl Flows {
@@ -95,6 +96,11 @@ impl Flows {
     /// Streams with tokens, requests without, and requests for one answer.
     pub fn counts(&self) -> (u32, u32, u32) {
         (self.decoding, self.waiting, self.whole)
+    }
+
+    /// Streams that have ended, those that are no longer kept as well.
+    pub fn ended_total(&self) -> u64 {
+        self.ended_total
     }
 
     fn start(&mut self, flow: u64, at_ns: Nanos, request_bytes: u64, ask: Ask) {
@@ -162,7 +168,9 @@ impl Flows {
             open.tokens = open.tokens.saturating_add(segments);
             open.touched_ns = open.touched_ns.max(at_ns);
             open.mark = mark;
+            self.recent.tokens(at_ns, segments);
             if segments == 1 && gap_s > 0.0 {
+                self.recent.gap(at_ns, gap_s);
                 self.gap(gap_s, undisturbed);
             }
             return;
@@ -182,11 +190,14 @@ impl Flows {
         self.mark += 1;
         let mark = self.mark;
         let begun = open.unwrap_or(lost);
+        self.recent.tokens(at_ns, segments);
+        if let Some((start_ns, _)) = begun.start {
+            self.recent.first_token(at_ns, seconds_between(start_ns, at_ns));
+        }
         self.insert(flow, Open { first_ns: Some(at_ns), touched_ns: at_ns, tokens: segments, mark, ..begun });
     }
 
     fn gap(&mut self, gap_s: f64, undisturbed: bool) {
-        push(&mut self.gaps_s, gap_s, GAPS_KEPT);
         let streams = self.decoding as usize;
         if !undisturbed || streams == 0 || streams > STREAMS_TOLD {
             return;
@@ -210,6 +221,7 @@ impl Flows {
         }
         let (tokens, met, alone, last_ns) = (open.tokens, open.met, open.alone, open.touched_ns);
         self.ended_tokens += u64::from(tokens);
+        self.ended_total += 1;
         self.ended.push_back(Stream { start_ns, first_ns, last_ns, request_bytes, tokens, met, alone });
         while self.ended.len() > STREAMS_KEPT || (self.ended_tokens > TOKENS_KEPT && self.ended.len() > 64) {
             let Some(oldest) = self.ended.pop_front() else { break };
@@ -245,15 +257,12 @@ impl Flows {
                 Vec::new()
             }
         };
-        Seen {
-            streams,
-            gaps_by_streams_s: self.gaps.iter().map(enough).collect(),
-            gaps_s: self.gaps_s.iter().copied().collect(),
-        }
+        Seen { streams, gaps_by_streams_s: self.gaps.iter().map(enough).collect(), gaps_s: self.recent.gaps_s() }
     }
 }
 
-fn push(ring: &mut VecDeque<f64>, value: f64, limit: usize) {
+/// Adds to a ring of bounded length.
+pub(super) fn push<T>(ring: &mut VecDeque<T>, value: T, limit: usize) {
     if ring.len() >= limit {
         ring.pop_front();
     }

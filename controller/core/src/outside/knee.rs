@@ -16,12 +16,15 @@ const TOKENS: f64 = 60_000.0;
 const FILL: f64 = 0.1;
 /// Halvings of the range of loads.
 const HALVINGS: usize = 9;
+/// An engine whose times are further off than this, in the mean, is not the one that was seen.
+const ERROR_MAX: f64 = 0.6;
 const BYTES_PER_KIB: f64 = 1024.0;
 
-/// Learns the engine and finds its knee; None where too little was seen.
-pub(super) fn estimate(seen: &Seen, slo: &Slo) -> Option<Estimate> {
-    let mut fitted = fit::fit(seen)?;
-    let slots = fitted.engine.slots;
+/// Learns the engine and finds its knee; None where too little was seen. `known` places are believed where none other
+/// are seen.
+pub(super) fn estimate(seen: &Seen, slo: &Slo, known: Option<u32>) -> Option<Estimate> {
+    let mut fitted = fit::fit(seen).filter(|fitted| fitted.error <= ERROR_MAX)?;
+    let slots = fitted.engine.slots.or(known.filter(|known| *known >= fitted.streams_max));
     // Where no request was seen to wait for a place, there are more than were taken: up to the next power of two, most
     // likely, and at worst the next request is the first that finds none.
     fitted.engine.slots = slots.or_else(|| fitted.streams_max.saturating_add(1).checked_next_power_of_two());

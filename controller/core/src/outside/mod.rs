@@ -14,9 +14,11 @@ mod engine;
 mod fit;
 mod flows;
 mod knee;
+mod recent;
 
 use crate::{NS_PER_S, Nanos, seconds_between};
 use flows::Flows;
+pub use recent::Service;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
@@ -155,7 +157,18 @@ impl Outside {
         self.arrivals_ns.iter().filter(|at_ns| **at_ns >= from_ns && **at_ns <= now_ns).count() as f64 / over_s
     }
 
-    /// Sets how many streams are known to be served at once, as an estimate of a copy of this found it.
+    /// What streams got over the last half minute; quantiles at the objective's.
+    pub fn service(&self, now_ns: Nanos, slo: &Slo) -> Service {
+        self.flows.recent.service(now_ns, slo.quantile)
+    }
+
+    /// Streams that have ended so far: what has changed for an estimate since the last.
+    pub fn streams(&self) -> u64 {
+        self.flows.ended_total()
+    }
+
+    /// Sets how many streams are known to be served at once, as an estimate of a copy of this found it. Later ones
+    /// hold on to it until they see another number, or more streams: places are fixed while an engine runs.
     pub fn set_slots(&mut self, slots: Option<u32>) {
         self.slots = slots;
     }
@@ -163,6 +176,6 @@ impl Outside {
     /// Learns the engine and finds its knee; None until enough streams have ended. Takes up to a second of a core.
     pub fn estimate(&self, slo: &Slo) -> Option<Estimate> {
         let seen = self.flows.seen();
-        (seen.streams.len() >= STREAMS_NEEDED).then(|| knee::estimate(&seen, slo)).flatten()
+        (seen.streams.len() >= STREAMS_NEEDED).then(|| knee::estimate(&seen, slo, self.slots)).flatten()
     }
 }

@@ -1,7 +1,7 @@
 //! Engines of several kinds, simulated apart from the code under test, seen through their packets only: what is
 //! predicted from moderate load against what breaks at high load.
 
-use controller_core::outside::{Ask, Estimate, InFlight, Outside, Sample, Slo};
+use controller_core::outside::{Ask, Estimate, InFlight, Outside, Sample, Service, Slo};
 use proptest::prelude::*;
 use std::collections::VecDeque;
 
@@ -254,6 +254,24 @@ fn batch_and_queue_are_seen_as_they_are() {
 }
 
 #[test]
+fn behind_a_queue_that_never_empties_prompts_are_known_from_the_soonest() {
+    let found = watched(&BASE, 8.0, 5).estimate(&BY_TTFT).expect("enough was seen");
+    let knee = BASE.knee(&BY_TTFT);
+    assert!((found.knee_per_s / knee - 1.0).abs() < 0.15 && found.slots == Some(4), "{knee}: {found:?}");
+}
+
+#[test]
+fn places_once_known_are_known_at_low_load_too() {
+    let mut outside = watched(&BASE, 0.3, 5);
+    let slots = |outside: &Outside| outside.estimate(&BY_TTFT).expect("enough was seen").slots;
+    assert_eq!(slots(&outside), None, "nobody waits");
+    for (known, want) in [(Some(4), Some(4)), (Some(1), None)] {
+        outside.set_slots(known);
+        assert_eq!(slots(&outside), want, "{known:?}");
+    }
+}
+
+#[test]
 fn load_polls_and_single_answers() {
     let mut outside = Outside::default();
     let start = |flow, at_ms, ask| Sample::Start { flow, at_ns: ns(at_ms), request_bytes: 300, ask };
@@ -267,6 +285,10 @@ fn load_polls_and_single_answers() {
     }
     outside.observe(&start(1000, 19_900.0, Ask::Whole));
     assert!((outside.load_per_s(ns(20_000.0)) - 5.0).abs() < 0.2);
+    let service = outside.service(ns(20_000.0), &BY_BOTH);
+    assert_eq!((service.first_tokens, service.gaps, service.tokens_per_s), (100, 0, 5.0));
+    assert!((service.ttft_ms - 10.0).abs() < 0.01 && service.itl_ms == 0.0, "{service:?}");
+    assert_eq!(outside.service(ns(60_000.0), &BY_BOTH), Service::default());
     assert_eq!(outside.in_flight(ns(20_000.0)), InFlight { whole: 1, ..InFlight::default() });
     // Nobody waits for ten minutes: its end was lost.
     assert_eq!(outside.in_flight(ns(700_000.0)), InFlight::default());
@@ -334,6 +356,5 @@ proptest! {
             }
         }
         sane(&mut outside);
-        prop_assert!(outside.estimate(&Slo::default()).is_some());
     }
 }

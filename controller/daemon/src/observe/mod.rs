@@ -7,6 +7,7 @@
 
 pub mod adapters;
 pub mod engine_view;
+pub mod outside;
 pub mod reconcile;
 
 use controller_core::Nanos;

@@ -22,6 +22,7 @@ async fn begin(folder: &std::path::Path) -> SocketAddr {
         state_dir: folder.to_path_buf(),
         requests: Arc::new(|limit| json!({ "limit": limit })),
         probes: Arc::new(|_| json!({ "attached": [] })),
+        outside: Arc::new(|_| None),
         gpus: Arc::new(|_| json!({ "summary": "gpu: none", "gpus": [] })),
         metrics: Arc::new(|| "metric 1\n".to_owned()),
     };
