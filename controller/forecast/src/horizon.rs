@@ -9,7 +9,7 @@
 
 use crate::calendar::Calendar;
 use crate::mixture::{Aggregation, Likelihood};
-use crate::points::{POINTS, Points, Scales};
+use crate::points::{POINTS, Points, Scales, memory_bins};
 use crate::regression::{Features, Regression};
 use crate::residuals::Residuals;
 use crate::scenario::rank_of;
@@ -22,8 +22,14 @@ use std::collections::VecDeque;
 const SPREADS: usize = 4;
 const PLAIN: usize = 0;
 /// Errors remembered by long and short memory.
-const MEMORY: (usize, usize) = (400, 64);
+const MEMORY: (usize, usize) = (800, 64);
 const EXPERTS: usize = POINTS * SPREADS + 1;
+/// How long a good expert's memory usually is, s, and the spread of that in doublings.
+const USUAL_MEMORY: (f64, f64) = (240.0, 1.5);
+/// No expert begins with less than this against the likeliest.
+const LEAST_LIKELY: f64 = 0.02;
+/// What seasons begin with against others of the same memory, and the regression against the likeliest mean.
+const LATE: (f64, f64) = (0.2, 0.3);
 /// Place of the median among the quantiles.
 const MEDIAN: usize = 3;
 /// How much an expert's weight at one quantile owes to its skill over all of them.
@@ -72,12 +78,13 @@ struct Issue {
 }
 
 impl Horizon {
-    pub(crate) fn new(ahead: usize) -> Self {
+    pub(crate) fn new(ahead: usize, bin_s: f64) -> Self {
+        let prior = prior(bin_s);
         let memory = [MEMORY.0, MEMORY.0, MEMORY.1, MEMORY.0];
         let rule = Rule {
-            guarded: Aggregation::new(EXPERTS),
-            quick: Likelihood::new(EXPERTS),
-            between: Aggregation::new(2),
+            guarded: Aggregation::new(&prior),
+            quick: Likelihood::new(&prior),
+            between: Aggregation::new(&[0.5; 2]),
             correction: 0.0,
         };
         Self {
@@ -111,8 +118,8 @@ impl Horizon {
     }
 
     /// A fresh horizon with the same shapes of errors, where those are in relative units, and the same regression.
-    pub(crate) fn borrowed(&self) -> Self {
-        let mut fresh = Self::new(self.ahead);
+    pub(crate) fn borrowed(&self, bin_s: f64) -> Self {
+        let mut fresh = Self::new(self.ahead, bin_s);
         for (at, (to, from)) in fresh.windows.iter_mut().zip(&self.windows).enumerate() {
             if at % SPREADS != PLAIN {
                 *to = from.clone();
@@ -204,6 +211,21 @@ impl Horizon {
         }
         shares
     }
+}
+
+/// Weights to begin with. Levels of traffic move within minutes, whatever the bins are, so a mean that remembers for
+/// about that long is likelier to be right than one of seconds or of hours. Seasons and the regression have to show
+/// first that there is something that they know.
+fn prior(bin_s: f64) -> Vec<f64> {
+    let of_point = |point: usize| {
+        let apart = (memory_bins(point) * bin_s / USUAL_MEMORY.0).log2() / USUAL_MEMORY.1;
+        let likely = (-0.5 * apart * apart).exp().max(LEAST_LIKELY);
+        if point + 2 >= POINTS { LATE.0 * likely } else { likely }
+    };
+    let mut prior: Vec<f64> = (0..POINTS * SPREADS).map(|expert| of_point(expert / SPREADS)).collect();
+    prior.push(LATE.1);
+    let sum: f64 = prior.iter().sum();
+    prior.into_iter().map(|likely| likely / sum).collect()
 }
 
 fn units(scales: Scales) -> [f64; SPREADS] {

@@ -36,7 +36,7 @@ pub struct Level {
 impl Level {
     /// Bins of `bin_s` seconds, forecast at these numbers of bins ahead (at least 1).
     pub fn new(bin_s: f64, ahead: &[usize]) -> Self {
-        let horizons: Vec<Horizon> = ahead.iter().map(|ahead| Horizon::new((*ahead).max(1))).collect();
+        let horizons: Vec<Horizon> = ahead.iter().map(|ahead| Horizon::new((*ahead).max(1), bin_s)).collect();
         let stated = vec![vec![0.0; QUANTILES.len()]; horizons.len()];
         Self { bin_s, horizons, stated, ..Self::default() }
     }
@@ -81,7 +81,7 @@ impl Level {
 
     /// An empty level that begins with what errors looked like here, and with the regressions.
     pub(crate) fn borrowed(&self) -> Self {
-        let horizons: Vec<Horizon> = self.horizons.iter().map(Horizon::borrowed).collect();
+        let horizons: Vec<Horizon> = self.horizons.iter().map(|one| one.borrowed(self.bin_s)).collect();
         let stated = vec![vec![0.0; QUANTILES.len()]; horizons.len()];
         Self { bin_s: self.bin_s, horizons, stated, ..Self::default() }
     }

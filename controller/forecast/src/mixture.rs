@@ -23,15 +23,16 @@ pub(crate) struct Aggregation {
     regret: Vec<f64>,
     variance: Vec<f64>,
     range: Vec<f64>,
+    prior: Vec<f64>,
     weights: Vec<f64>,
 }
 
 impl Aggregation {
-    /// Equal weights for so many experts.
-    pub(crate) fn new(experts: usize) -> Self {
-        let zero = vec![0.0; experts];
-        let weights = vec![1.0 / experts.max(1) as f64; experts];
-        Self { regret: zero.clone(), variance: zero.clone(), range: zero, weights }
+    /// Weights to begin with, which sum to 1. The bound's log K is then the logarithm of one over the best expert's.
+    pub(crate) fn new(prior: &[f64]) -> Self {
+        let zero = vec![0.0; prior.len()];
+        let (prior, weights) = (prior.to_vec(), prior.to_vec());
+        Self { regret: zero.clone(), variance: zero.clone(), range: zero, prior, weights }
     }
 
     /// Weights by expert; they sum to 1.
@@ -56,7 +57,7 @@ impl Aggregation {
             let rate = by_variance.min(0.5 / self.range[expert].max(1e-6));
             self.regret[expert] += gain - rate * gain * gain;
             // Kept as a logarithm until the highest is known, so that nothing overflows.
-            self.weights[expert] = rate.ln() + rate * self.regret[expert];
+            self.weights[expert] = (self.prior[expert] * rate).ln() + rate * self.regret[expert];
             highest = highest.max(self.weights[expert]);
         }
         let mut sum = 0.0;
@@ -75,11 +76,12 @@ impl Aggregation {
 pub(crate) struct Likelihood {
     losses: Vec<f64>,
     rounds: f64,
+    prior: Vec<f64>,
 }
 
 impl Likelihood {
-    pub(crate) fn new(experts: usize) -> Self {
-        Self { losses: vec![0.0; experts], rounds: 0.0 }
+    pub(crate) fn new(prior: &[f64]) -> Self {
+        Self { losses: vec![0.0; prior.len()], rounds: 0.0, prior: prior.to_vec() }
     }
 
     /// Takes in each expert's loss.
@@ -99,8 +101,8 @@ impl Likelihood {
         let least = self.losses.iter().copied().fold(f64::MAX, f64::min).max(1e-12);
         let power = -TEMPER * self.rounds / (ahead.max(1) as f64).sqrt();
         let (mut sum, mut mixed) = (0.0, 0.0);
-        for (said, loss) in said.iter().zip(&self.losses) {
-            let weight = (power * (loss.max(1e-12) / least).ln()).exp();
+        for ((said, loss), prior) in said.iter().zip(&self.losses).zip(&self.prior) {
+            let weight = prior * (power * (loss.max(1e-12) / least).ln()).exp();
             sum += weight;
             mixed += weight * f64::from(*said);
         }
@@ -118,7 +120,7 @@ mod tests {
         /// no more than a few times sqrt(n log K), on any sequence.
         #[test]
         fn regret_is_of_the_order_of_the_root(losses in prop::collection::vec(prop::array::uniform4(0.0..1.0f64), 1..400)) {
-            let mut rule = Aggregation::new(4);
+            let mut rule = Aggregation::new(&[0.25; 4]);
             let (mut mixed, mut single) = (0.0, [0.0; 4]);
             for row in &losses {
                 let mix: f64 = row.iter().zip(rule.weights()).map(|(loss, weight)| loss * weight).sum();

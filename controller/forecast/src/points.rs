@@ -24,6 +24,17 @@ const LONG_BINS: f64 = 3000.0;
 /// No feature is believed beyond this, in units of the scale.
 const MOST: f64 = 20.0;
 
+/// How far back an expert looks on average, in bins.
+pub(crate) fn memory_bins(point: usize) -> f64 {
+    let trend = NEWEST.len();
+    let newest = match point {
+        point if point < trend => NEWEST[point],
+        point if point == trend => HOLT.0,
+        _ => NEWEST[RECENT],
+    };
+    1.0 / newest
+}
+
 /// The state of all of them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Points {
