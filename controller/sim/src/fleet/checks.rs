@@ -1,0 +1,93 @@
+//! The checkers of a fleet, which look at every tick and at the end.
+
+use super::world::World;
+use crate::check::{Invariant, Violation, ensure};
+use crate::{NS_PER_S, ns};
+
+/// Of all drains, one in so many may be followed by a start of the same model within a cold start, beside a few at any
+/// rate: arrivals are random, and faults take instances away just after another was drained.
+const REGRET_SHARE: u64 = 3;
+const REGRETS_ANYWAY: u64 = 20;
+
+impl World<'_> {
+    /// Ends a strict run with what is broken; counts it in any other.
+    pub(super) fn judge(&mut self, outcome: Result<(), Violation>) -> Result<(), Violation> {
+        match outcome {
+            Err(violation) if self.config.strict => Err(violation),
+            Err(violation) => {
+                *self.report.violations.entry(format!("{:?}", violation.invariant)).or_default() += 1;
+                self.report.first_violation.get_or_insert(violation);
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Whether starts keep following drains: judged at a start.
+    pub(super) fn flaps(&mut self, model: u32) -> Result<(), Violation> {
+        let cold_ns = ns(self.config.cold_start_s());
+        let soon = self.last_drain_ns.get(&model).is_some_and(|at_ns| self.now_ns - at_ns < cold_ns);
+        self.report.regretted += u64::from(soon);
+        let (regretted, drains) = (self.report.regretted, self.report.drains);
+        let calm = !soon || regretted <= REGRETS_ANYWAY + drains / REGRET_SHARE;
+        let calm = ensure(calm, Invariant::NoFlapping, self.now_ns, || {
+            format!("{regretted} of {drains} drains were followed by a start of the same model within a cold start")
+        });
+        self.judge(calm)
+    }
+
+    /// What must hold after every tick.
+    pub(super) fn check_tick(&mut self) -> Result<(), Violation> {
+        let conserved = self.conserved();
+        self.judge(conserved)?;
+        let placed = self.placed();
+        self.judge(placed)?;
+        for model in 0..self.held.len() {
+            let Some(oldest) = self.held[model].front() else { continue };
+            let (held, now_ns) = (self.held[model].len(), self.now_ns);
+            let arrived_ns = self.requests[oldest.request as usize].arrived_ns;
+            let waits_s = (now_ns - arrived_ns) as f64 / NS_PER_S as f64;
+            let name = &self.work.models[model];
+            // Requests that come back from a lost instance are never refused, so they may stand above the bound.
+            let bound = self.config.held_max + 4 * self.config.engine.max_batch as usize * self.config.devices as usize;
+            let bounded =
+                ensure(held <= bound, Invariant::HeldQueueBounded, now_ns, || format!("{held} held for {name}"));
+            let served = ensure(waits_s <= self.config.starve_limit_s, Invariant::NobodyStarves, now_ns, || {
+                format!("a request for {name} is held for {waits_s:.1} s, {held} in all")
+            });
+            self.judge(bounded.and(served))?;
+        }
+        Ok(())
+    }
+
+    /// Every request is held, at one instance, or ended.
+    fn conserved(&self) -> Result<(), Violation> {
+        let at_instances: u64 =
+            self.live.values().map(|at| u64::from(self.instances[*at as usize].engine.load())).sum();
+        let held: u64 = self.held.iter().map(|queue| queue.len() as u64).sum();
+        let ended = self.report.answered + self.report.refused;
+        let all = self.requests.len() as u64;
+        ensure(at_instances + held + ended == all, Invariant::NothingLostOrDoubled, self.now_ns, || {
+            format!("{all} arrived; {at_instances} are at instances, {held} held, {ended} ended")
+        })
+    }
+
+    /// Every instance has a device of its own.
+    fn placed(&self) -> Result<(), Violation> {
+        let held = self.owners.iter().flatten().count();
+        let live = self.live.len();
+        let own = self.live.values().all(|at| self.owners[self.instances[*at as usize].device as usize] == Some(*at));
+        ensure(own && held == live, Invariant::DeviceGivenOnce, self.now_ns, || {
+            format!("{live} instances on {held} devices")
+        })
+    }
+
+    /// What must hold when the load has ended.
+    pub(super) fn check_end(&mut self) -> Result<(), Violation> {
+        let (ended, all) = (self.report.answered + self.report.refused, self.requests.len());
+        let answered = ensure(ended == all as u64, Invariant::EveryRequestAnswered, self.now_ns, || {
+            format!("{ended} of {all} requests have ended")
+        });
+        self.judge(answered)
+    }
+}
