@@ -9,6 +9,7 @@ mod logging;
 mod models;
 mod recorder;
 mod serve;
+mod simulate;
 mod top;
 
 use clap::Parser;
@@ -22,6 +23,8 @@ fn main() -> ExitCode {
         cli::Command::Models(args) => models::run(args),
         cli::Command::Explain(args) => explain::run(args),
         cli::Command::Top(args) => top::run(&args),
+        cli::Command::Simulate(args) => simulate::run(args),
+        cli::Command::Study(args) => simulate::study(args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

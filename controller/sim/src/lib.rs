@@ -11,9 +11,11 @@ pub mod engine;
 pub mod faults;
 pub mod fleet;
 pub mod gateway;
+pub mod plot;
 pub mod policies;
 pub mod random;
 pub mod run;
+pub mod study;
 pub mod trace;
 pub mod workload;
 
@@ -28,6 +30,6 @@ pub(crate) const NS_PER_S: u64 = 1_000_000_000;
 pub(crate) const NS_PER_MS: u64 = 1_000_000;
 
 /// Seconds as nanoseconds; negative counts as 0.
-pub(crate) fn ns(seconds: f64) -> u64 {
+pub fn ns(seconds: f64) -> u64 {
     (seconds.max(0.0) * NS_PER_S as f64) as u64
 }

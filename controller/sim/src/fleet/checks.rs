@@ -4,10 +4,21 @@ use super::world::World;
 use crate::check::{Invariant, Violation, ensure};
 use crate::{NS_PER_S, ns};
 
-/// Of all drains, one in so many may be followed by a start of the same model within a cold start, beside a few at any
-/// rate: arrivals are random, and faults take instances away just after another was drained.
-const REGRET_SHARE: u64 = 3;
-const REGRETS_ANYWAY: u64 = 20;
+/// Of all drains, one in so many may be regretted, beside a few at any rate: arrivals are random, whatever the planner does.
+const REGRET_SHARE: u64 = 8;
+const REGRETS_ANYWAY: u64 = 10;
+/// Requests by which a load must grow, at least, to be another.
+const LOAD_GROWN: u32 = 2;
+
+/// What there was when a model's instance was last drained.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LastDrain {
+    at_ns: u64,
+    load: u32,
+    /// Instances that stayed.
+    have: u32,
+    epoch: u64,
+}
 
 impl World<'_> {
     /// Ends a strict run with what is broken; counts it in any other.
@@ -23,15 +34,28 @@ impl World<'_> {
         }
     }
 
-    /// Whether starts keep following drains: judged at a start.
+    /// Remembers what there was when a model's instance was drained.
+    pub(super) fn drained(&mut self, model: u32) {
+        let sight = &self.sights[model as usize];
+        let drain = LastDrain { at_ns: self.now_ns, load: sight.load(), have: sight.have(), epoch: self.epoch };
+        self.last_drains.insert(model, drain);
+    }
+
+    /// Whether starts keep following drains with nothing changed but the plan: no more requests, nothing lost, the same
+    /// controller. Judged at a start.
     pub(super) fn flaps(&mut self, model: u32) -> Result<(), Violation> {
         let cold_ns = ns(self.config.cold_start_s());
-        let soon = self.last_drain_ns.get(&model).is_some_and(|at_ns| self.now_ns - at_ns < cold_ns);
-        self.report.regretted += u64::from(soon);
+        let sight = &self.sights[model as usize];
+        let unchanged = self.last_drains.get(&model).is_some_and(|last| {
+            let soon = self.now_ns - last.at_ns < cold_ns;
+            let grown = last.load + (last.load / 4).max(LOAD_GROWN);
+            soon && last.epoch == self.epoch && sight.load() <= grown && sight.have() >= last.have
+        });
+        self.report.regretted += u64::from(unchanged);
         let (regretted, drains) = (self.report.regretted, self.report.drains);
-        let calm = !soon || regretted <= REGRETS_ANYWAY + drains / REGRET_SHARE;
+        let calm = !unchanged || regretted <= REGRETS_ANYWAY + drains / REGRET_SHARE;
         let calm = ensure(calm, Invariant::NoFlapping, self.now_ns, || {
-            format!("{regretted} of {drains} drains were followed by a start of the same model within a cold start")
+            format!("{regretted} of {drains} drains were followed by a start of the same model, with no more load")
         });
         self.judge(calm)
     }

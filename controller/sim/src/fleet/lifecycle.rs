@@ -218,7 +218,7 @@ impl World<'_> {
         instance.state = InstanceState::Draining;
         self.routable[model as usize].remove(&(load, at));
         self.report.drains += 1;
-        self.last_drain_ns.insert(model, self.now_ns);
+        self.drained(model);
         self.push(self.now_ns + deadline_ns, Event::DrainDeadline(at));
         self.leave_if_drained(at);
     }

@@ -18,9 +18,9 @@ mod world;
 
 pub use chaos::{Fault, FaultPlan};
 pub use engine::EngineCost;
-pub use report::{Moment, Report, Summary};
+pub use report::{Moment, Report, Summary, quantile};
 pub use view::{ModelSight, REVISION, View, Wanted, on_device};
-pub use world::run;
+pub use world::{run, run_watched};
 
 use crate::trace::Arrival;
 use serde::Serialize;

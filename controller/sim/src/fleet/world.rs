@@ -1,5 +1,6 @@
 //! The run itself: arrivals, events and ticks in order of time.
 
+use super::checks::LastDrain;
 use super::engine::{Done, FluidEngine, Job};
 use super::lifecycle::Node;
 use super::link::Link;
@@ -91,7 +92,7 @@ pub(super) struct World<'a> {
     pub blind_until_ns: u64,
     pub epoch: u64,
     pub ahead_ns: u64,
-    pub last_drain_ns: BTreeMap<u32, u64>,
+    pub last_drains: BTreeMap<u32, LastDrain>,
     pub named: u64,
     /// Requests that came in since the last moment, and those that are not ended.
     arrived: u64,
@@ -155,7 +156,7 @@ impl<'a> World<'a> {
             blind_until_ns: 0,
             epoch: 1,
             ahead_ns: 0,
-            last_drain_ns: BTreeMap::new(),
+            last_drains: BTreeMap::new(),
             named: 0,
             arrived: 0,
             open: 0,
