@@ -56,6 +56,9 @@ enum Command {
         /// For `engine`: only this model (smollm2, smollm2-q4_0, smollm2-q8_0, gemma3); may be repeated.
         #[arg(long)]
         model: Vec<String>,
+        /// For `policies`: the folder with the request traces.
+        #[arg(long)]
+        traces: Option<std::path::PathBuf>,
     },
 }
 
@@ -78,7 +81,7 @@ fn main() -> ExitCode {
         Command::Codegen { check } => codegen::run(check),
         Command::Probes(Probes::Build) => probes::build(),
         Command::Probes(Probes::Check) => probes::check(),
-        Command::Bench { name, model } => bench::run(name, &model),
+        Command::Bench { name, model, traces } => bench::run(name, &model, traces.as_deref()),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

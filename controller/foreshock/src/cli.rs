@@ -29,9 +29,6 @@ pub enum Command {
     Top(TopArgs),
     /// A trace against scaling policies in a simulated fleet: a table, JSON and plots.
     Simulate(SimulateArgs),
-    /// Many simulated runs, as JSON: what `cargo xtask bench` reads.
-    #[command(hide = true)]
-    Study(StudyArgs),
 }
 
 /// Where state is kept.
@@ -315,38 +312,4 @@ pub struct SimulateArgs {
     /// Folder for simulation.json and the plots.
     #[arg(long, default_value = "simulation")]
     pub out: PathBuf,
-}
-
-#[derive(Args, Clone, Debug)]
-pub struct StudyArgs {
-    #[command(subcommand)]
-    pub command: StudyCommand,
-}
-
-#[derive(Subcommand, Clone, Debug)]
-pub enum StudyCommand {
-    /// What a tick costs with so many models and devices.
-    Tick {
-        #[arg(long, value_delimiter = ',', default_value = "10,100,1000,10000")]
-        models: Vec<usize>,
-        #[arg(long, default_value_t = 40)]
-        ticks: usize,
-    },
-    /// Attainment against device-seconds for every policy over the beginning of a trace.
-    Policies {
-        #[arg(long)]
-        trace: Option<PathBuf>,
-        /// Spread the arrivals over so many models, most of them sparse.
-        #[arg(long, default_value_t = 1)]
-        sparse: u32,
-        #[arg(long, default_value_t = 10.0)]
-        cold_start_s: f64,
-        /// Requests of the trace, from its beginning.
-        #[arg(long, default_value_t = 20_000)]
-        requests: u64,
-        #[arg(long, default_value_t = 13)]
-        trials: usize,
-        #[arg(long, default_value_t = 1)]
-        seed: u64,
-    },
 }

@@ -24,7 +24,6 @@ fn main() -> ExitCode {
         cli::Command::Explain(args) => explain::run(args),
         cli::Command::Top(args) => top::run(&args),
         cli::Command::Simulate(args) => simulate::run(args),
-        cli::Command::Study(args) => simulate::study(args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

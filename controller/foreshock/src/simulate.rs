@@ -1,16 +1,14 @@
 //! `foreshock simulate`: a trace against policies in a simulated fleet. Prints a table, and writes figures as JSON and as plots.
 
-use crate::cli::{SimulateArgs, StudyArgs, StudyCommand};
+use crate::cli::SimulateArgs;
 use crate::config::InputError;
 use anyhow::{Context, Result, bail};
 use controller_sim::fleet::{Config, FaultPlan, Report, Slo, Summary, Work, run_watched};
 use controller_sim::policies::{KINDS, Kind, Knobs};
-use controller_sim::study::{Options as StudyOptions, Study, fronts, tick_cost};
 use controller_sim::trace::generate::{Shape, generate};
 use controller_sim::trace::{Arrival, Options, Trace, read_file};
 use controller_sim::{ns, plot};
 use std::io::IsTerminal;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -187,48 +185,6 @@ impl Progress {
     fn done(&self, note: &str) {
         eprintln!("{}{}: {note}", if self.terminal { "\r" } else { "" }, self.what);
     }
-}
-
-/// Runs a study and prints it as JSON, for `cargo xtask bench`.
-pub fn study(args: StudyArgs) -> Result<()> {
-    let json = match args.command {
-        StudyCommand::Tick { models, ticks } => {
-            let costs: Vec<_> = models.iter().map(|count| tick_cost(*count, ticks)).collect();
-            serde_json::to_value(costs)?
-        }
-        StudyCommand::Policies { trace, sparse, cold_start_s, requests, trials, seed } => {
-            let options = StudyOptions { trials, ..StudyOptions::default() };
-            serde_json::to_value(policies(trace.as_deref(), sparse, cold_start_s, requests, seed, options)?)?
-        }
-    };
-    println!("{json}");
-    Ok(())
-}
-
-/// Fronts over the first so many requests of a trace, or over so many sparse models that share its arrivals.
-fn policies(
-    trace: Option<&Path>,
-    sparse: u32,
-    cold_start_s: f64,
-    requests: u64,
-    seed: u64,
-    options: StudyOptions,
-) -> Result<Study> {
-    let Some(path) = trace else { bail!(InputError("give a trace with --trace".to_owned())) };
-    let trace = read_file(path, Options::default()).map_err(|error| InputError(error.to_string()))?;
-    let share = (requests as f64 / trace.requests() as f64).min(1.0);
-    let duration_ns = (trace.duration_ns as f64 * share) as u64;
-    let mut arrivals = trace.window(0, duration_ns, seed);
-    let models =
-        if sparse > 1 { controller_sim::trace::generate::split(&mut arrivals, sparse, seed) } else { trace.models };
-    let devices = 256;
-    let config = Config { seed, ..Config::new(devices, cold_start_s) };
-    let progress = Progress::new(&path.display().to_string());
-    let study = fronts(&config, Work { models: &models, arrivals: &arrivals, duration_ns }, options, &|done, all| {
-        progress.show(done as f64 / all as f64);
-    });
-    progress.done(&format!("{} requests, cold start {cold_start_s} s", arrivals.len()));
-    Ok(study)
 }
 
 /// A shape as the command line gives it.

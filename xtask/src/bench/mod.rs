@@ -6,11 +6,14 @@ mod first_token;
 mod gateway;
 mod llama;
 mod load;
+mod policies;
 mod report;
+mod tick;
 mod witness;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
+use std::path::Path;
 
 /// What can be measured.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -21,19 +24,28 @@ pub enum Name {
     FirstToken,
     /// What the gateway adds to a request, against calling the engine directly.
     Gateway,
+    /// Scaling policies over request traces: attainment against device-seconds, ours beside the best baseline.
+    Policies,
+    /// What a tick of the controller costs as models and devices grow.
+    Tick,
     /// The kernel's counts and times beside the server's and the clients' own clocks, for our engine and llama-server.
     Witness,
 }
 
 /// Runs one benchmark, prints its table and writes target/bench/NAME.json.
-pub fn run(name: Name, models: &[String]) -> Result<()> {
+pub fn run(name: Name, models: &[String], traces: Option<&Path>) -> Result<()> {
     ensure!(models.is_empty() || matches!(name, Name::Engine), "--model chooses among the models of `bench engine`");
-    crate::setup::for_bench()?;
-    crate::test::build_binary()?;
+    // A peer has to be installed and the product built for all but what the simulator measures by itself.
+    if !matches!(name, Name::Policies | Name::Tick) {
+        crate::setup::for_bench()?;
+        crate::test::build_binary()?;
+    }
     let report = match name {
         Name::Engine => engine::measure(models)?,
         Name::FirstToken => first_token::measure()?,
         Name::Gateway => gateway::measure()?,
+        Name::Policies => policies::measure(traces.context("`bench policies` needs --traces DIR")?)?,
+        Name::Tick => tick::measure()?,
         Name::Witness => witness::measure()?,
     };
     report.finish()
