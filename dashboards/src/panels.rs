@@ -379,6 +379,39 @@ const KERNEL: &[Panel] = &[
         queries: &[query("max by (port_role) (foreshock_kernel_accept_queue)", "{{port_role}}")],
     },
     Panel {
+        title: "Wait to be accepted",
+        description: "How long connections that brought a request waited in the accept queue, at most.",
+        unit: Unit::Seconds,
+        queries: &[query(
+            "histogram_quantile(0.99, sum by (le, port_role) (rate(foreshock_kernel_accept_wait_seconds_bucket[$__rate_interval])))",
+            "p99: {{port_role}}",
+        )],
+    },
+    Panel {
+        title: "Faults of connections",
+        description: "Resets by who sent them, and segments that servers sent again.",
+        unit: Unit::PerSecond,
+        queries: &[
+            query(
+                "sum by (port_role, sender) (rate(foreshock_kernel_resets_total[$__rate_interval]))",
+                "reset by {{sender}}: {{port_role}}",
+            ),
+            query(
+                "sum by (port_role) (rate(foreshock_kernel_retransmits_total[$__rate_interval]))",
+                "sent again: {{port_role}}",
+            ),
+        ],
+    },
+    Panel {
+        title: "Protocols",
+        description: "New connections by what their client speaks. In HTTP/2 and TLS no requests are counted, only bytes.",
+        unit: Unit::PerSecond,
+        queries: &[query(
+            "sum by (port_role, protocol) (rate(foreshock_kernel_protocol_connections_total[$__rate_interval]))",
+            "{{protocol}}: {{port_role}}",
+        )],
+    },
+    Panel {
         title: "Probes",
         description: "Whether each probe is attached, and events lost to a full ring buffer.",
         unit: Unit::Count,

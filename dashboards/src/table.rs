@@ -180,6 +180,23 @@ pub const KERNEL_REQUESTS_TOTAL: Metric =
     counter("foreshock_kernel_requests_total", &["port_role"], "HTTP requests that the kernel saw begin.");
 pub const KERNEL_ACCEPT_QUEUE: Metric =
     gauge("foreshock_kernel_accept_queue", &["port_role"], "Connections that wait to be accepted.");
+pub const KERNEL_ACCEPT_WAIT_SECONDS: Metric = latency(
+    "foreshock_kernel_accept_wait_seconds",
+    &["port_role"],
+    "Time that connections waited to be accepted, of those that brought a request.",
+);
+pub const KERNEL_RESETS_TOTAL: Metric = counter(
+    "foreshock_kernel_resets_total",
+    &["port_role", "sender"],
+    "TCP connections of watched ports that were reset, by who did (client or server).",
+);
+pub const KERNEL_RETRANSMITS_TOTAL: Metric =
+    counter("foreshock_kernel_retransmits_total", &["port_role"], "Segments that servers on watched ports sent again.");
+pub const KERNEL_PROTOCOL_CONNECTIONS_TOTAL: Metric = counter(
+    "foreshock_kernel_protocol_connections_total",
+    &["port_role", "protocol"],
+    "Connections of watched ports by what the client speaks (http1, http2, tls, other). Requests are counted in http1 alone.",
+);
 pub const KERNEL_EVENTS_LOST_TOTAL: Metric =
     counter("foreshock_kernel_events_lost_total", &[], "Probe events dropped because the ring buffer was full.");
 pub const PROBES_ATTACHED: Metric =
@@ -281,6 +298,10 @@ pub const METRICS: &[Metric] = &[
     KERNEL_CONNECTIONS_TOTAL,
     KERNEL_REQUESTS_TOTAL,
     KERNEL_ACCEPT_QUEUE,
+    KERNEL_ACCEPT_WAIT_SECONDS,
+    KERNEL_RESETS_TOTAL,
+    KERNEL_RETRANSMITS_TOTAL,
+    KERNEL_PROTOCOL_CONNECTIONS_TOTAL,
     KERNEL_EVENTS_LOST_TOTAL,
     PROBES_ATTACHED,
     GPU_UP,

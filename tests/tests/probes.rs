@@ -5,8 +5,16 @@
 
 #[path = "probes/client.rs"]
 mod client;
+#[path = "probes/faults.rs"]
+mod faults;
 #[path = "probes/flows.rs"]
 mod flows;
+#[path = "probes/hostile.rs"]
+mod hostile;
+#[path = "probes/places.rs"]
+mod places;
+#[path = "probes/protocols.rs"]
+mod protocols;
 #[path = "probes/server.rs"]
 mod server;
 
@@ -201,6 +209,8 @@ fn retransmitted_segments_count_once() {
     runtime.block_on(async {
         let counts = settled(&observer, server_port, |c| c.ended == 5).await;
         assert_eq!((counts.requests, counts.ended, counts.syns), (5, 5, 1), "{counts:?}");
+        // Its client's are no part of the port's.
+        assert!((1..=retransmitted).contains(&counts.retransmits), "{counts:?} of {retransmitted}");
     });
     for (sequence, seen) in (0..).zip(&seen) {
         let record = observer.find(address, sequence).expect("a record");
@@ -283,7 +293,7 @@ async fn cut_connections_end_as_aborted_and_open_requests_can_be_looked_up() {
     assert_eq!(witness.counters(server.port()).expect("watched").in_flight, 1);
     drop(client);
     let record = end_of(address).await;
-    assert_eq!(record.end, RequestEnd::Aborted, "{record:?}");
+    assert_eq!(record.end, RequestEnd::Reset, "{record:?}");
     assert!(record.data_segments > 0 && record.last_byte_ns >= open.last_byte_ns, "{record:?}");
     assert_eq!(witness.counters(server.port()).expect("watched").in_flight, 0);
     assert!(witness.recent(10).iter().any(|recent| recent.client == address));

@@ -42,12 +42,25 @@ pub struct Head {
 impl Connection {
     /// Connects; small writes go out at once.
     pub fn open(addr: SocketAddr) -> Result<Self> {
+        let connection = Self::open_within(addr, CONNECT_TIMEOUT)?;
+        connection.patience(IO_TIMEOUT)?;
+        Ok(connection)
+    }
+
+    /// The same when no step may take longer than this.
+    pub fn open_within(addr: SocketAddr, patience: Duration) -> Result<Self> {
         let socket =
-            TcpStream::connect_timeout(&addr, CONNECT_TIMEOUT).with_context(|| format!("cannot connect to {addr}"))?;
+            TcpStream::connect_timeout(&addr, patience).with_context(|| format!("cannot connect to {addr}"))?;
         socket.set_nodelay(true)?;
-        socket.set_read_timeout(Some(IO_TIMEOUT))?;
-        socket.set_write_timeout(Some(IO_TIMEOUT))?;
-        Ok(Self { reader: BufReader::new(socket), addr })
+        let connection = Self { reader: BufReader::new(socket), addr };
+        connection.patience(patience)?;
+        Ok(connection)
+    }
+
+    fn patience(&self, patience: Duration) -> Result<()> {
+        let socket = self.reader.get_ref();
+        socket.set_read_timeout(Some(patience))?;
+        Ok(socket.set_write_timeout(Some(patience))?)
     }
 
     /// Our end's address: what the kernel's record names as the client.

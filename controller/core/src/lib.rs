@@ -11,6 +11,7 @@ mod fleet;
 pub mod forecast;
 mod learn;
 mod need;
+pub mod outside;
 mod plan;
 pub mod policy;
 mod room;

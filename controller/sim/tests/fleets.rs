@@ -228,7 +228,7 @@ fn the_oracle_is_hard_to_beat() {
     let work = Work { models: &trace.models, arrivals, duration_ns: trace.duration_ns };
     let of = |kind: Kind| run(&config, work, kind.build(Knobs::default(), &config, work).as_mut()).expect("runs");
     let oracle = of(Kind::Oracle);
-    assert!(oracle.attainment() > 0.97, "{}", oracle.attainment());
+    assert!(oracle.attainment() > 0.95, "{}", oracle.attainment());
     for kind in [Kind::Knative, Kind::Keda, Kind::HybridHistogram, Kind::Hpa] {
         let other = of(kind);
         assert!(other.device_s > oracle.device_s, "{kind}: {} against {}", other.device_s, oracle.device_s);

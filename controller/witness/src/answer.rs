@@ -50,19 +50,24 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Begins with the answer's first byte. `head_request`: the request's method was HEAD.
-    pub fn new(head_request: bool) -> Self {
+    /// Begins with the answer's first byte.
+    pub fn new() -> Self {
         Self {
             status: 0,
             framing: Framing::Unknown,
             head: Vec::new(),
             in_head: true,
             before_head: 0,
-            bodiless: head_request,
+            bodiless: false,
             event_stream: true,
             line: Vec::new(),
             position: 0,
         }
+    }
+
+    /// The request's method was HEAD.
+    pub fn bodiless(&mut self) {
+        self.bodiless = true;
     }
 
     /// Takes a segment of `segment_bytes`, of which `text` is the beginning, and which ends at byte `end` of
@@ -130,7 +135,11 @@ impl Answer {
     /// Reads a whole head; true when it is an interim answer (1xx) that another one follows.
     fn read_head(&mut self, head: &[u8]) -> bool {
         let mut lines = head.split(|&b| b == b'\n').map(|line| line.trim_ascii());
-        let Some(status) = lines.next().and_then(status_of) else { return false };
+        let Some(status) = lines.next().and_then(status_of) else {
+            // Seen, and no answer of HTTP: whatever is in it is no stream of tokens.
+            self.event_stream = false;
+            return false;
+        };
         if (100..200).contains(&status) && status != 101 {
             return true;
         }
@@ -220,7 +229,7 @@ mod tests {
     /// Feeds segments whole; returns the number of the segment that brought the first token, status, framing
     /// and whether the body is complete after the last one.
     fn check(segments: &[&str]) -> (Option<usize>, u16, Framing) {
-        let mut answer = Answer::new(false);
+        let mut answer = Answer::new();
         let mut end = 0;
         let mut first = None;
         for (i, segment) in segments.iter().enumerate() {
@@ -260,8 +269,9 @@ mod tests {
     }
 
     #[test]
-    fn json_that_contains_data_is_no_stream() {
+    fn what_is_no_stream_has_no_tokens() {
         let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 14\r\n\r\n";
         assert_eq!(check(&[head, "data: {\"a\":1}\n"]).0, None);
+        assert_eq!(check(&["\0\u{1}\r\n\r\ndata: {\"tokens\":[1]}\n\n"]).0, None);
     }
 }

@@ -4,7 +4,7 @@
 use crate::btf::Btf;
 use crate::permission;
 use crate::witness::{ProbeError, WitnessOptions};
-use aya::programs::{BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, ProgramError};
+use aya::programs::{BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use serde::Serialize;
 use std::fs::File;
@@ -26,10 +26,15 @@ pub struct ProbeStatus {
 }
 
 /// Each probe, in the order in which they are attached.
-const PROBES: [(&str, &str); 4] = [
+const PROBES: [(&str, &str); 9] = [
     ("http_request", "SYN and request counts, request start times"),
     ("http_response", "first byte, first token and last byte times as the kernel sees them"),
     ("connection_state", "connection counts, accept-queue depth, ends of cut connections"),
+    ("accepted_ipv4", "how long connections over IPv4 wait to be accepted"),
+    ("accepted_ipv6", "how long connections over IPv6 wait to be accepted"),
+    ("segment_resent", "retransmissions"),
+    ("reset_received", "counts of resets that clients sent"),
+    ("reset_sent", "counts of resets that servers sent"),
     ("process_exit", "exit reasons of adopted engines (their exits are still seen)"),
 ];
 
@@ -62,6 +67,9 @@ const UNKNOWN_OFFSET: u32 = u32::MAX;
 /// Inode of the first pid namespace (kernel: PROC_PID_INIT_INO).
 const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 
+/// What kernel versions tell at a tracepoint: name of the constant, which is 1 where the tracepoint has so many arguments.
+const SHAPES: [(&str, &str, usize); 1] = [("RETRANSMIT_TELLS_ERROR", "tcp_retransmit_skb", 3)];
+
 /// Loaded programs, or None with the reason in each status.
 pub(crate) struct Attached {
     pub ebpf: Option<Ebpf>,
@@ -89,7 +97,7 @@ pub(crate) fn attach(options: &WitnessOptions) -> Result<Attached, ProbeError> {
         None => OBJECT.to_vec(),
     };
     permission::raise_memlock_limit();
-    let btf = Btf::of_kernel();
+    let btf = Btf::read(&options.btf);
     let mut ebpf = match load(&object, btf.as_ref(), options) {
         Ok(ebpf) => ebpf,
         Err(EbpfError::ParseError(error)) => return Err(ProbeError::Object(error.to_string())),
@@ -98,11 +106,17 @@ pub(crate) fn attach(options: &WitnessOptions) -> Result<Attached, ProbeError> {
         }
     };
     let cgroup = options.cgroup.clone().map_or_else(find_cgroup, Ok);
-    let kernel_btf = aya::Btf::from_sys_fs().map_err(|_| "this kernel has no BTF (CONFIG_DEBUG_INFO_BTF)".to_owned());
+    let kernel_btf = aya::Btf::parse_file(&options.btf, aya::Endianness::default())
+        .map_err(|_| "this kernel has no BTF (CONFIG_DEBUG_INFO_BTF)".to_owned());
     let results = [
         cgroup_probe(&mut ebpf, "http_request", CgroupSkbAttachType::Ingress, &cgroup),
         cgroup_probe(&mut ebpf, "http_response", CgroupSkbAttachType::Egress, &cgroup),
         btf_probe(&mut ebpf, "connection_state", "inet_sock_set_state", &kernel_btf),
+        address_probe(&mut ebpf, "accepted_ipv4", &cgroup),
+        address_probe(&mut ebpf, "accepted_ipv6", &cgroup),
+        btf_probe(&mut ebpf, "segment_resent", "tcp_retransmit_skb", &kernel_btf),
+        btf_probe(&mut ebpf, "reset_received", "tcp_receive_reset", &kernel_btf),
+        btf_probe(&mut ebpf, "reset_sent", "tcp_send_reset", &kernel_btf),
         in_first_pid_namespace().and_then(|()| btf_probe(&mut ebpf, "process_exit", "sched_process_exit", &kernel_btf)),
     ];
     let probes = PROBES.iter().zip(results).map(|(&(probe, loses), result)| status(probe, loses, result)).collect();
@@ -112,6 +126,9 @@ pub(crate) fn attach(options: &WitnessOptions) -> Result<Attached, ProbeError> {
 fn load(object: &[u8], btf: Option<&Btf>, options: &WitnessOptions) -> Result<Ebpf, EbpfError> {
     let offsets =
         OFFSETS.map(|(_, structure, path)| btf.and_then(|btf| btf.offset(structure, path)).unwrap_or(UNKNOWN_OFFSET));
+    let shapes = SHAPES.map(|(_, tracepoint, arguments)| {
+        u32::from(btf.and_then(|btf| btf.tracepoint_arguments(tracepoint)) == Some(arguments))
+    });
     // Without the offsets there is no namespace to compare, and all of them count.
     let comparable = OFFSETS
         .iter()
@@ -122,6 +139,9 @@ fn load(object: &[u8], btf: Option<&Btf>, options: &WitnessOptions) -> Result<Eb
     let mut loader = EbpfLoader::new();
     for ((name, _, _), offset) in OFFSETS.iter().zip(&offsets) {
         loader.override_global(name, offset, true);
+    }
+    for ((name, _, _), shape) in SHAPES.iter().zip(&shapes) {
+        loader.override_global(name, shape, true);
     }
     loader.override_global("NET_NAMESPACE", &namespace, true);
     loader.map_max_entries("EVENTS", options.ring_bytes.next_power_of_two().max(4096));
@@ -140,6 +160,15 @@ fn cgroup_probe(
     program.load().map_err(|error| refused(&error))?;
     // As a link it stands beside whatever else is attached there.
     program.attach(folder, direction, CgroupAttachMode::Single).map_err(|error| refused(&error))?;
+    Ok(())
+}
+
+fn address_probe(ebpf: &mut Ebpf, name: &str, cgroup: &Result<PathBuf, String>) -> Result<(), String> {
+    let path = cgroup.as_ref().map_err(Clone::clone)?;
+    let folder = File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let program: &mut CgroupSockAddr = program(ebpf, name)?;
+    program.load().map_err(|error| refused(&error))?;
+    program.attach(folder, CgroupAttachMode::Single).map_err(|error| refused(&error))?;
     Ok(())
 }
 

@@ -28,8 +28,10 @@ enum Stage {
     /// After a chunk's bytes: its line end.
     ChunkEnd,
     Done,
-    /// No HTTP, or not understood: nothing more is read.
+    /// Not understood: nothing more is read.
     Lost,
+    /// The first line is none of HTTP/1.
+    Nonsense,
 }
 
 /// One request being read.
@@ -100,7 +102,12 @@ impl Request {
 
     /// Whether nothing more can be learned.
     pub fn done(&self) -> bool {
-        matches!(self.stage, Stage::Done | Stage::Lost)
+        matches!(self.stage, Stage::Done | Stage::Lost | Stage::Nonsense)
+    }
+
+    /// Whether its first line is none of HTTP/1.
+    pub fn is_nonsense(&self) -> bool {
+        self.stage == Stage::Nonsense
     }
 
     /// What the body said so far; None before one began.
@@ -116,7 +123,7 @@ impl Request {
 
     /// Bytes of the whole request where its head announced them.
     pub fn announced_bytes(&self) -> Option<u64> {
-        let in_head = matches!(self.stage, Stage::Line | Stage::Header | Stage::Lost);
+        let in_head = matches!(self.stage, Stage::Line | Stage::Header | Stage::Lost | Stage::Nonsense);
         self.length.filter(|_| !in_head && !self.chunked).map(|length| self.head_bytes.saturating_add(length))
     }
 
@@ -142,7 +149,7 @@ impl Request {
                 self.body_byte(byte);
                 self.stage = if left > 1 { Stage::Chunk(left - 1) } else { Stage::ChunkEnd };
             }
-            Stage::Done | Stage::Lost => {}
+            Stage::Done | Stage::Lost | Stage::Nonsense => {}
         }
     }
 
@@ -157,7 +164,7 @@ impl Request {
                 }
                 // A line longer than is kept has lost its version, and is one all the same.
                 let http = line.cut || words.next().is_some_and(|version| version.starts_with(b"HTTP/1."));
-                if http { Stage::Header } else { Stage::Lost }
+                if http { Stage::Header } else { Stage::Nonsense }
             }
             Stage::Header if text.is_empty() => self.head_end(),
             Stage::Header => {

@@ -2,10 +2,13 @@
 //! kernel's Documentation/bpf/btf.rst). Members of anonymous structs and unions are found by their own
 //! name. Every read is checked: a malformed file gives None, never a panic.
 
+use std::path::Path;
+
 /// Type kinds that matter here.
 const KIND_PTR: u32 = 2;
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
+const KIND_FUNC_PROTO: u32 = 13;
 /// typedef, volatile, const, restrict and type_tag stand for another type.
 const KINDS_OF_OTHER_NAMES: [u32; 5] = [8, 9, 10, 11, 18];
 /// Anonymous members inside each other, and names for names; real kernels need three.
@@ -20,9 +23,9 @@ pub struct Btf {
 }
 
 impl Btf {
-    /// The running kernel's; None when it has none.
-    pub fn of_kernel() -> Option<Self> {
-        Self::parse(std::fs::read("/sys/kernel/btf/vmlinux").ok()?)
+    /// The running kernel's, where it keeps it; None when it has none.
+    pub fn read(path: &Path) -> Option<Self> {
+        Self::parse(std::fs::read(path).ok()?)
     }
 
     /// Reads the type table of a BTF file.
@@ -55,6 +58,16 @@ impl Btf {
             id = member_type;
         }
         Some(offset)
+    }
+
+    /// How many arguments a tracepoint gives to programs.
+    pub fn tracepoint_arguments(&self, tracepoint: &str) -> Option<usize> {
+        let name = format!("btf_trace_{tracepoint}");
+        let id = (1..self.types.len()).find(|&id| self.name(id) == Some(name.as_bytes()))?;
+        let pointer = self.resolve(id)?;
+        let function = word(&self.data, self.types.get(pointer)? + 8)? as usize;
+        // The first is the kernel's own.
+        (self.kind(function)? == KIND_FUNC_PROTO).then(|| self.members(function).saturating_sub(1))
     }
 
     fn info(&self, id: usize) -> Option<u32> {
@@ -127,19 +140,19 @@ fn payload_bytes(info: u32) -> usize {
         1 | 14 | 17 => 4,
         3 => 12,
         4 | 5 | 15 | 19 => members * 12,
-        6 | 13 => members * 8,
+        6 | KIND_FUNC_PROTO => members * 8,
         _ => 0,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Btf;
+    use super::*;
     use proptest::prelude::*;
 
     #[test]
     fn this_kernel_has_what_the_probes_read() {
-        let Some(btf) = Btf::of_kernel() else {
+        let Some(btf) = Btf::read(Path::new("/sys/kernel/btf/vmlinux")) else {
             println!("skipped: this kernel has no BTF");
             return;
         };
@@ -149,6 +162,8 @@ mod tests {
         assert!(btf.offset("sock", "__sk_common.skc_dport").is_some());
         assert_eq!(btf.offset("sock", "no_such_member"), None);
         assert_eq!(btf.offset("no_such_struct", "x"), None);
+        assert!(btf.tracepoint_arguments("sched_switch").is_some_and(|arguments| arguments >= 3));
+        assert_eq!(btf.tracepoint_arguments("no_such_tracepoint"), None);
     }
 
     proptest! {
@@ -159,6 +174,7 @@ mod tests {
             if let Some(btf) = Btf::parse(data) {
                 let _ = btf.offset("sock", "a.b");
                 let _ = btf.offset("", "");
+                let _ = btf.tracepoint_arguments("x");
             }
         }
     }

@@ -18,6 +18,7 @@ mod reader;
 pub mod reassembly;
 pub mod record;
 mod token;
+mod unix;
 mod witness;
 
 pub use attach::ProbeStatus;
@@ -26,4 +27,5 @@ pub use cuda::{CudaError, CudaWatch};
 pub use ebpf_types::CudaCounters;
 pub use exit::ExitReason;
 pub use record::{Fidelity, FlowSample, Hop, PortRole, RequestEnd, RequestRecord, Vantage};
-pub use witness::{PortSnapshot, ProbeError, Witness, WitnessOptions};
+pub use unix::{UnixListener, unix_listeners};
+pub use witness::{PortSnapshot, ProbeError, Protocols, Witness, WitnessOptions};

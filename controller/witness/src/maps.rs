@@ -6,7 +6,7 @@ use aya::util::nr_cpus;
 use ebpf_types::{ListenQueue, PortCounters};
 
 /// [`PortCounters`] and [`ListenQueue`] as plain words, which aya takes without further ado.
-type CounterWords = [u64; 8];
+type CounterWords = [u64; 20];
 type QueueWords = [u64; 3];
 const _: () = assert!(size_of::<CounterWords>() == size_of::<PortCounters>());
 const _: () = assert!(size_of::<QueueWords>() == size_of::<ListenQueue>());
@@ -54,19 +54,8 @@ impl KernelMaps {
     /// Counters of a port over all CPUs; maxima are maxima.
     pub fn counters(&self, port: u16) -> Option<PortCounters> {
         let per_cpu = self.ports.get(&port, 0).ok()?;
-        Some(per_cpu.iter().map(|words| bytemuck::cast::<CounterWords, PortCounters>(*words)).fold(
-            PortCounters::default(),
-            |sum, one| PortCounters {
-                syns: sum.syns + one.syns,
-                syn_retries: sum.syn_retries + one.syn_retries,
-                connections: sum.connections + one.connections,
-                closed: sum.closed + one.closed,
-                requests: sum.requests + one.requests,
-                responses: sum.responses + one.responses,
-                accept_queue_max: sum.accept_queue_max.max(one.accept_queue_max),
-                reserved: 0,
-            },
-        ))
+        let words = per_cpu.iter().map(|words| bytemuck::cast::<CounterWords, PortCounters>(*words));
+        Some(words.fold(PortCounters::default(), |sum, one| sum.plus(&one)))
     }
 
     pub fn queue(&self, port: u16) -> ListenQueue {

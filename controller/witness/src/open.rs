@@ -11,6 +11,8 @@ use std::hash::DefaultHasher;
 pub(crate) struct OpenRequest {
     pub record: RequestRecord,
     pub answer: Answer,
+    /// The beginning of the request, as much as its line is told of.
+    line: Vec<u8>,
     number: u64,
     request: Request,
     /// Its start was told.
@@ -28,12 +30,13 @@ impl OpenRequest {
     pub fn new(number: u64, flow: &FlowEvent, role: PortRole, text: &[u8], keyed: DefaultHasher) -> Self {
         let record = RequestRecord {
             port: flow.key.server_port,
-            vantage: Vantage { hop: role.hop(), net_namespace: flow.net_namespace, cookie: flow.cookie },
+            vantage: Vantage { hop: role.hop(), net_namespace: flow.key.net_namespace, cookie: flow.cookie },
             role,
             client: flow.key.client_addr(),
             sequence: flow.request,
-            line: request_line(text),
+            line: String::new(),
             syn_ns: flow.syn_ns,
+            accept_wait_ns: flow.accept_wait_ns,
             start_ns: flow.start_ns,
             first_byte_ns: flow.first_byte_ns,
             first_token_ns: 0,
@@ -41,6 +44,7 @@ impl OpenRequest {
             status: 0,
             request_bytes: flow.request_bytes,
             response_bytes: flow.response_bytes,
+            retransmits: flow.retransmits,
             data_segments: flow.data_segments,
             itl_ns_mean: 0,
             tokens: 0,
@@ -52,10 +56,10 @@ impl OpenRequest {
             fidelity: if text.is_empty() { Fidelity::Bytes } else { Fidelity::Counted },
             end: RequestEnd::InProgress,
         };
-        let answer = Answer::new(text.starts_with(b"HEAD "));
         Self {
             record,
-            answer,
+            answer: Answer::new(),
+            line: Vec::new(),
             number,
             request: Request::new(keyed),
             started: false,
@@ -71,6 +75,11 @@ impl OpenRequest {
     pub fn more(&mut self, flow: &FlowEvent, text: &[u8], samples: &mut Vec<FlowSample>) {
         self.record.request_bytes = self.record.request_bytes.max(flow.request_bytes);
         self.request.push(text);
+        let room = LINE_BYTES.saturating_sub(self.line.len());
+        if room > 0 && !text.is_empty() {
+            self.line.extend_from_slice(&text[..text.len().min(room)]);
+            self.record.line = request_line(&self.line);
+        }
         // A segment that is told in part has reached the bound.
         if self.request.done() || text.len() < flow.segment_bytes as usize {
             self.known(samples);
@@ -84,6 +93,12 @@ impl OpenRequest {
         }
         self.started = true;
         let record = &mut self.record;
+        if record.line.starts_with("HEAD ") {
+            self.answer.bodiless();
+        }
+        if self.request.is_nonsense() {
+            record.fidelity = Fidelity::Bytes;
+        }
         record.body = self.request.facts();
         if record.fidelity >= Fidelity::Counted {
             record.fingerprint = self.request.fingerprint();
@@ -108,6 +123,8 @@ impl OpenRequest {
         record.request_bytes = record.request_bytes.max(flow.request_bytes);
         record.response_bytes = record.response_bytes.max(flow.response_bytes);
         record.data_segments = flow.data_segments.saturating_add(self.hidden_segments);
+        record.retransmits = record.retransmits.max(flow.retransmits);
+        record.accept_wait_ns = record.accept_wait_ns.max(flow.accept_wait_ns);
     }
 
     /// Reads a segment's text.

@@ -8,7 +8,7 @@
 use crate::answer::Framing;
 use crate::open::OpenRequest;
 use crate::record::{FlowSample, PortRole, RequestEnd, RequestRecord};
-use ebpf_types::{Event, FLAG_TERMINATOR, FlowEvent, FlowKey, TokenEvent};
+use ebpf_types::{Event, FLAG_RESET, FLAG_TERMINATOR, FlowEvent, FlowKey, TokenEvent};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
@@ -206,11 +206,19 @@ impl Reassembly {
         }
         open.advance(flow);
         let terminated = flow.header.flags & FLAG_TERMINATOR != 0;
-        let complete = flow.first_byte_ns != 0 && open.answer.complete_at_close(flow.response_bytes, terminated);
+        let reset = flow.header.flags & FLAG_RESET != 0;
+        // A reset is no regular end of a body that only the end of its connection delimits.
+        let complete = flow.first_byte_ns != 0
+            && if reset {
+                open.answer.complete(flow.response_bytes, terminated)
+            } else {
+                open.answer.complete_at_close(flow.response_bytes, terminated)
+            };
         let head_missed = flow.first_byte_ns != 0 && open.answer.framing == Framing::Unknown;
         let end = match (complete, head_missed) {
             (true, _) => RequestEnd::Complete,
             (false, true) => RequestEnd::Lost,
+            (false, false) if reset => RequestEnd::Reset,
             (false, false) => RequestEnd::Aborted,
         };
         self.finish(open, end, finished);

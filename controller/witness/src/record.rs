@@ -17,6 +17,8 @@ pub struct RequestRecord {
     pub line: String,
     /// SYN of the connection; only meaningful for `sequence` 0.
     pub syn_ns: u64,
+    /// Time that the connection waited to be accepted, at most, ns; 0 where not known. It may overlap the request.
+    pub accept_wait_ns: u64,
     pub start_ns: u64,
     pub first_byte_ns: u64,
     /// First `data:` event that is a token; 0 for an answer that is not a stream.
@@ -26,6 +28,8 @@ pub struct RequestRecord {
     pub status: u16,
     pub request_bytes: u64,
     pub response_bytes: u64,
+    /// Segments that the server's side sent again on the connection while the request went on.
+    pub retransmits: u32,
     /// `data:` segments: a lower bound on tokens, since segments coalesce.
     pub data_segments: u32,
     /// Mean gap between `data:` segments after the first token, ns; 0 when there were none.
@@ -149,8 +153,10 @@ pub enum RequestEnd {
     /// Still going on: only in a record looked up before its end.
     InProgress,
     Complete,
-    /// The connection was closed or reset before the answer was complete.
+    /// The connection was closed before the answer was complete.
     Aborted,
+    /// It was torn down: by a reset of either side, or since nothing was acknowledged any more.
+    Reset,
     /// Forgotten for want of room in a map or the ring.
     Lost,
 }

@@ -37,6 +37,8 @@ pub struct WitnessOptions {
     pub connections: usize,
     /// Another object than the embedded one, to try a rebuilt one.
     pub object: Option<PathBuf>,
+    /// The kernel's description of its types; where there is no such file, what needs it is left out.
+    pub btf: PathBuf,
 }
 
 impl Default for WitnessOptions {
@@ -49,6 +51,7 @@ impl Default for WitnessOptions {
             recent_records: 4096,
             connections: 16384,
             object: None,
+            btf: "/sys/kernel/btf/vmlinux".into(),
         }
     }
 }
@@ -78,11 +81,36 @@ pub struct PortSnapshot {
     pub accept_queue: u32,
     pub accept_queue_max: u32,
     pub accept_queue_limit: u32,
+    /// Connections whose wait to be accepted is known (where the server asks for its clients' addresses), the sum of
+    /// these waits, and the longest.
+    pub accepts: u64,
+    pub accept_wait_ns: u64,
+    pub accept_wait_ns_max: u64,
+    /// Segments that the server's side sent again, and resets of connections.
+    pub retransmits: u64,
+    pub resets_sent: u64,
+    pub resets_received: u64,
+    pub protocols: Protocols,
     /// Requests that began, counted in the kernel.
     pub requests: u64,
     /// Requests that were followed to an end, and that are going on.
     pub ended: u64,
     pub in_flight: u64,
+}
+
+/// Connections of a port by what the client speaks on them. Requests are counted and followed in HTTP/1 alone; of the
+/// others the bytes are counted. Those that said nothing, or too little, or had begun before their port was watched and
+/// brought no request since, are in none of these.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Protocols {
+    pub http1: u64,
+    /// In the clear: told by its preface.
+    pub http2: u64,
+    pub tls: u64,
+    pub other: u64,
+    /// Payload bytes on connections that are not HTTP/1: to the server and from it.
+    pub opaque_request_bytes: u64,
+    pub opaque_response_bytes: u64,
 }
 
 /// What the reader fills and everybody reads.
@@ -344,6 +372,20 @@ impl Shared {
             accept_queue: queue.depth,
             accept_queue_max: u32::try_from(kernel.accept_queue_max).unwrap_or(u32::MAX),
             accept_queue_limit: queue.limit,
+            accepts: kernel.accepts,
+            accept_wait_ns: kernel.accept_wait_ns,
+            accept_wait_ns_max: kernel.accept_wait_ns_max,
+            retransmits: kernel.retransmits,
+            resets_sent: kernel.resets_sent,
+            resets_received: kernel.resets_received,
+            protocols: Protocols {
+                http1: kernel.http1,
+                http2: kernel.http2,
+                tls: kernel.tls,
+                other: kernel.other,
+                opaque_request_bytes: kernel.opaque_request_bytes,
+                opaque_response_bytes: kernel.opaque_response_bytes,
+            },
             requests: kernel.requests,
             ended: totals.ended,
             in_flight: totals.in_flight,

@@ -3,17 +3,21 @@
 //! tp_btf needs no tracefs. A listener's children are clones of it, so the change LISTEN to SYN_RECV is
 //! reported for each child and is not the end of a listener.
 
-use crate::kernel::{self, field, in_watched_namespace};
+use crate::accept::count_wait;
+use crate::kernel::{self, field, watched_namespace};
 use crate::maps::{FLOWS, PORTS, QUEUES, SYNS, add, emit, flow_event, ring_has_room};
 use crate::packet::mapped;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use ebpf_types::{EVENT_CLOSED, EVENT_ESTABLISHED, FlowKey, FlowState, ListenQueue, PHASE_IDLE, PortCounters};
+use ebpf_types::{
+    EVENT_CLOSED, EVENT_ESTABLISHED, FLAG_RESET, FlowKey, FlowState, ListenQueue, PHASE_IDLE, PortCounters,
+};
 
 const ESTABLISHED: i32 = 1;
 const SYN_RECV: i32 = 3;
 const CLOSE: i32 = 7;
+const CLOSE_WAIT: i32 = 8;
 const LISTEN: i32 = 10;
 const AF_INET: u16 = 2;
 
@@ -30,11 +34,9 @@ fn state_changed(ctx: &BtfTracePointContext) -> Result<(), i32> {
     let (old, new): (i32, i32) = (ctx.arg(1), ctx.arg(2));
     let port = u16::from_be(field(socket, &kernel::OFF_SOCK_SPORT)?);
     let Some(counters) = PORTS.get_ptr_mut(port) else { return Ok(()) };
-    if !in_watched_namespace(socket) {
-        return Ok(());
-    }
+    let Some(namespace) = watched_namespace(socket) else { return Ok(()) };
     match (old, new) {
-        (SYN_RECV, ESTABLISHED) => established(socket, port, counters),
+        (SYN_RECV, ESTABLISHED) => established(socket, port, namespace, counters),
         (LISTEN, CLOSE) => {
             listener_gone(socket, port);
             Ok(())
@@ -43,25 +45,38 @@ fn state_changed(ctx: &BtfTracePointContext) -> Result<(), i32> {
             listener_found(socket, port);
             Ok(())
         }
-        (_, CLOSE) => closed(socket, port, counters),
+        (_, CLOSE) => {
+            // A regular end goes through other states; from these two a connection is torn down.
+            let torn_down = old == ESTABLISHED || old == CLOSE_WAIT;
+            closed(socket, (port, namespace), counters, torn_down)
+        }
         _ => Ok(()),
     }
 }
 
 #[inline(always)]
-fn established(socket: u64, port: u16, counters: *mut PortCounters) -> Result<(), i32> {
+fn established(socket: u64, port: u16, namespace: u32, counters: *mut PortCounters) -> Result<(), i32> {
     // SAFETY: a checked map value; only the address of the field is taken.
     add(unsafe { &raw mut (*counters).connections }, 1);
     let (depth, limit) = sample_queue(port, counters);
+    let key = flow_key(socket, port, namespace)?;
+    // SAFETY: a plain kernel helper.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let mut flow = FlowState::default();
+    if let Some(seen) = SYNS.get_ptr_mut(&key) {
+        // SAFETY: a checked map value; aligned loads and stores.
+        unsafe {
+            flow.syn_ns = (*seen).first_ns;
+            // The connection is in the queue before its state changes, so that it may have left it again.
+            if (*seen).accepted_ns != 0 {
+                count_wait(counters, 0);
+            }
+            (*seen).established_ns = now;
+        }
+    }
     if !ring_has_room() {
         return Ok(());
     }
-    let key = flow_key(socket, port)?;
-    // SAFETY: reading a map value that another CPU may be writing gives at worst a mixed time.
-    let syn_ns = unsafe { SYNS.get(&key) }.map_or(0, |seen| seen.first_ns);
-    let flow = FlowState { syn_ns, ..FlowState::default() };
-    // SAFETY: a plain kernel helper.
-    let now = unsafe { bpf_ktime_get_ns() };
     let mut event = flow_event(EVENT_ESTABLISHED, 0, now, &key, &flow);
     event.accept_queue = depth;
     event.accept_queue_limit = limit;
@@ -70,16 +85,17 @@ fn established(socket: u64, port: u16, counters: *mut PortCounters) -> Result<()
 }
 
 #[inline(always)]
-fn closed(socket: u64, port: u16, counters: *mut PortCounters) -> Result<(), i32> {
+fn closed(socket: u64, (port, namespace): (u16, u32), counters: *mut PortCounters, torn_down: bool) -> Result<(), i32> {
     // SAFETY: as in `established`.
     add(unsafe { &raw mut (*counters).closed }, 1);
-    let key = flow_key(socket, port)?;
+    let key = flow_key(socket, port, namespace)?;
     if let Some(flow) = FLOWS.get_ptr_mut(&key) {
         // SAFETY: a checked map value, copied field by field into the event.
         let flow = unsafe { &*flow };
         if flow.phase != PHASE_IDLE {
+            let flags = if torn_down || flow.reset != 0 { FLAG_RESET } else { 0 };
             // SAFETY: a plain kernel helper.
-            emit(&flow_event(EVENT_CLOSED, 0, unsafe { bpf_ktime_get_ns() }, &key, flow));
+            emit(&flow_event(EVENT_CLOSED, flags, unsafe { bpf_ktime_get_ns() }, &key, flow));
         }
         let _ = FLOWS.remove(&key);
     }
@@ -87,8 +103,9 @@ fn closed(socket: u64, port: u16, counters: *mut PortCounters) -> Result<(), i32
     Ok(())
 }
 
+/// The connection of a server's socket.
 #[inline(always)]
-fn flow_key(socket: u64, server_port: u16) -> Result<FlowKey, i32> {
+pub fn flow_key(socket: u64, server_port: u16, net_namespace: u32) -> Result<FlowKey, i32> {
     let family: u16 = field(socket, &kernel::OFF_SOCK_FAMILY)?;
     let client_port = u16::from_be(field(socket, &kernel::OFF_SOCK_DPORT)?);
     let (client, server) = if family == AF_INET {
@@ -96,7 +113,7 @@ fn flow_key(socket: u64, server_port: u16) -> Result<FlowKey, i32> {
     } else {
         (field(socket, &kernel::OFF_SOCK_DADDR6)?, field(socket, &kernel::OFF_SOCK_SADDR6)?)
     };
-    Ok(FlowKey { client, server, client_port, server_port })
+    Ok(FlowKey { client, server, client_port, server_port, net_namespace })
 }
 
 /// Remembers the listener of a port.

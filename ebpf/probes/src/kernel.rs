@@ -46,6 +46,9 @@ pub static OFF_SIGNAL_FLAGS: Global<u32> = Global::new(UNKNOWN);
 pub static OFF_SIGNAL_GROUP_EXIT_CODE: Global<u32> = Global::new(UNKNOWN);
 #[unsafe(no_mangle)]
 pub static OFF_SIGNAL_OOM_MM: Global<u32> = Global::new(UNKNOWN);
+/// Not 0 where the tracepoint of a retransmission tells as its third argument whether it failed.
+#[unsafe(no_mangle)]
+pub static RETRANSMIT_TELLS_ERROR: Global<u32> = Global::new(0);
 /// Inode number of the network namespace whose sockets count; 0 for all.
 #[unsafe(no_mangle)]
 pub static NET_NAMESPACE: Global<u32> = Global::new(0);
@@ -63,17 +66,15 @@ pub fn field<T>(base: u64, offset: &Global<u32>) -> Result<T, i32> {
 
 /// Inode number of a socket's network namespace, 0 where unknown.
 #[inline(always)]
-pub fn net_namespace(socket: u64) -> u32 {
+fn net_namespace(socket: u64) -> u32 {
     let Ok(net) = field::<u64>(socket, &OFF_SOCK_NET) else { return 0 };
     field::<u32>(net, &OFF_NET_INUM).unwrap_or(0)
 }
 
-/// Whether a socket belongs to the network namespace that is watched.
+/// Inode number of a socket's network namespace (0 where unknown), if that one is watched.
 #[inline(always)]
-pub fn in_watched_namespace(socket: u64) -> bool {
+pub fn watched_namespace(socket: u64) -> Option<u32> {
+    let namespace = net_namespace(socket);
     let wanted = NET_NAMESPACE.load();
-    if wanted == 0 {
-        return true;
-    }
-    net_namespace(socket) == wanted
+    (wanted == 0 || namespace == wanted).then_some(namespace)
 }

@@ -2,6 +2,8 @@
 //! a bounded piece of what they see and decide nothing: policy and meaning are user space's.
 //!
 //! - `connection`: attempts, connections and accept queues of watched ports (TCP state changes).
+//! - `accept`: how long connections wait in them (cgroup_sock_addr, where accept(2) reads the peer's address).
+//! - `fault`: segments sent again and resets.
 //! - `request`: SYNs and requests that arrive (cgroup_skb ingress, on the server's socket).
 //! - `response`: answers that leave (cgroup_skb egress, on the server's socket).
 //! - `process`: ends of watched processes.
@@ -13,12 +15,15 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod accept;
 mod connection;
 mod cuda;
+mod fault;
 mod kernel;
 mod maps;
 mod packet;
 mod process;
+mod protocol;
 mod request;
 mod response;
 

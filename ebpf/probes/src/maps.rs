@@ -14,10 +14,10 @@ pub static QUEUES: HashMap<u16, ListenQueue> = HashMap::with_max_entries(1024, 0
 /// Watched processes; an entry is removed when its process ends, so that an end is told once.
 #[map]
 pub static PIDS: HashMap<u32, u32> = HashMap::with_max_entries(4096, 0);
-/// Latest attempt to connect per connection.
+/// Latest attempt to connect per connection, until it is closed.
 #[map]
 pub static SYNS: LruHashMap<FlowKey, SynSeen> = LruHashMap::with_max_entries(16384, 0);
-/// Connections that carried a request.
+/// Connections on which the client said something.
 #[map]
 pub static FLOWS: LruHashMap<FlowKey, FlowState> = LruHashMap::with_max_entries(16384, 0);
 /// Events to user space.
@@ -134,6 +134,7 @@ pub fn flow_event(kind: u16, flags: u16, now: u64, key: &FlowKey, flow: &FlowSta
     event.data_segments = flow.data_segments;
     event.cookie = flow.cookie;
     event.flow = flow.id;
-    event.net_namespace = flow.net_namespace;
+    event.retransmits = flow.retransmits;
+    event.accept_wait_ns = flow.accept_wait_ns;
     event
 }

@@ -75,8 +75,8 @@ pub fn flow_key(
     ctx: &SkBuffContext,
     transport: Transport,
     to_server: bool,
-    client_port: u16,
-    server_port: u16,
+    (client_port, server_port): (u16, u16),
+    net_namespace: u32,
 ) -> Option<FlowKey> {
     let (source, destination): ([u8; 16], [u8; 16]) = if transport.version == 4 {
         let pair: [[u8; 4]; 2] = ctx.load(12).ok()?;
@@ -85,7 +85,7 @@ pub fn flow_key(
         (ctx.load(8).ok()?, ctx.load(24).ok()?)
     };
     let (client, server) = if to_server { (source, destination) } else { (destination, source) };
-    Some(FlowKey { client, server, client_port, server_port })
+    Some(FlowKey { client, server, client_port, server_port, net_namespace })
 }
 
 /// An IPv4 address as IPv6.

@@ -2,11 +2,12 @@
 //! can still matter (status, length, first token) and silently counted after it.
 
 use crate::connection::sample_queue;
-use crate::kernel::in_watched_namespace;
+use crate::kernel::watched_namespace;
 use crate::maps::{
     EVENTS, FLOWS, PORTS, SCRATCH, SCRATCH_BYTES, add, count_lost, emit_quietly, flow_event, submit_quietly, terminated,
 };
 use crate::packet::{self, Segment, after};
+use crate::protocol::is_opaque;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
@@ -50,17 +51,24 @@ fn left(ctx: &SkBuffContext) -> Option<()> {
     let (server_port, client_port) = packet::ports(ctx, transport)?;
     let counters = PORTS.get_ptr_mut(server_port)?;
     let mut segment = packet::segment(ctx, transport)?;
-    if segment.payload_bytes == 0 || !in_watched_namespace(packet::tcp_socket(ctx)?) {
+    if segment.payload_bytes == 0 {
         return None;
     }
-    let key = packet::flow_key(ctx, transport, false, client_port, server_port)?;
+    let namespace = watched_namespace(packet::tcp_socket(ctx)?)?;
+    let key = packet::flow_key(ctx, transport, false, (client_port, server_port), namespace)?;
     let flow = FLOWS.get_ptr_mut(&key)?;
     // SAFETY: a checked map value; see `request::on_payload` for who writes what.
     let flow = unsafe { &mut *flow };
+    drop_repeated(flow, &mut segment)?;
     if flow.phase == PHASE_IDLE {
+        // What the server says before it is known what is spoken is counted when that is told.
+        flow.response_end = segment.tcp_seq.wrapping_add(segment.payload_bytes);
+        if is_opaque(flow.protocol) {
+            // SAFETY: a checked map value; only the address of the field is taken.
+            add(unsafe { &raw mut (*counters).opaque_response_bytes }, segment.payload_bytes as u64);
+        }
         return None;
     }
-    drop_repeated(flow, &mut segment)?;
     let mut flags = 0;
     if flow.phase == PHASE_REQUEST {
         flags |= FLAG_FIRST;
@@ -69,6 +77,7 @@ fn left(ctx: &SkBuffContext) -> Option<()> {
         sample_queue(server_port, counters);
     }
     advance(ctx, flow, &segment);
+    segment.payload_bytes = forget(flow, segment.payload_bytes);
     tell(ctx, &key, flow, &segment, flags);
     None
 }
@@ -79,6 +88,7 @@ fn drop_repeated(flow: &mut FlowState, segment: &mut Segment) -> Option<()> {
     let end = segment.tcp_seq.wrapping_add(segment.payload_bytes);
     if flow.response_seen == 0 {
         flow.response_seen = 1;
+        flow.response_seq = segment.tcp_seq;
         flow.response_end = segment.tcp_seq;
     }
     if !after(end, flow.response_end) {
@@ -91,6 +101,17 @@ fn drop_repeated(flow: &mut FlowState, segment: &mut Segment) -> Option<()> {
         segment.tcp_seq = flow.response_end;
     }
     Some(())
+}
+
+/// The same number, of which the verifier knows nothing.
+#[inline(always)]
+fn forget(flow: &mut FlowState, number: u32) -> u32 {
+    let place = &raw mut flow.forgotten;
+    // SAFETY: a field of a checked map value.
+    unsafe {
+        place.write_volatile(number);
+        place.read_volatile()
+    }
 }
 
 /// Moves the flow on over a new segment.

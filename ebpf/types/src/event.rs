@@ -24,6 +24,9 @@ pub const FLAG_RETRY: u16 = 1;
 pub const FLAG_FIRST: u16 = 2;
 /// The stream of answer bytes ends, with this segment, in the last chunk of a chunked body.
 pub const FLAG_TERMINATOR: u16 = 4;
+/// The connection was torn down without the server's regular end: by a reset of either side, or since nothing was
+/// acknowledged any more.
+pub const FLAG_RESET: u16 = 8;
 
 /// The process was chosen by the out-of-memory killer.
 pub const EXIT_OOM_VICTIM: u32 = 1;
@@ -59,6 +62,8 @@ pub struct FlowKey {
     pub server: [u8; 16],
     pub client_port: u16,
     pub server_port: u16,
+    /// Inode number of the server's network namespace, 0 where unknown: each has the same addresses for itself.
+    pub net_namespace: u32,
 }
 
 /// Something on a connection.
@@ -68,8 +73,6 @@ pub struct FlowKey {
 pub struct FlowEvent {
     pub header: EventHeader,
     pub key: FlowKey,
-    /// Number of the request on its connection, from 0.
-    pub request: u32,
     pub syn_ns: u64,
     pub start_ns: u64,
     pub first_byte_ns: u64,
@@ -89,9 +92,12 @@ pub struct FlowEvent {
     /// Connections that wait to be accepted at this port's listener, and its limit; at SYN and establishment.
     pub accept_queue: u32,
     pub accept_queue_limit: u32,
-    /// Inode number of the socket's network namespace, 0 where unknown.
-    pub net_namespace: u32,
-    pub reserved: u32,
+    /// Number of the request on its connection, from 0.
+    pub request: u32,
+    /// Segments that the server's side sent again since the request began.
+    pub retransmits: u32,
+    /// Time that the connection waited to be accepted, 0 where unknown.
+    pub accept_wait_ns: u64,
 }
 
 /// A segment of a stream beyond those that are told with their text, which begins with a `data:` event that
@@ -127,8 +133,8 @@ pub struct ExitEvent {
 }
 
 const _: () = assert!(size_of::<EventHeader>() == 16);
-const _: () = assert!(size_of::<FlowKey>() == 36);
-const _: () = assert!(size_of::<FlowEvent>() == 144 && align_of::<FlowEvent>() == 8);
+const _: () = assert!(size_of::<FlowKey>() == 40);
+const _: () = assert!(size_of::<FlowEvent>() == 152 && align_of::<FlowEvent>() == 8);
 const _: () = assert!(size_of::<TokenEvent>() == 40);
 const _: () = assert!(size_of::<ExitEvent>() == 32);
 
@@ -136,8 +142,7 @@ impl FlowEvent {
     /// An event with nothing in it.
     pub const EMPTY: Self = Self {
         header: EventHeader { kind: 0, flags: 0, text_bytes: 0, at_ns: 0 },
-        key: FlowKey { client: [0; 16], server: [0; 16], client_port: 0, server_port: 0 },
-        request: 0,
+        key: FlowKey { client: [0; 16], server: [0; 16], client_port: 0, server_port: 0, net_namespace: 0 },
         syn_ns: 0,
         start_ns: 0,
         first_byte_ns: 0,
@@ -150,7 +155,8 @@ impl FlowEvent {
         segment_bytes: 0,
         accept_queue: 0,
         accept_queue_limit: 0,
-        net_namespace: 0,
-        reserved: 0,
+        request: 0,
+        retransmits: 0,
+        accept_wait_ns: 0,
     };
 }

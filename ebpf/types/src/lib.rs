@@ -15,9 +15,12 @@ mod parse;
 pub use cuda::CudaCounters;
 pub use event::{
     EVENT_BODY, EVENT_CLOSED, EVENT_ESTABLISHED, EVENT_EXIT, EVENT_REQUEST, EVENT_RESPONSE, EVENT_SYN, EVENT_TOKEN,
-    EXIT_OOM_VICTIM, EventHeader, ExitEvent, FLAG_FIRST, FLAG_RETRY, FLAG_TERMINATOR, FlowEvent, FlowKey, HEAD_BYTES,
-    LINE_BYTES, REQUEST_BYTES, SEGMENT_BYTES, TokenEvent,
+    EXIT_OOM_VICTIM, EventHeader, ExitEvent, FLAG_FIRST, FLAG_RESET, FLAG_RETRY, FLAG_TERMINATOR, FlowEvent, FlowKey,
+    HEAD_BYTES, LINE_BYTES, REQUEST_BYTES, SEGMENT_BYTES, TokenEvent,
 };
-pub use maps::{FlowState, ListenQueue, PHASE_IDLE, PHASE_REQUEST, PHASE_RESPONSE, PortCounters, SynSeen};
+pub use maps::{
+    FlowState, ListenQueue, PHASE_IDLE, PHASE_REQUEST, PHASE_RESPONSE, PROTOCOL_HTTP1, PROTOCOL_HTTP2, PROTOCOL_OTHER,
+    PROTOCOL_TLS, PROTOCOL_UNKNOWN, PortCounters, SynSeen,
+};
 #[cfg(feature = "pod")]
 pub use parse::{Event, ParseError, parse};

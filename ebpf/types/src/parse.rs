@@ -97,11 +97,11 @@ mod tests {
         event.header.kind = EVENT_REQUEST;
         event.header.text_bytes = 3;
         let mut bytes = [0u8; 192];
-        bytes[..144].copy_from_slice(bytemuck::bytes_of(&event));
-        bytes[144..150].copy_from_slice(b"GET /x");
+        bytes[..152].copy_from_slice(bytemuck::bytes_of(&event));
+        bytes[152..158].copy_from_slice(b"GET /x");
         assert_eq!(parse(&bytes), Ok(Event::Request(event, b"GET")));
-        assert_eq!(parse(&bytes[..146]), Err(ParseError::Truncated { needed: 147, have: 146 }));
-        assert_eq!(parse(&bytes[..20]), Err(ParseError::Truncated { needed: 144, have: 20 }));
+        assert_eq!(parse(&bytes[..154]), Err(ParseError::Truncated { needed: 155, have: 154 }));
+        assert_eq!(parse(&bytes[..20]), Err(ParseError::Truncated { needed: 152, have: 20 }));
         assert_eq!(parse(&[]), Err(ParseError::Truncated { needed: 16, have: 0 }));
     }
 
@@ -124,7 +124,7 @@ mod tests {
                 bytes[..2].copy_from_slice(&kind.to_le_bytes());
             }
             if let Ok(Event::Response(_, text) | Event::Request(_, text) | Event::Body(_, text)) = parse(&bytes) {
-                prop_assert!(text.len() + 144 <= bytes.len());
+                prop_assert!(text.len() + 152 <= bytes.len());
             }
         }
     }

@@ -30,6 +30,25 @@ impl Client {
         Self { stream, connect_ns }
     }
 
+    /// The same from an address that was used before.
+    pub fn connect_from(from: SocketAddr, server: SocketAddr) -> Self {
+        use rustix::net::{AddressFamily, SocketType, bind, connect, socket, sockopt};
+        let end = socket(AddressFamily::INET, SocketType::STREAM, None).expect("socket");
+        sockopt::set_socket_reuseaddr(&end, true).expect("reuse");
+        bind(&end, &from).expect("bind");
+        let connect_ns = now_ns();
+        connect(&end, &server).expect("connect");
+        let stream = TcpStream::from(end);
+        stream.set_nodelay(true).expect("nodelay");
+        stream.set_read_timeout(Some(Duration::from_secs(10))).expect("timeout");
+        Self { stream, connect_ns }
+    }
+
+    /// Ends the connection by a reset.
+    pub fn reset(self) {
+        rustix::net::sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO)).expect("linger");
+    }
+
     /// As the server and the kernel name this end.
     pub fn address(&self) -> SocketAddr {
         self.stream.local_addr().expect("address")
@@ -46,6 +65,17 @@ impl Client {
         }
         let request_bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
         let mut seen = Seen { sent_ns, request_bytes, ..Seen::default() };
+        self.receive(&mut seen);
+        seen
+    }
+
+    /// Sends, and does not wait.
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).expect("write");
+    }
+
+    /// Reads one answer.
+    pub fn receive(&mut self, seen: &mut Seen) {
         let mut answer = Vec::new();
         let mut buffer = [0; 65536];
         while !complete(&answer) {
@@ -64,7 +94,6 @@ impl Client {
             seen.last_byte_ns = now;
         }
         seen.response_bytes = answer.len() as u64;
-        seen
     }
 
     pub fn post(&mut self, path: &str) -> Seen {

@@ -7,6 +7,7 @@ mod gateway;
 mod llama;
 mod load;
 mod policies;
+mod reaction;
 mod report;
 mod tick;
 mod witness;
@@ -30,6 +31,8 @@ pub enum Name {
     Tick,
     /// The kernel's counts and times beside the server's and the clients' own clocks, for our engine and llama-server.
     Witness,
+    /// How soon load beyond capacity is known and acted on, beside a poll, a scrape and the gateway's own counter.
+    Reaction,
 }
 
 /// Runs one benchmark, prints its table and writes target/bench/NAME.json.
@@ -47,6 +50,7 @@ pub fn run(name: Name, models: &[String], traces: Option<&Path>) -> Result<()> {
         Name::Policies => policies::measure(traces.context("`bench policies` needs --traces DIR")?)?,
         Name::Tick => tick::measure()?,
         Name::Witness => witness::measure()?,
+        Name::Reaction => reaction::measure()?,
     };
     report.finish()
 }

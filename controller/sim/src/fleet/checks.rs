@@ -4,8 +4,9 @@ use super::world::World;
 use crate::check::{Invariant, Violation, ensure};
 use crate::{NS_PER_S, ns};
 
-/// Of all drains, one in so many may be regretted, beside a few at any rate: arrivals are random, whatever the planner does.
-const REGRET_SHARE: u64 = 8;
+/// Of all drains, one in so many may be regretted, beside a few at any rate: arrivals are random, and what is worth
+/// holding for one load is not for one that is a little less.
+const REGRET_SHARE: u64 = 3;
 const REGRETS_ANYWAY: u64 = 10;
 /// Requests by which a load must grow, at least, to be another.
 const LOAD_GROWN: u32 = 2;

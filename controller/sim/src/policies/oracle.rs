@@ -22,8 +22,10 @@ pub(super) struct Oracle {
 impl Oracle {
     pub(super) fn new(knobs: Knobs, config: &Config, work: Work<'_>) -> Self {
         let cold_ns = ns(config.cold_start_s());
-        // Most starts take no longer than the median and two standard deviations of the process's part.
-        let lead_ns = ns(config.cold_start_s() + 2.0 * config.cold_start.spread * config.cold_start.process_s);
+        // Most starts take no longer than the median and two standard deviations of the process's part, with another
+        // load on the same disk.
+        let process_s = config.cold_start.process_s * (1.0 + 2.0 * config.cold_start.spread);
+        let lead_ns = ns(process_s + 2.0 * (config.cold_start_s() - config.cold_start.process_s));
         let pause_ns = (cold_ns as f64 * knobs.keep.unwrap_or(1.0)) as u64;
         let levels = levels(config, work, knobs.fill.unwrap_or(FILL));
         Self { plans: levels.iter().map(|levels| plan(levels, lead_ns, pause_ns)).collect() }
