@@ -4,9 +4,8 @@ use super::world::World;
 use crate::check::{Invariant, Violation, ensure};
 use crate::{NS_PER_S, ns};
 
-/// Of all drains, one in so many may be regretted, beside a few at any rate: arrivals are random, and what is worth
-/// holding for one load is not for one that is a little less.
-const REGRET_SHARE: u64 = 3;
+/// Of all drains, one in so many may be regretted, beside a few at any rate: arrivals are random, whatever the planner does.
+const REGRET_SHARE: u64 = 8;
 const REGRETS_ANYWAY: u64 = 10;
 /// Requests by which a load must grow, at least, to be another.
 const LOAD_GROWN: u32 = 2;
@@ -35,14 +34,22 @@ impl World<'_> {
         }
     }
 
-    /// Remembers what there was when a model's instance was drained.
-    pub(super) fn drained(&mut self, model: u32) {
+    /// Remembers what there was when an instance was drained that had served for less time than it took to start: it cannot
+    /// have paid for itself. One that did and is wanted again soon is no flapping but chance.
+    pub(super) fn drained(&mut self, at: u32) {
+        let instance = &self.instances[at as usize];
+        let model = instance.model;
+        let served_ns = instance.ready_ns.map_or(0, |ready_ns| self.now_ns - ready_ns);
+        if served_ns >= ns(self.config.cold_start_s()) {
+            self.last_drains.remove(&model);
+            return;
+        }
         let sight = &self.sights[model as usize];
         let drain = LastDrain { at_ns: self.now_ns, load: sight.load(), have: sight.have(), epoch: self.epoch };
         self.last_drains.insert(model, drain);
     }
 
-    /// Whether starts keep following drains with nothing changed but the plan: no more requests, nothing lost, the same
+    /// Whether starts keep following such drains with nothing changed but the plan: no more requests, nothing lost, the same
     /// controller. Judged at a start.
     pub(super) fn flaps(&mut self, model: u32) -> Result<(), Violation> {
         let cold_ns = ns(self.config.cold_start_s());
@@ -56,7 +63,7 @@ impl World<'_> {
         let (regretted, drains) = (self.report.regretted, self.report.drains);
         let calm = !unchanged || regretted <= REGRETS_ANYWAY + drains / REGRET_SHARE;
         let calm = ensure(calm, Invariant::NoFlapping, self.now_ns, || {
-            format!("{regretted} of {drains} drains were followed by a start of the same model, with no more load")
+            format!("{regretted} of {drains} drains left before they had paid, and were followed by a start with no more load")
         });
         self.judge(calm)
     }

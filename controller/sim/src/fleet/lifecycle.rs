@@ -218,7 +218,7 @@ impl World<'_> {
         instance.state = InstanceState::Draining;
         self.routable[model as usize].remove(&(load, at));
         self.report.drains += 1;
-        self.drained(model);
+        self.drained(at);
         self.push(self.now_ns + deadline_ns, Event::DrainDeadline(at));
         self.leave_if_drained(at);
     }

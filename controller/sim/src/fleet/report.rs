@@ -25,7 +25,8 @@ pub struct Report {
     pub busy_s: f64,
     pub starts: u64,
     pub drains: u64,
-    /// Drains that were followed by a start of the same model within a cold start, with no more load and nothing lost.
+    /// Drains of instances that had not served for as long as they took to start, followed within a cold start by another of the
+    /// same model, with no more load and nothing lost.
     pub regretted: u64,
     /// Wishes for an instance that found no device.
     pub no_room: u64,
