@@ -5,7 +5,7 @@ use crate::check::{Invariant, Violation, ensure};
 use crate::{NS_PER_S, ns};
 
 /// Of all drains, one in so many may be regretted, beside a few at any rate: arrivals are random, whatever the planner does.
-const REGRET_SHARE: u64 = 8;
+const REGRET_SHARE: u64 = 5;
 const REGRETS_ANYWAY: u64 = 10;
 /// Requests by which a load must grow, at least, to be another.
 const LOAD_GROWN: u32 = 2;
@@ -59,7 +59,11 @@ impl World<'_> {
             let grown = last.load + (last.load / 4).max(LOAD_GROWN);
             soon && last.epoch == self.epoch && sight.load() <= grown && sight.have() >= last.have
         });
-        self.report.regretted += u64::from(unchanged);
+        if unchanged {
+            // One drain is regretted once, however many are started.
+            self.last_drains.remove(&model);
+            self.report.regretted += 1;
+        }
         let (regretted, drains) = (self.report.regretted, self.report.drains);
         let calm = !unchanged || regretted <= REGRETS_ANYWAY + drains / REGRET_SHARE;
         let calm = ensure(calm, Invariant::NoFlapping, self.now_ns, || {
