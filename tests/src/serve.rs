@@ -95,9 +95,15 @@ impl Foreshock {
 
     /// Registers another checkpoint, by the command line.
     pub fn add_model_at(&self, name: &str, checkpoint: &Path) -> Result<()> {
+        self.add_model_with(name, checkpoint, &[])
+    }
+
+    /// [`Self::add_model_at`] with these further arguments.
+    pub fn add_model_with(&self, name: &str, checkpoint: &Path, args: &[&str]) -> Result<()> {
         let output = Command::new(foreshock_binary()?)
             .args(["models", "add", name])
             .arg(checkpoint)
+            .args(args)
             .arg("--state")
             .arg(&self.state)
             .output()?;

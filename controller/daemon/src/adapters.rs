@@ -20,6 +20,10 @@ pub fn add_adapter(
 ) -> Result<(Added, AdapterRecord), CatalogError> {
     validate_name(name)?;
     let model = registry.model(base)?.ok_or_else(|| RegistryError::NoBase { base: base.to_owned() })?;
+    if let Some(engine) = &model.engine {
+        let message = format!("`{base}` is served by {}, and only our own engine serves adapters", engine.kind);
+        return Err(CatalogError::Adapter { path: path.to_path_buf(), message });
+    }
     let path = path
         .canonicalize()
         .map_err(|source| CatalogError::Adapter { path: path.to_path_buf(), message: source.to_string() })?;
@@ -50,6 +54,10 @@ pub(crate) fn check_adapters(registry: &Registry, base: &ModelRecord) -> Result<
     let Some(known) = registry.model(&base.name)? else { return Ok(()) };
     if known.adapters.is_empty() || known.revision == base.revision {
         return Ok(());
+    }
+    if let (Some(engine), Some(adapter)) = (&base.engine, known.adapters.first()) {
+        let message = format!("{} serves no adapters of ours", engine.kind);
+        return Err(CatalogError::Misfit { adapter: adapter.name.clone(), message });
     }
     let config = config(base)?;
     for adapter in &known.adapters {

@@ -6,6 +6,7 @@
 
 use crate::adapters::add_adapter;
 use crate::catalog::{CatalogError, CatalogWatch, add_model};
+use crate::foreign::{EngineAsk, add_foreign};
 use crate::registry::{Added, Registry, RegistryError};
 use crate::view::{DECISIONS_SHOWN, View};
 use controller_gateway::RouteTable;
@@ -58,6 +59,8 @@ struct AddModel {
     path: Option<PathBuf>,
     /// What a folder's matrices are rounded to at load: `q8_0`, `q4_0` or `q4_1`.
     quantise: Option<String>,
+    /// The engine that serves it, where that is not ours.
+    engine: Option<EngineAsk>,
     /// For an adapter: the registered model that it changes.
     base: Option<String>,
     /// And its folder, in place of `path`.
@@ -76,6 +79,12 @@ impl AddModel {
         let refused = |message: &str, param| Err(Box::new(error(StatusCode::BAD_REQUEST, message, Some(param))));
         let path = self.path.as_ref().or(self.adapter.as_ref());
         match (&self.path, &self.base, &self.adapter) {
+            _ if self.engine.is_some() && self.quantise.is_some() => {
+                refused("`quantise` is for our own engine only", "quantise")
+            }
+            _ if self.engine.is_some() && self.base.is_some() => {
+                refused("Only our own engine serves adapters", "engine")
+            }
             // This process's working folder means nothing to the caller.
             _ if path.is_some_and(|path| !path.is_absolute()) => {
                 refused("The path must be absolute", if self.path.is_some() { "path" } else { "adapter" })
@@ -201,7 +210,7 @@ async fn add(admin: Admin, content_type: Option<String>, body: bytes::Bytes) -> 
         Ok(asked) => asked,
         Err(wrong) => {
             let message = format!(
-                "The body must be {{\"name\": ..., \"path\": ...}} (perhaps with \"quantise\") \
+                "The body must be {{\"name\": ..., \"path\": ...}} (perhaps with \"quantise\" or \"engine\") \
                  or {{\"name\": ..., \"base\": ..., \"adapter\": ...}}: {wrong}"
             );
             return error(StatusCode::BAD_REQUEST, &message, None);
@@ -223,7 +232,10 @@ async fn add(admin: Admin, content_type: Option<String>, body: bytes::Bytes) -> 
         let mut registry = Registry::connect(&state_dir)?;
         let (added, revision, record) = match what {
             Asked::Model(path) => {
-                let (added, record) = add_model(&mut registry, &asked.name, &path, quantise)?;
+                let (added, record) = match &asked.engine {
+                    None => add_model(&mut registry, &asked.name, &path, quantise)?,
+                    Some(engine) => add_foreign(&mut registry, &asked.name, &path, engine)?,
+                };
                 (added, record.revision.clone(), serde_json::to_value(record))
             }
             Asked::Adapter { base, path } => {
@@ -285,6 +297,7 @@ async fn in_background<T: Send + 'static>(
         Ok(Err(wrong @ CatalogError::Adapter { .. })) => {
             failed(StatusCode::BAD_REQUEST, wrong.to_string(), Some("adapter"))
         }
+        Ok(Err(wrong @ CatalogError::Engine(_))) => failed(StatusCode::BAD_REQUEST, wrong.to_string(), Some("engine")),
         Ok(Err(wrong @ CatalogError::Registry(_))) => {
             failed(StatusCode::INTERNAL_SERVER_ERROR, wrong.to_string(), None)
         }

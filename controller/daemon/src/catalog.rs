@@ -5,6 +5,7 @@ use crate::actuate::Models;
 use crate::adapters::{adapter_bytes, check_adapters};
 use crate::clock::unix_s;
 use crate::config::{ComputeMode, DaemonConfig};
+use crate::foreign::EngineError;
 use crate::registry::{Added, ModelRecord, Registry, RegistryError};
 use engine_store::{Checkpoint, CheckpointError, EncoderCheckpoint, EncoderError, Quantisation, Summary};
 use std::path::{Path, PathBuf};
@@ -31,6 +32,8 @@ pub enum CatalogError {
     Misfit { adapter: String, message: String },
     #[error("the checkpoint {} cannot be served: {source}", path.display())]
     Encoder { path: PathBuf, source: EncoderError },
+    #[error(transparent)]
+    Engine(#[from] EngineError),
     #[error(transparent)]
     Registry(#[from] RegistryError),
 }
@@ -93,6 +96,7 @@ pub fn examine(name: &str, path: &Path, quantise: Option<Quantisation>) -> Resul
         context_tokens: summary.context_tokens.and_then(|tokens| u32::try_from(tokens).ok()).unwrap_or(u32::MAX),
         instance_bytes: summary.weight_bytes + SCRATCH_BYTES,
         quantise,
+        engine: None,
         adapters: Vec::new(),
         path,
     })
@@ -130,7 +134,8 @@ const ENCODER_ARCHITECTURE: &str = "bert";
 
 /// Memory that one instance is expected to take, KV pool included, bytes.
 pub fn instance_bytes(record: &ModelRecord, config: &DaemonConfig) -> u64 {
-    if record.architecture == ENCODER_ARCHITECTURE {
+    // What another engine takes is in its record, its KV cache included.
+    if record.architecture == ENCODER_ARCHITECTURE || record.engine.is_some() {
         return record.instance_bytes;
     }
     let dequantised = match config.compute {

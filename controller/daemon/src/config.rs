@@ -131,6 +131,12 @@ impl DaemonConfig {
         }
     }
 
+    /// Time that an engine which tells nothing by itself has for becoming ready: a little less than the planner gives
+    /// it, so that the reason is found before its end.
+    pub(crate) fn start_limit(&self) -> Duration {
+        Duration::from_millis(self.policy.start_timeout_ms / 20 * 19)
+    }
+
     /// How often a lease is renewed: often enough for fresh telemetry, and never less than ten times a lease.
     pub(crate) fn renew_every(&self) -> Duration {
         Duration::from_millis((self.lease_ms / 10).min(150))

@@ -1,7 +1,7 @@
 //! Putting the daemon together: lock, database, epoch, adoption. What the binary has to bring along are
 //! the Signals and whoever watches ports; what it gets are the routes, the admin API's view and the loop.
 
-use crate::actuate::{ActuateError, EngineEvent, ProcessActuator};
+use crate::actuate::{ActuateError, EngineEvent, LoadOf, ProcessActuator};
 use crate::catalog::CatalogWatch;
 use crate::clock::monotonic_ns;
 use crate::config::{ConfigError, DaemonConfig};
@@ -191,6 +191,11 @@ impl Daemon {
             watch_process(witness, instance.pid);
         }
         self.set_port_watch(WitnessPorts(witness.clone()));
+    }
+
+    /// Lets the gateway tell of the work at engines that are not ours.
+    pub fn set_load(&mut self, load: LoadOf) {
+        self.actuator.set_load(load);
     }
 
     /// What the admin API shows.

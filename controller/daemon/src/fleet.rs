@@ -111,10 +111,10 @@ impl Fleet {
 
     /// An engine was found running. Since when it was idle is not known, so it counts as used now.
     pub fn adopted(&mut self, engine: &Adopted, now_ns: Nanos) {
-        let state = match (engine.port, engine.ready_at_ns) {
-            (None, None) => InstanceState::Draining,
-            (_, Some(_)) => InstanceState::Ready,
-            (Some(_), None) => InstanceState::Starting,
+        let state = match engine.ready_at_ns {
+            _ if engine.stopping => InstanceState::Draining,
+            Some(_) => InstanceState::Ready,
+            None => InstanceState::Starting,
         };
         self.instances.insert(
             engine.instance.clone(),
@@ -191,6 +191,7 @@ impl Fleet {
                 created_unix_s: record.created_unix_s,
                 context_tokens: record.context_tokens,
                 base: None,
+                engine: record.engine.as_ref().map(|engine| engine.kind.to_string()),
             };
             for adapter in &record.adapters {
                 table.models.insert(adapter.name.clone(), Arc::new(adapter_route(adapter, record)));
@@ -234,6 +235,7 @@ fn adapter_route(adapter: &AdapterRecord, base: &ModelRecord) -> ModelRoute {
             revision: base.revision.clone(),
             root: adapter.path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         }),
+        engine: None,
     }
 }
 

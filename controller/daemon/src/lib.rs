@@ -13,6 +13,7 @@ pub mod config;
 mod daemon;
 mod explain;
 pub mod fleet;
+pub mod foreign;
 mod lock;
 mod measure;
 pub mod observe;

@@ -2,6 +2,7 @@
 //! here and nowhere else.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use controller_daemon::foreign::{EngineAsk, EngineKind};
 use engine_instance::AdapterSpec;
 use engine_store::Quantisation;
 use std::net::SocketAddr;
@@ -76,6 +77,9 @@ pub struct ServeArgs {
     /// Idle time after which an instance costs more than a later cold start, seconds.
     #[arg(long, env = "FORESHOCK_IDLE_SECONDS", default_value_t = 30.0)]
     pub idle_seconds: f64,
+    /// Time that an instance has for becoming ready before it is given up, milliseconds.
+    #[arg(long, env = "FORESHOCK_START_TIMEOUT_MS", default_value_t = 120_000, value_parser = clap::value_parser!(u64).range(100..))]
+    pub start_timeout_ms: u64,
     /// Longest time a request is held while its model starts, milliseconds.
     #[arg(long, env = "FORESHOCK_HOLD_TIMEOUT_MS", default_value_t = 60_000)]
     pub hold_timeout_ms: u64,
@@ -214,6 +218,8 @@ pub enum ModelsCommand {
         #[arg(long, conflicts_with = "base")]
         quantise: Option<Quantisation>,
         #[command(flatten)]
+        engine: EngineOptions,
+        #[command(flatten)]
         state: StateArgs,
     },
     /// List registered models.
@@ -233,6 +239,43 @@ pub enum ModelsCommand {
         #[command(flatten)]
         state: StateArgs,
     },
+}
+
+/// An engine that is not ours.
+#[derive(Args, Clone, Debug)]
+pub struct EngineOptions {
+    /// Engine that serves the checkpoint: llama-server, vllm, trtllm-serve or custom [default: our own].
+    #[arg(long, conflicts_with_all = ["base", "quantise"])]
+    pub engine: Option<EngineKind>,
+    /// Command line in place of the engine's usual one; {path}, {port}, {name}, {context}, {context_all}, {slots}, {cores} and {threads} are filled in for each instance.
+    #[arg(long, requires = "engine")]
+    pub engine_command: Option<String>,
+    /// Path that answers 200 once the engine can serve [default: /health].
+    #[arg(long, requires = "engine")]
+    pub health_path: Option<String>,
+    /// Longest sequence, tokens [default: the model's, 4096 at most].
+    #[arg(long, requires = "engine")]
+    pub context_tokens: Option<u32>,
+    /// Requests that an instance computes at a time [default: 4].
+    #[arg(long, requires = "engine")]
+    pub slots: Option<u32>,
+    /// Memory of one instance, bytes [default: the files, the KV cache of all slots, and 256 MiB].
+    #[arg(long, requires = "engine")]
+    pub engine_memory_bytes: Option<u64>,
+}
+
+impl EngineOptions {
+    /// The engine as it is asked for; none for our own.
+    pub fn asked(self) -> Option<EngineAsk> {
+        Some(EngineAsk {
+            kind: self.engine?,
+            command: self.engine_command,
+            health: self.health_path,
+            context_tokens: self.context_tokens,
+            slots: self.slots,
+            memory_bytes: self.engine_memory_bytes,
+        })
+    }
 }
 
 #[derive(Args, Clone, Debug)]

@@ -6,6 +6,7 @@ use crate::config::{InputError, state_dir};
 use anyhow::{Result, bail};
 use controller_daemon::add_adapter;
 use controller_daemon::catalog::{CatalogError, add_model};
+use controller_daemon::foreign::{EngineAsk, EngineSpec, add_foreign};
 use controller_daemon::registry::{AdapterRecord, Added, ModelRecord, Registry};
 use engine_store::{Checkpoint, EncoderCheckpoint, Quantisation};
 use std::path::Path;
@@ -13,10 +14,10 @@ use std::path::Path;
 /// Dispatches to one registry command.
 pub fn run(args: ModelsArgs) -> Result<()> {
     match args.command {
-        ModelsCommand::Add { name, path, base: Some(base), quantise: _, state } => {
-            add_to_base(&name, &base, &path, &state)
+        ModelsCommand::Add { name, path, base: Some(base), state, .. } => add_to_base(&name, &base, &path, &state),
+        ModelsCommand::Add { name, path, base: None, quantise, engine, state } => {
+            add(&name, &path, quantise, engine.asked(), &state)
         }
-        ModelsCommand::Add { name, path, base: None, quantise, state } => add(&name, &path, quantise, &state),
         ModelsCommand::Ls { state } => list(&state),
         ModelsCommand::Rm { name, state } => remove(&name, &state),
         ModelsCommand::Inspect { name_or_path, state } => inspect(&name_or_path, &state),
@@ -27,12 +28,37 @@ fn open(state: &StateArgs) -> Result<Registry> {
     Registry::open(&state_dir(state)?).map_err(|error| InputError(error.to_string()).into())
 }
 
-fn add(name: &str, path: &Path, quantise: Option<Quantisation>, state: &StateArgs) -> Result<()> {
+fn add(
+    name: &str,
+    path: &Path,
+    quantise: Option<Quantisation>,
+    engine: Option<EngineAsk>,
+    state: &StateArgs,
+) -> Result<()> {
     controller_daemon::catalog::validate_name(name).map_err(input)?;
-    let (added, record) = add_model(&mut open(state)?, name, path, quantise).map_err(input)?;
+    let mut registry = open(state)?;
+    let added = match &engine {
+        None => add_model(&mut registry, name, path, quantise),
+        Some(engine) => add_foreign(&mut registry, name, path, engine),
+    };
+    let (added, record) = added.map_err(input)?;
     let said = said(added, "replaced: instances of the old revision are drained");
     println!("{name}: {said}, {}", describe(&record));
+    if let Some(program) = record.engine.as_ref().map(EngineSpec::program).filter(|program| !is_found(program)) {
+        eprintln!(
+            "warning: the program `{program}` is not found here; serve must find it when the model is first asked"
+        );
+    }
     Ok(())
+}
+
+/// Whether a program can be started by this name: a path, or a file on the PATH.
+fn is_found(program: &str) -> bool {
+    if program.contains('/') {
+        return Path::new(program).is_file();
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
 
 fn add_to_base(name: &str, base: &str, path: &Path, state: &StateArgs) -> Result<()> {
@@ -60,8 +86,9 @@ fn input(error: CatalogError) -> InputError {
 
 fn describe(record: &ModelRecord) -> String {
     let revision = record.revision.get(..12).unwrap_or(&record.revision);
+    let engine = record.engine.as_ref().map_or(String::new(), |engine| format!("served by {}, ", engine.kind));
     format!(
-        "{} with {:.1} M parameters, {:.1} MB, context {} tokens, revision {revision}",
+        "{engine}{} with {:.1} M parameters, {:.1} MB, context {} tokens, revision {revision}",
         record.architecture,
         record.parameters as f64 / 1e6,
         record.file_bytes as f64 / 1e6,

@@ -46,6 +46,7 @@ fn daemon_config(args: &ServeArgs, node: Node) -> Result<DaemonConfig> {
     let policy = controller_core::Policy {
         miss_cost: args.idle_seconds,
         start_cost: args.idle_seconds / 2.0,
+        start_timeout_ms: args.start_timeout_ms,
         ..controller_core::Policy::default()
     };
     Ok(DaemonConfig {
@@ -145,6 +146,8 @@ fn wire_signals(daemon: &mut Daemon, gateway: &Gateway, witness: &Arc<Witness>, 
     let kernel = witness.clone();
     daemon.add_signal(KernelSignal(move || kernel_reading(&kernel, port)));
     daemon.set_witness(witness);
+    let work = gateway.clone();
+    daemon.set_load(Arc::new(move |instance| work.load(instance)));
     let (wake, changed) = (daemon.wake(), gateway.clone());
     tokio::spawn(async move {
         loop {

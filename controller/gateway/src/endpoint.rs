@@ -4,6 +4,7 @@
 use crate::connection::Connection;
 use crate::options::GatewayOptions;
 use crate::routes::Endpoint;
+use crate::work::Work;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,6 +27,8 @@ pub struct EndpointState {
     in_flight: AtomicU32,
     health: Mutex<Health>,
     idle: Mutex<Vec<Connection>>,
+    /// What is forwarded to it: its engine tells nobody by itself.
+    pub work: Work,
 }
 
 #[derive(Debug, Default)]
@@ -43,6 +46,7 @@ impl EndpointState {
             in_flight: AtomicU32::new(0),
             health: Mutex::default(),
             idle: Mutex::default(),
+            work: Work::default(),
         }
     }
 
@@ -138,12 +142,20 @@ pub enum Choice {
     },
 }
 
-/// The least loaded endpoint that is neither full nor in quarantine: ready ones first, ties by instance id.
-/// The caller serialises calls per model, so that two requests never both take the last place.
-pub fn choose(endpoints: &[Arc<EndpointState>], limit: u32, version: &watch::Sender<u64>) -> Choice {
+/// The lowest is taken: whether it is the last to be taken, whether it still loads, its load, its instance.
+type Rank<'a> = (bool, bool, u32, &'a str);
+
+/// The least loaded endpoint that is neither full nor in quarantine: ready ones first, ties by instance id, and `last`
+/// only where there is no other. The caller serialises calls per model, so that two requests never both take the last place.
+pub fn choose(
+    endpoints: &[Arc<EndpointState>],
+    limit: u32,
+    last: Option<&str>,
+    version: &watch::Sender<u64>,
+) -> Choice {
     let now = Instant::now();
     let mut retry_at: Option<Instant> = None;
-    let mut best: Option<(bool, u32, &Arc<EndpointState>)> = None;
+    let mut best: Option<(Rank<'_>, &Arc<EndpointState>)> = None;
     for endpoint in endpoints {
         if let Some(until) = endpoint.avoid_until(now) {
             retry_at = Some(retry_at.map_or(until, |earlier| earlier.min(until)));
@@ -156,14 +168,12 @@ pub fn choose(endpoints: &[Arc<EndpointState>], limit: u32, version: &watch::Sen
             retry_at = Some(retry_at.map_or(soon, |earlier| earlier.min(soon)));
             continue;
         }
-        let better = best.is_none_or(|(best_loading, best_in_flight, other)| {
-            (loading, in_flight, &endpoint.instance) < (best_loading, best_in_flight, &other.instance)
-        });
-        if better {
-            best = Some((loading, in_flight, endpoint));
+        let rank = (last == Some(&endpoint.instance), loading, in_flight, endpoint.instance.as_str());
+        if best.is_none_or(|(best_rank, _)| rank < best_rank) {
+            best = Some((rank, endpoint));
         }
     }
-    let Some((_, _, endpoint)) = best else {
+    let Some((_, endpoint)) = best else {
         return Choice::None { retry_at };
     };
     endpoint.in_flight.fetch_add(1, Ordering::AcqRel);

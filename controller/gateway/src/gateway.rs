@@ -9,16 +9,17 @@ use crate::options::GatewayOptions;
 use crate::outlet::Outlet;
 use crate::records::{AccessEntry, Records, RequestRecord};
 use crate::refused::Refused;
-use crate::request::{Active, Asked};
+use crate::request::{Active, Asked, ForeignRequest, ForwardOutlet};
 use crate::routes::{Endpoint, ModelRoute, RouteTable};
 use crate::text::TextModels;
+use crate::work::EndpointLoad;
 use engine_http::backend::TokenStream;
-use engine_http::{AccessHook, ApiError, Backend, ModelCard, RequestContext};
+use engine_http::{AccessHook, ApiError, Backend, ForwardRequest, Forwarded, ModelCard, RequestContext};
 use engine_text::TextModel;
 use engine_wire::hop::{EmbedRequest, Embedded, GenerateRequest};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Instant;
 use tokio::sync::{Notify, oneshot, watch};
 use warp::Filter;
@@ -35,6 +36,10 @@ pub struct Gateway {
 pub struct Shared {
     pub options: GatewayOptions,
     models: RwLock<BTreeMap<String, Arc<ModelState>>>,
+    /// Models whose requests are passed on as they came.
+    forwarded: RwLock<Arc<BTreeSet<String>>>,
+    /// Every endpoint that is listed or still has requests, by instance.
+    endpoints: RwLock<BTreeMap<String, Weak<EndpointState>>>,
     texts: TextModels,
     pub records: Records,
     pub refused: Refused,
@@ -59,6 +64,8 @@ impl Gateway {
             refused: Refused::default(),
             options,
             models: RwLock::default(),
+            forwarded: RwLock::default(),
+            endpoints: RwLock::default(),
             demand_changed: Notify::new(),
             draining: AtomicBool::new(false),
             http_requests_total: AtomicU64::new(0),
@@ -93,6 +100,13 @@ impl Gateway {
             .filter(|(_, demand, registered)| *registered || demand.held > 0 || demand.in_flight > 0)
             .map(|(name, demand, _)| (name, demand))
             .collect()
+    }
+
+    /// Work at an instance; none once the route table lists it no more and its last request has ended, after which it
+    /// can be stopped and nothing is lost.
+    pub fn load(&self, instance: &str) -> Option<EndpointLoad> {
+        let endpoints = self.shared.endpoints.read().unwrap_or_else(PoisonError::into_inner);
+        endpoints.get(instance)?.upgrade().map(|endpoint| endpoint.work.load())
     }
 
     /// Resolves when a request was held since the last call resolved; for one waiter, the controller's loop.
@@ -211,12 +225,19 @@ impl Shared {
             let known = cells.get(route.text_revision()).cloned();
             let cell = known.clone().unwrap_or_default();
             model.update(Some(route), cell.clone(), listed, endpoints);
-            if known.is_none() {
+            if known.is_none() && route.engine.is_none() {
                 cells.insert(route.text_revision().to_owned(), cell.clone());
                 let (texts, route) = (self.texts.clone(), route.clone());
                 tokio::spawn(async move { texts.get(&route, &cell).await.map(drop) });
             }
         }
+        let forwarded = table.models.values().filter(|route| route.engine.is_some()).map(|route| route.name.clone());
+        *self.forwarded.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(forwarded.collect());
+        let mut known = self.endpoints.write().unwrap_or_else(PoisonError::into_inner);
+        known.extend(states.iter().map(|state| (state.instance.clone(), Arc::downgrade(state))));
+        // Those that are gone from the table live on with their last request.
+        drop(states);
+        known.retain(|_, state| state.strong_count() > 0);
     }
 }
 
@@ -250,6 +271,10 @@ impl Backend for Gateway {
     async fn text(&self, model: &str) -> Result<Arc<TextModel>, ApiError> {
         let not_found = || ApiError::ModelNotFound { model: model.to_owned() };
         let (route, cell) = self.shared.model(model)?.route().ok_or_else(not_found)?;
+        if let Some(engine) = &route.engine {
+            let message = format!("The model `{model}` is served by {engine}, whose tokenizer is its own affair.");
+            return Err(ApiError::InvalidRequest { message, param: Some("model".to_owned()) });
+        }
         self.shared.texts.get(&route, &cell).await
     }
 
@@ -284,6 +309,29 @@ impl Backend for Gateway {
         });
         let lost = |_| ApiError::Internal { message: "The request's task ended without an answer".to_owned() };
         answer.await.map_err(lost)?
+    }
+
+    fn forwarded(&self) -> Arc<BTreeSet<String>> {
+        self.shared.forwarded.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn forward(&self, context: RequestContext, request: ForwardRequest) -> Result<Forwarded, ApiError> {
+        let request = ForeignRequest::new(request);
+        let Admitted { model, route, text, key } = self.admit(&context, &request)?;
+        let (outlet, receiver) = ForwardOutlet::new();
+        let active = ActiveCount::new(self.shared.clone());
+        let (shared, revision) = (self.shared.clone(), route.revision.clone());
+        let running = Active::new(shared, model, (revision, text), context, (request, key), Outlet::silent());
+        tokio::spawn(async move {
+            running.run_forward(outlet).await;
+            drop(active);
+        });
+        match receiver.started.await {
+            Ok(Ok(Some(whole))) => Ok(Forwarded::Whole(whole)),
+            Ok(Ok(None)) => Ok(Forwarded::Stream(receiver.events)),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(ApiError::Internal { message: "The request's task ended without an answer".to_owned() }),
+        }
     }
 
     fn ready(&self) -> Result<(), String> {

@@ -52,6 +52,16 @@ pub fn http_request(
     request: &impl Serialize,
 ) -> Result<Request<Full<Bytes>>, Setback> {
     let body = serde_json::to_vec(request).map_err(|error| internal(error.to_string()))?;
+    raw_request(lease, context, path, Bytes::from(body))
+}
+
+/// Builds the request of one attempt around a body of JSON.
+pub fn raw_request(
+    lease: &Lease,
+    context: &RequestContext,
+    path: &str,
+    body: Bytes,
+) -> Result<Request<Full<Bytes>>, Setback> {
     let remaining_ms = context.deadline.saturating_duration_since(Instant::now()).as_millis();
     Request::post(path)
         .header(HOST, lease.endpoint.addr.to_string())
@@ -60,7 +70,7 @@ pub fn http_request(
         .header(HEADER_TENANT, &context.tenant)
         .header(HEADER_DEADLINE_MS, remaining_ms.to_string())
         .header(HEADER_TRACEPARENT, &context.trace_parent)
-        .body(Full::new(Bytes::from(body)))
+        .body(Full::new(body))
         .map_err(|error| internal(format!("the request to the instance cannot be built: {error}")))
 }
 
@@ -68,9 +78,23 @@ fn internal(message: String) -> Setback {
     Setback::Final(ApiError::Internal { message })
 }
 
+/// Sends the request and waits for the head of an answer of status 200; any other is a setback.
+async fn exchange(
+    lease: &Lease,
+    connection: Connection,
+    request: Request<Full<Bytes>>,
+    options: &GatewayOptions,
+) -> Result<(Connection, Response<Incoming>), Setback> {
+    let (connection, response) = ask(lease, connection, request, options).await?;
+    match response.status() {
+        StatusCode::OK => Ok((connection, response)),
+        _ => Err(error_answer(response).await),
+    }
+}
+
 /// Sends the request and waits for the answer's head. A connection from the pool may have been closed by the
 /// peer meanwhile; no byte of an answer has come then, so the same instance is asked again on a fresh one.
-async fn exchange(
+pub async fn ask(
     lease: &Lease,
     mut connection: Connection,
     request: Request<Full<Bytes>>,
@@ -86,10 +110,7 @@ async fn exchange(
         (answer, _) => answer,
     };
     let response = answer.map_err(|error| Setback::Broken(format!("no answer: {error}")))?;
-    match response.status() {
-        StatusCode::OK => Ok((connection, response)),
-        _ => Err(error_answer(response).await),
-    }
+    Ok((connection, response))
 }
 
 /// Sends a generation and waits for its stream to begin.
@@ -190,17 +211,22 @@ impl HopStream {
     }
 
     /// Reads the tail after the end of the stream, so that the connection can carry another request.
-    pub async fn into_idle(mut self) -> Option<Connection> {
-        let tail = async {
-            while let Some(frame) = self.body.frame().await {
-                frame.ok()?;
-            }
-            self.connection.becomes_usable().await.then_some(())
-        };
-        tokio::time::timeout(TAIL_TIMEOUT, tail).await.ok()??;
-        self.connection.reused = true;
-        Some(self.connection)
+    pub async fn into_idle(self) -> Option<Connection> {
+        read_tail(self.connection, self.body).await
     }
+}
+
+/// Reads what is left of an answer; the connection comes back if it can carry another request.
+pub async fn read_tail(mut connection: Connection, mut body: Incoming) -> Option<Connection> {
+    let tail = async {
+        while let Some(frame) = body.frame().await {
+            frame.ok()?;
+        }
+        connection.becomes_usable().await.then_some(())
+    };
+    tokio::time::timeout(TAIL_TIMEOUT, tail).await.ok()??;
+    connection.reused = true;
+    Some(connection)
 }
 
 /// The OpenAI error object, as far as it is needed.

@@ -7,6 +7,7 @@
 mod connection;
 mod demand;
 mod endpoint;
+mod forward;
 mod gateway;
 mod hop;
 mod meters;
@@ -19,6 +20,7 @@ mod request;
 pub mod routes;
 pub mod sse;
 mod text;
+mod work;
 
 pub use demand::ModelDemand;
 pub use gateway::Gateway;
@@ -26,3 +28,4 @@ pub use options::GatewayOptions;
 pub use records::{AccessEntry, Outcome, RequestRecord};
 pub use routes::{BaseRoute, Endpoint, ModelRoute, RouteTable};
 pub use text::TextLoader;
+pub use work::EndpointLoad;

@@ -119,14 +119,14 @@ impl ModelState {
         }
     }
 
-    /// Takes a place at the least loaded endpoint of `revision`; `None` when the model is gone or is another
+    /// Takes a place at the least loaded endpoint of `revision`, at `last` only if there is no other; `None` when the model is gone or is another
     /// revision by now, so that no stream mixes the outputs of two.
-    pub fn choose(&self, revision: &str, in_flight_limit: u32) -> Option<Choice> {
+    pub fn choose(&self, revision: &str, in_flight_limit: u32, last: Option<&str>) -> Option<Choice> {
         let routing = self.routing();
         if routing.route.as_ref().is_none_or(|route| route.revision != revision) {
             return None;
         }
-        Some(choose(&routing.endpoints, in_flight_limit, &self.version))
+        Some(choose(&routing.endpoints, in_flight_limit, last, &self.version))
     }
 
     /// The counters now.

@@ -14,6 +14,9 @@ pub struct GatewayOptions {
     pub hold_timeout: Duration,
     /// Silence after which `StreamEvent::Waiting` is sent, so that the client's connection stays alive.
     pub waiting_interval: Duration,
+    /// The same for a request that is forwarded as it came. Longer, because only its engine can say that it is wrong,
+    /// and a status is what clients understand best: once anything was sent, an error can only be an event.
+    pub forward_waiting_interval: Duration,
     /// Longest time a TCP connect to an instance may take.
     pub connect_timeout: Duration,
     /// Longest silence of an instance between two of its tokens; then it counts as dead. Before its first
@@ -42,6 +45,7 @@ impl Default for GatewayOptions {
             hold_limit: 256,
             hold_timeout: Duration::from_secs(60),
             waiting_interval: Duration::from_millis(1500),
+            forward_waiting_interval: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(1),
             stall_timeout: Duration::from_secs(30),
             resume_limit: 5,

@@ -12,57 +12,76 @@ use tokio::sync::{mpsc, oneshot};
 /// that were metered and not sent, and a slow client soon slows its own sequence.
 const EVENTS: usize = 8;
 
-/// Takes, once, whether the stream started or what went wrong before.
-type Start = oneshot::Sender<Result<(), ApiError>>;
+/// Takes, once, how the answer started or what went wrong before.
+type Start<S> = oneshot::Sender<Result<S, ApiError>>;
 
 /// The client is gone.
 #[derive(Debug, PartialEq)]
 pub struct ClientGone;
 
-/// Sends to one client. Clones send to the same one.
-#[derive(Clone)]
-pub struct Outlet {
-    events: mpsc::Sender<Result<StreamEvent, ApiError>>,
-    started: Arc<Mutex<Option<Start>>>,
+/// Sends events `E` to one client, after saying by an `S` how the answer starts: the default one if nobody says
+/// otherwise. Clones send to the same one.
+pub struct Outlet<E = StreamEvent, S = ()> {
+    events: mpsc::Sender<Result<E, ApiError>>,
+    started: Arc<Mutex<Option<Start<S>>>>,
     sent: Arc<AtomicU64>,
 }
 
-/// The receiving ends: whether the stream started, and its events.
-pub struct OutletReceiver {
-    pub started: oneshot::Receiver<Result<(), ApiError>>,
-    pub events: mpsc::Receiver<Result<StreamEvent, ApiError>>,
+impl<E, S> Clone for Outlet<E, S> {
+    fn clone(&self) -> Self {
+        Self { events: self.events.clone(), started: self.started.clone(), sent: self.sent.clone() }
+    }
+}
+
+/// The receiving ends: how the answer started, and its events.
+pub struct OutletReceiver<E = StreamEvent, S = ()> {
+    pub started: oneshot::Receiver<Result<S, ApiError>>,
+    pub events: mpsc::Receiver<Result<E, ApiError>>,
 }
 
 impl Outlet {
-    pub fn new() -> (Self, OutletReceiver) {
+    /// One that nobody listens to.
+    pub fn silent() -> Self {
+        Self::new().0
+    }
+
+    /// Sends an event, as fast as the client takes it.
+    pub async fn send(&self, event: HopEvent) -> Result<(), ClientGone> {
+        self.emit(StreamEvent::Hop(event)).await
+    }
+
+    /// Says that the request is alive. Skipped when the client has not even taken the events before.
+    pub fn waiting(&self) {
+        self.try_emit(StreamEvent::Waiting);
+    }
+}
+
+impl<E: Send + 'static, S: Default> Outlet<E, S> {
+    pub fn new() -> (Self, OutletReceiver<E, S>) {
         let (events, events_receiver) = mpsc::channel(EVENTS);
         let (started, started_receiver) = oneshot::channel();
         let outlet = Self { events, started: Arc::new(Mutex::new(Some(started))), sent: Arc::default() };
         (outlet, OutletReceiver { started: started_receiver, events: events_receiver })
     }
 
-    /// One that nobody listens to.
-    pub fn silent() -> Self {
-        Self::new().0
-    }
-
-    fn start(&self, result: Result<(), ApiError>) -> bool {
+    /// Says how the answer starts, if nothing was said before; `true` if it was heard.
+    pub fn start(&self, result: Result<S, ApiError>) -> bool {
         let started = self.started.lock().unwrap_or_else(PoisonError::into_inner).take();
         started.is_some_and(|started| started.send(result).is_ok())
     }
 
     /// Sends an event, as fast as the client takes it.
-    pub async fn send(&self, event: HopEvent) -> Result<(), ClientGone> {
-        self.start(Ok(()));
-        self.events.send(Ok(StreamEvent::Hop(event))).await.map_err(|_| ClientGone)?;
+    pub async fn emit(&self, event: E) -> Result<(), ClientGone> {
+        self.start(Ok(S::default()));
+        self.events.send(Ok(event)).await.map_err(|_| ClientGone)?;
         self.sent.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Says that the request is alive. Skipped when the client has not even taken the events before.
-    pub fn waiting(&self) {
-        self.start(Ok(()));
-        if self.events.try_send(Ok(StreamEvent::Waiting)).is_ok() {
+    /// Sends an event if there is room for it.
+    pub fn try_emit(&self, event: E) {
+        self.start(Ok(S::default()));
+        if self.events.try_send(Ok(event)).is_ok() {
             self.sent.fetch_add(1, Ordering::Relaxed);
         }
     }

@@ -4,7 +4,10 @@
 
 mod books;
 mod embed;
+mod forward;
 mod hold;
+
+pub use forward::{ForeignRequest, ForwardOutlet};
 
 use crate::connection::Connection;
 use crate::demand::DemandGuard;
@@ -111,6 +114,8 @@ struct Progress {
     /// Broken attempts since the last new token.
     broken: u32,
     last_setback: String,
+    /// An instance to go to only where there is no other: it answered this request with an error.
+    avoid: Option<String>,
     instances: Vec<String>,
     resumes: u32,
     /// Tokens that the request brought along as emitted already.
@@ -176,6 +181,17 @@ impl<R: Asked> Active<R> {
         }
         self.progress.unserved_since = None;
         self.progress.broken = 0;
+    }
+
+    /// Tokens were passed on.
+    fn tokens_came(&mut self) {
+        let now = Instant::now();
+        if self.progress.first_token_at.is_none() {
+            self.progress.first_token_at = Some(now);
+            let ttft = now.saturating_duration_since(self.context.arrived_at);
+            self.model.meters().ttft_seconds.record(ttft.as_secs_f64());
+        }
+        self.progress.last_token_at = Some(now);
     }
 
     /// After a setback: gives up, or avoids the instance and lets `serve` go on.
@@ -353,13 +369,7 @@ impl Active {
         }
         self.served(lease);
         self.outlet.send(event).await.map_err(|_| Ending::ClientGone)?;
-        let now = Instant::now();
-        if self.progress.first_token_at.is_none() {
-            self.progress.first_token_at = Some(now);
-            let ttft = now.saturating_duration_since(self.context.arrived_at);
-            self.model.meters().ttft_seconds.record(ttft.as_secs_f64());
-        }
-        self.progress.last_token_at = Some(now);
+        self.tokens_came();
         let drawn_before = self.request.drawn(self.request.emitted.len());
         self.request.emitted.extend(tokens);
         let drawn = self.request.drawn(self.request.emitted.len()) - drawn_before;

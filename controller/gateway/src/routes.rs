@@ -24,6 +24,8 @@ pub struct ModelRoute {
     pub context_tokens: u32,
     /// For an adapter: what it changes.
     pub base: Option<BaseRoute>,
+    /// An engine that speaks the API by itself: requests go to it as they came, and no tokenizer is loaded for them.
+    pub engine: Option<String>,
 }
 
 /// The model under an adapter, whose instances and tokenizer it has.

@@ -15,6 +15,7 @@ pub mod plot;
 pub mod policies;
 pub mod random;
 pub mod run;
+pub mod score;
 pub mod study;
 pub mod trace;
 pub mod workload;

@@ -4,7 +4,7 @@
 //! The kernel sends at most the first kilobyte of a segment, and none of a stream once it is under way,
 //! so this is no HTTP parser: it reads what it is given and says "unknown" where it was not given enough.
 
-use crate::token::{is_end, is_token};
+use engine_wire::token::{is_end, is_token};
 
 /// Longest head that is read, bytes.
 const HEAD_LIMIT_BYTES: usize = 8192;

@@ -17,7 +17,6 @@ mod permission;
 mod reader;
 pub mod reassembly;
 pub mod record;
-mod token;
 mod unix;
 mod witness;
 

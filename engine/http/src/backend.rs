@@ -1,9 +1,11 @@
 //! The seam between the API and whatever serves it: the local step loop in an engine, the hold queue
 //! and router in the gateway.
 
+use crate::forward::{ForwardRequest, Forwarded};
 use crate::{ApiError, RequestContext};
 use engine_text::TextModel;
 use engine_wire::hop::{EmbedRequest, Embedded, GenerateRequest, HopEvent};
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -30,6 +32,21 @@ pub trait Backend: Clone + Send + Sync + 'static {
         context: RequestContext,
         request: EmbedRequest,
     ) -> impl Future<Output = Result<Embedded, ApiError>> + Send;
+
+    /// Models whose engines speak the API by themselves: their requests go through [`Backend::forward`] as they came.
+    fn forwarded(&self) -> Arc<BTreeSet<String>> {
+        Arc::default()
+    }
+
+    /// Passes a request on to such an engine. Errors that are known before the first byte of the answer come as `Err`,
+    /// later ones as an `Err` item. Dropping the answer cancels the work.
+    fn forward(
+        &self,
+        _context: RequestContext,
+        request: ForwardRequest,
+    ) -> impl Future<Output = Result<Forwarded, ApiError>> + Send {
+        async move { Err(ApiError::ModelNotFound { model: request.model }) }
+    }
 
     /// Whether new requests can be taken, for `/readyz`; the text says why not.
     fn ready(&self) -> Result<(), String>;

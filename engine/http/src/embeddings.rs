@@ -2,6 +2,7 @@
 
 use crate::access::{AccessGuard, AccessOutcome};
 use crate::body::read_body;
+use crate::forward::{ForwardRequest, Forwarded, forward, respond};
 use crate::prepare::{before_deadline, check_ids, in_turn, invalid};
 use crate::respond::{NO_MODEL, counted, json_response, refused};
 use crate::routes::{Service, check_content_type};
@@ -36,7 +37,8 @@ pub(crate) async fn embed<B: Backend, D: Buf>(
     // Known models only: the label must not grow with what clients send.
     let mut known_model = None;
     let response = match answer(service, &context, headers, body, &mut access, &mut known_model).await {
-        Ok(value) => {
+        Ok(Answer::Forwarded(forwarded)) => respond(forwarded, &context, access),
+        Ok(Answer::Vectors(value)) => {
             access.record.outcome = AccessOutcome::Finished;
             access.note_write(false);
             json_response(StatusCode::OK, &value, &context)
@@ -46,6 +48,12 @@ pub(crate) async fn embed<B: Backend, D: Buf>(
     counted(response, known_model.as_deref().unwrap_or(NO_MODEL), "embeddings")
 }
 
+/// How a request is answered.
+enum Answer {
+    Vectors(Box<RawValue>),
+    Forwarded(Forwarded),
+}
+
 async fn answer<B: Backend, D: Buf>(
     service: &Service<B>,
     context: &RequestContext,
@@ -53,9 +61,12 @@ async fn answer<B: Backend, D: Buf>(
     body: impl Stream<Item = Result<D, warp::Error>>,
     access: &mut AccessGuard,
     known_model: &mut Option<String>,
-) -> Result<Box<RawValue>, ApiError> {
+) -> Result<Answer, ApiError> {
     check_content_type(&headers)?;
     let body = read_body(&headers, body, &service.options.limits).await?;
+    if let Some(request) = ForwardRequest::of(&service.backend, "/v1/embeddings", &body) {
+        return forward(&service.backend, context, request, access, known_model).await.map(Answer::Forwarded);
+    }
     let EmbeddingRequest { model, inputs, base64, dimensions, truncation } = parse_embedding(&body)?;
     drop(body);
     access.record.model = model.clone();
@@ -84,6 +95,7 @@ async fn answer<B: Backend, D: Buf>(
         write(&model, &shortened(embedded, dimensions), base64, prompt_tokens)
     })
     .await
+    .map(Answer::Vectors)
 }
 
 /// The error for a model that has no vectors.

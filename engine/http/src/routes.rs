@@ -5,10 +5,9 @@ use crate::body::read_body;
 use crate::choice::Choice;
 use crate::context::context;
 use crate::embeddings::embed;
+use crate::forward::{ForwardRequest, Forwarded, event_stream, forward, respond};
 use crate::prepare::{Input, Output, before_deadline, prepare};
-use crate::respond::{
-    NO_MODEL, counted, error_response, json_response, refused, text_response, with_allow, with_request_id,
-};
+use crate::respond::{NO_MODEL, counted, error_response, json_response, refused, text_response, with_allow};
 use crate::sse::{Api, Envelope, SseBody};
 use crate::tokenize::{Direction, convert};
 use crate::tools::Reading;
@@ -23,12 +22,12 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio::time::sleep_until;
+use warp::Filter;
 use warp::filters::BoxedFilter;
-use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
+use warp::http::header::CONTENT_TYPE;
 use warp::http::{HeaderMap, Method, StatusCode};
 use warp::path::FullPath;
 use warp::reply::Response;
-use warp::{Filter, Reply};
 
 const TEXT: &str = "text/plain; charset=utf-8";
 /// The Prometheus text exposition format.
@@ -204,7 +203,7 @@ async fn generate<B: Backend, D: Buf>(
     let response = match result {
         Ok(Answer::Stream(envelope, parts)) => {
             let deadline = (sleep_until(context.deadline.into()), context.deadline_ms());
-            sse_response(SseBody::new(envelope, parts, deadline, access), &context)
+            event_stream(SseBody::new(envelope, parts, deadline, access), &context)
         }
         Ok(Answer::Whole(value)) => {
             let response = json_response(StatusCode::OK, &value, &context);
@@ -212,6 +211,7 @@ async fn generate<B: Backend, D: Buf>(
             access.note_write(true);
             response
         }
+        Ok(Answer::Forwarded(forwarded)) => respond(forwarded, &context, access),
         Err(error) => refused(&error, &context, &mut access),
     };
     counted(response, known_model.as_deref().unwrap_or(NO_MODEL), route)
@@ -221,6 +221,7 @@ async fn generate<B: Backend, D: Buf>(
 enum Answer {
     Stream(Envelope, Vec<(TokenStream, Choice)>),
     Whole(Box<RawValue>),
+    Forwarded(Forwarded),
 }
 
 async fn answer<B: Backend, D: Buf>(
@@ -234,6 +235,9 @@ async fn answer<B: Backend, D: Buf>(
 ) -> Result<Answer, ApiError> {
     check_content_type(&headers)?;
     let body = read_body(&headers, body, &service.options.limits).await?;
+    if let Some(request) = ForwardRequest::of(&service.backend, api.path(), &body) {
+        return forward(&service.backend, context, request, access, known_model).await.map(Answer::Forwarded);
+    }
     let (input, options) = parse(api, &body)?;
     let tools = input.tools();
     drop(body);
@@ -279,14 +283,4 @@ pub(crate) fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
     let Some(value) = headers.get(CONTENT_TYPE) else { return Ok(()) };
     let media_type = value.to_str().unwrap_or("").split(';').next().unwrap_or("").trim();
     if media_type.eq_ignore_ascii_case("application/json") { Ok(()) } else { Err(ApiError::UnsupportedMediaType) }
-}
-
-fn sse_response(body: SseBody, context: &RequestContext) -> Response {
-    let mut response = warp::reply::stream(body).into_response();
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    // Proxies that buffer answers would hold the tokens back.
-    headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
-    with_request_id(response, context)
 }

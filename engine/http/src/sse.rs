@@ -25,14 +25,24 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::time::Sleep;
 
-const WAITING: &[u8] = b": waiting for an instance\n\n";
-const DONE: &str = "data: [DONE]\n\n";
+pub(crate) const WAITING: &[u8] = b": waiting for an instance\n\n";
+pub(crate) const DONE: &str = "data: [DONE]\n\n";
 
 /// Which API's words are spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Api {
     Chat,
     Completion,
+}
+
+impl Api {
+    /// Where its requests are sent to.
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Chat => "/v1/chat/completions",
+            Self::Completion => "/v1/completions",
+        }
+    }
 }
 
 /// What all events of one answer have in common.
@@ -162,7 +172,7 @@ fn call_delta(delta: &CallDelta) -> Option<ToolCallDelta<'_>> {
 }
 
 /// Appends `data: <json>`. These types serialize without fail: they have no maps and no foreign code.
-fn write_event(event: &impl serde::Serialize, out: &mut String) {
+pub(crate) fn write_event(event: &impl serde::Serialize, out: &mut String) {
     let Ok(json) = serde_json::to_string(event) else { return };
     out.push_str("data: ");
     out.push_str(&json);

@@ -9,6 +9,7 @@ pub mod hop;
 pub mod openai;
 pub mod openapi;
 pub mod sampling;
+pub mod token;
 
 /// A token of a model's vocabulary.
 pub type TokenId = u32;

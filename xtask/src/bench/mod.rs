@@ -3,6 +3,7 @@
 
 mod engine;
 mod first_token;
+mod forecast;
 mod gateway;
 mod llama;
 mod load;
@@ -23,6 +24,8 @@ pub enum Name {
     Engine,
     /// What a cold start costs: first token at zero minus first token when warm, beside llama-server's.
     FirstToken,
+    /// The forecast beside simple ones, on request traces: loss, coverage, width of the interval.
+    Forecast,
     /// What the gateway adds to a request, against calling the engine directly.
     Gateway,
     /// Scaling policies over request traces: attainment against device-seconds, ours beside the best baseline.
@@ -39,13 +42,14 @@ pub enum Name {
 pub fn run(name: Name, models: &[String], traces: Option<&Path>) -> Result<()> {
     ensure!(models.is_empty() || matches!(name, Name::Engine), "--model chooses among the models of `bench engine`");
     // A peer has to be installed and the product built for all but what the simulator measures by itself.
-    if !matches!(name, Name::Policies | Name::Tick) {
+    if !matches!(name, Name::Forecast | Name::Policies | Name::Tick) {
         crate::setup::for_bench()?;
         crate::test::build_binary()?;
     }
     let report = match name {
         Name::Engine => engine::measure(models)?,
         Name::FirstToken => first_token::measure()?,
+        Name::Forecast => forecast::measure(traces.context("`bench forecast` needs --traces DIR")?)?,
         Name::Gateway => gateway::measure()?,
         Name::Policies => policies::measure(traces.context("`bench policies` needs --traces DIR")?)?,
         Name::Tick => tick::measure()?,

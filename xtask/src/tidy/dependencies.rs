@@ -7,9 +7,9 @@ use anyhow::{Context, Result};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Outside crates that a pure crate may use: data types and error types alone.
-const PURE_CRATES: &[&str] = &["controller-core", "engine-core"];
-const PURE_DEPENDENCIES: &[&str] = &["serde", "thiserror", "engine-core"];
+/// Outside crates that a pure crate may use: data types, error types and arithmetic alone.
+const PURE_CRATES: &[&str] = &["controller-core", "controller-forecast", "engine-core"];
+const PURE_DEPENDENCIES: &[&str] = &["serde", "thiserror", "engine-core", "linfa-linalg", "ndarray"];
 
 #[derive(Deserialize)]
 struct Metadata {

@@ -4,6 +4,7 @@
 use super::ActuateError;
 use super::control::ControlClient;
 use super::identity::{InstanceFile, InstancePaths, ProcessHandle};
+use super::supervise::Reach;
 use controller_core::Nanos;
 use controller_core::snapshot::{DeviceSlice, InstanceId, ModelName, Placement, Revision, Shard};
 use engine_wire::control::{Hello, PROTOCOL};
@@ -23,14 +24,16 @@ pub struct Adopted {
     pub revision: Revision,
     pub placement: Placement,
     pub pid: u32,
-    /// None when it speaks another protocol or does not answer: it is being stopped then.
+    /// None while it is not known: it binds its port yet, or is to be asked first whether it is ready.
     pub port: Option<u16>,
+    /// It speaks another protocol or does not answer: it is being stopped.
+    pub stopping: bool,
     pub spawned_at_ns: Nanos,
     pub ready_at_ns: Option<Nanos>,
 }
 
-/// What a scan hands to the Actuator: the engine, its process, and a connection when it can be driven.
-pub(super) type Found = (Adopted, ProcessHandle, Option<ControlClient>);
+/// What a scan hands to the Actuator: the engine, its process, and how it is driven.
+pub(super) type Found = (Adopted, ProcessHandle, Reach);
 
 /// Looks at every instance file and control socket of the state folder. What belongs to no live process
 /// is removed.
@@ -82,20 +85,25 @@ async fn by_file(paths: &InstancePaths, file: &InstanceFile) -> Option<Found> {
         placement: on_cores(file.cores.clone(), file.bytes),
         pid: file.pid,
         port: None,
+        stopping: false,
         spawned_at_ns: file.spawned_at_ns,
         ready_at_ns: None,
     };
+    if let Some(outside) = &file.outside {
+        return Some((engine, process, Reach::Outside(outside.clone())));
+    }
     let Some((client, hello)) = greet(&paths.socket, file).await else {
         tracing::warn!(
             instance = file.instance,
             pid = file.pid,
             "an engine of an earlier controller does not speak this control protocol; it is stopped"
         );
-        return Some((engine, process, None));
+        engine.stopping = true;
+        return Some((engine, process, Reach::Own { stdout: None, client: None }));
     };
     engine.port = Some(hello.port).filter(|port| *port != 0);
     engine.ready_at_ns = hello.ready_at_ns;
-    Some((engine, process, Some(client)))
+    Some((engine, process, Reach::Own { stdout: None, client: Some(client) }))
 }
 
 /// Asks until the engine answers, its process is gone, or the deadline passes.
@@ -128,10 +136,11 @@ async fn by_socket(paths: &InstancePaths) -> Option<Found> {
         placement: on_cores(hello.cores, 0),
         pid: hello.pid,
         port: Some(hello.port).filter(|port| *port != 0),
+        stopping: false,
         spawned_at_ns: hello.started_at_ns,
         ready_at_ns: hello.ready_at_ns,
     };
-    Some((engine, process, Some(client)))
+    Some((engine, process, Reach::Own { stdout: None, client: Some(client) }))
 }
 
 fn on_cores(cores: Vec<u32>, bytes: u64) -> Placement {

@@ -47,6 +47,8 @@ pub(super) struct Circumstances {
     pub asked_to_drain: bool,
     /// We had sent SIGKILL, since it did not end in time.
     pub we_killed: bool,
+    /// We had sent it because the engine did not become ready.
+    pub gave_up: bool,
     /// The node's count of out-of-memory kills rose since it was started.
     pub oom_kills_rose: bool,
 }
@@ -57,11 +59,14 @@ const SIGTERM: i32 = 15;
 
 /// Judges an ended process.
 pub(super) fn judge(ended: Ended, circumstances: Circumstances) -> (ExitReason, String) {
-    let Circumstances { asked_to_drain, we_killed, oom_kills_rose } = circumstances;
+    let Circumstances { asked_to_drain, we_killed, gave_up, oom_kills_rose } = circumstances;
     match ended {
         Ended::Exited(0) => (ExitReason::Drained, "exit code 0".to_owned()),
         Ended::Exited(code) => (ExitReason::Crashed, format!("exit code {code}")),
         Ended::Signaled { oom: true, .. } => (ExitReason::Oom, "SIGKILL: the kernel was out of memory".to_owned()),
+        Ended::Signaled { signal: SIGKILL, .. } if gave_up => {
+            (ExitReason::Crashed, "SIGKILL from us: it did not become ready".to_owned())
+        }
         Ended::Signaled { signal: SIGKILL, .. } if we_killed => {
             (ExitReason::Drained, "SIGKILL from us: it did not end by its deadline".to_owned())
         }
@@ -94,7 +99,7 @@ mod tests {
     #[test]
     fn exits_are_judged_by_status_and_circumstances() {
         let check = |ended, asked_to_drain, we_killed, oom_kills_rose, reason| {
-            let circumstances = Circumstances { asked_to_drain, we_killed, oom_kills_rose };
+            let circumstances = Circumstances { asked_to_drain, we_killed, gave_up: false, oom_kills_rose };
             let (judged, detail) = judge(ended, circumstances);
             assert_eq!(judged, reason, "{ended:?} {circumstances:?} {detail}");
         };
@@ -113,5 +118,7 @@ mod tests {
         check(Ended::Unknown, true, false, false, ExitReason::Drained);
         check(Ended::Unknown, false, false, false, ExitReason::Crashed);
         check(Ended::Unknown, false, false, true, ExitReason::Oom);
+        let late = Circumstances { we_killed: true, gave_up: true, ..Circumstances::default() };
+        assert_eq!(judge(signaled(9, false), late).0, ExitReason::Crashed);
     }
 }

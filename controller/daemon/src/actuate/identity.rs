@@ -1,9 +1,10 @@
 //! Which process an instance is: its pid and that pid's start time. A pid alone may by now be somebody
 //! else's, so nothing is signalled or adopted before both agree.
 
+use super::tend::Outside;
 use controller_core::snapshot::{InstanceId, ModelName, Revision};
 use rustix::fd::OwnedFd;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -25,6 +26,9 @@ pub struct InstanceFile {
     pub bytes: u64,
     /// CLOCK_MONOTONIC of the spawn, ns.
     pub spawned_at_ns: u64,
+    /// How an engine that is not ours is reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outside: Option<Outside>,
 }
 
 /// The paths of one instance in the state folder.
@@ -98,6 +102,7 @@ impl InstanceFile {
             cores,
             bytes,
             spawned_at_ns,
+            outside: None,
         }
     }
 
@@ -157,6 +162,13 @@ impl ProcessHandle {
         let Ok(stat) = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)) else { return true };
         let is_zombie = stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']));
         is_zombie || parse_start_ticks(&stat) != Some(self.start_ticks)
+    }
+
+    /// Sends a signal to the whole process group that it leads; to one that has nobody left in it goes nowhere.
+    pub fn signal_group(&self, signal: Signal) {
+        if let Some(group) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) {
+            let _ = kill_process_group(group, signal);
+        }
     }
 
     /// Sends a signal; one to a process that has ended goes nowhere.

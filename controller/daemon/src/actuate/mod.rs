@@ -8,11 +8,14 @@ pub mod identity;
 pub mod process;
 mod spawn;
 mod supervise;
+mod tend;
 
 pub use exit::{Exit, ExitReason};
 pub(crate) use identity::STEM_LIMIT;
 pub use process::ProcessActuator;
+pub use tend::{LoadOf, Outside};
 
+use crate::foreign::{EngineError, EngineKind};
 use crate::registry::ModelRecord;
 use controller_core::Nanos;
 use controller_core::action::Action;
@@ -64,6 +67,14 @@ pub enum ActuateError {
     CheckpointChanged { model: ModelName, path: PathBuf },
     #[error("the checkpoint {} of model `{model}` cannot be read: {source}", path.display())]
     Checkpoint { model: ModelName, path: PathBuf, source: std::io::Error },
+    #[error(
+        "the program `{program}` of the engine {engine} is not found; install it, put it on the PATH that serve has, or give its whole path in --engine-command"
+    )]
+    NoProgram { program: String, engine: EngineKind },
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error("no port is free for an engine: {0}")]
+    NoPort(std::io::Error),
     #[error("no engine could be started with {}: {source}", program.display())]
     Spawn { program: PathBuf, source: std::io::Error },
     #[error("the state folder cannot be written at {}: {source}", path.display())]

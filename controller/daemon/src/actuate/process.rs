@@ -1,19 +1,19 @@
 //! The live Actuator: engines as processes of this node.
 
 use super::adopt::{self, Adopted};
-use super::control::ControlClient;
 use super::identity::{InstancePaths, ProcessHandle};
 use super::spawn::{self, Start};
-use super::supervise::{DrainOrder, Link, supervise};
+use super::supervise::{DrainOrder, Driven, Link, Reach, supervise};
+use super::tend::{LoadOf, Tended};
 use super::{ActuateError, Actuator, Applied, EngineEvent, Models, adapter_specs};
 use crate::config::DaemonConfig;
 use crate::daemon::watch_process;
+use controller_core::Nanos;
 use controller_core::action::{Action, ActionKind};
 use controller_core::snapshot::{InstanceId, ModelName, Revision};
 use controller_witness::Witness;
 use engine_wire::control::AdapterSpec;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -26,7 +26,7 @@ use tokio::time::Instant;
 /// forgetting the oldest keys is harmless.
 const KEYS_KEPT: usize = 4_096;
 /// From SIGTERM to SIGKILL for an engine that cannot be asked.
-const FOREIGN_GRACE: Duration = Duration::from_secs(10);
+const STRANGER_GRACE: Duration = Duration::from_secs(10);
 
 /// Starts, adopts, drains and watches engine processes. Dropping it leaves them running on their lease.
 pub struct ProcessActuator {
@@ -40,6 +40,8 @@ pub struct ProcessActuator {
     tasks: JoinSet<()>,
     /// Set once at most, possibly after engines were adopted, whose tasks then find it.
     witness: Arc<OnceLock<Arc<Witness>>>,
+    /// The same for the gateway's knowledge of the work at engines that tell nothing themselves.
+    load: Arc<OnceLock<LoadOf>>,
 }
 
 impl ProcessActuator {
@@ -58,12 +60,18 @@ impl ProcessActuator {
             applied: AppliedKeys::default(),
             tasks: JoinSet::new(),
             witness: Arc::default(),
+            load: Arc::default(),
         })
     }
 
     /// Lets the kernel witness tell how engines end. Only the first one counts.
     pub fn set_witness(&mut self, witness: &Arc<Witness>) {
         let _ = self.witness.set(witness.clone());
+    }
+
+    /// Lets the gateway tell of the work at engines that are not ours. Only the first one counts.
+    pub fn set_load(&mut self, load: LoadOf) {
+        let _ = self.load.set(load);
     }
 
     /// Takes over the engines that an earlier controller left in the state folder, and cleans up after
@@ -74,16 +82,15 @@ impl ProcessActuator {
     pub async fn adopt(&mut self) -> Result<Vec<Adopted>, ActuateError> {
         let found = adopt::scan(&self.config.state_dir).await?;
         let mut adopted = Vec::new();
-        for (engine, process, client) in found {
+        for (engine, process, reach) in found {
             let paths = InstancePaths::new(&self.config.state_dir, &engine.instance);
-            let foreign = client.is_none();
             let offer = Offer::new(&engine.model, &engine.revision, Vec::new());
-            if let Err(error) = self.watch(&engine.instance, process, paths, (None, client), offer) {
+            if let Err(error) = self.watch((&engine.instance, engine.spawned_at_ns), process, paths, reach, offer) {
                 tracing::warn!(instance = engine.instance, %error, "an engine cannot be adopted");
                 continue;
             }
-            if foreign {
-                let order = DrainOrder { deadline: Instant::now() + FOREIGN_GRACE, by_signal: true };
+            if engine.stopping {
+                let order = DrainOrder { deadline: Instant::now() + STRANGER_GRACE, by_signal: true };
                 self.order_drain(&engine.instance, order);
             }
             adopted.push(engine);
@@ -99,17 +106,22 @@ impl ProcessActuator {
         let pid = spawned.process.pid;
         let specs = adapter_specs(models, start.model, start.revision);
         let offer = Offer::new(start.model, start.revision, specs);
-        self.watch(start.instance, spawned.process, spawned.paths, (Some(spawned.stdout), None), offer)?;
-        Ok(Applied::Started { pid, spawned_at_ns: spawned.spawned_at_ns })
+        let reach = match spawned.outside {
+            None => Reach::Own { stdout: spawned.stdout, client: None },
+            Some(outside) => Reach::Outside(outside),
+        };
+        let spawned_at_ns = spawned.spawned_at_ns;
+        self.watch((start.instance, spawned_at_ns), spawned.process, spawned.paths, reach, offer)?;
+        Ok(Applied::Started { pid, spawned_at_ns })
     }
 
     /// Puts a process under supervision.
     fn watch(
         &mut self,
-        instance: &str,
+        (instance, spawned_at_ns): (&str, Nanos),
         process: ProcessHandle,
         paths: InstancePaths,
-        (stdout, client): (Option<OwnedFd>, Option<ControlClient>),
+        reach: Reach,
         offer: Offer,
     ) -> Result<(), ActuateError> {
         let describe = |source| ActuateError::Spawn { program: PathBuf::from(&self.config.engine_exe), source };
@@ -117,7 +129,16 @@ impl ProcessActuator {
         if let Some(witness) = self.witness.get() {
             watch_process(witness, process.pid);
         }
-        let notices = stdout.map(pipe::Receiver::from_owned_fd).transpose().map_err(describe)?;
+        let driven = match reach {
+            Reach::Own { stdout, client } => {
+                let notices = stdout.map(pipe::Receiver::from_owned_fd).transpose().map_err(describe)?;
+                Driven::Own { notices, client }
+            }
+            Reach::Outside(outside) => {
+                let start_limit = self.config.start_limit();
+                Driven::Outside(Tended { outside, pid: process.pid, spawned_at_ns, start_limit })
+            }
+        };
         let (drain_sender, drain) = watch::channel(None);
         let link = Link {
             instance: instance.to_owned(),
@@ -129,6 +150,7 @@ impl ProcessActuator {
             drain,
             adapters: offer.specs.subscribe(),
             witness: self.witness.clone(),
+            load: self.load.clone(),
             broke: Arc::default(),
         };
         // Engines that have ended are swept here, so both collections stay as small as the fleet.
@@ -137,7 +159,7 @@ impl ProcessActuator {
         self.adapters.retain(|_, offer| !offer.specs.is_closed());
         self.drains.insert(instance.to_owned(), drain_sender);
         self.adapters.insert(instance.to_owned(), offer);
-        self.tasks.spawn(supervise(link, process, pidfd, notices, client));
+        self.tasks.spawn(supervise(link, process, pidfd, driven));
         Ok(())
     }
 

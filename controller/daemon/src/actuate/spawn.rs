@@ -2,14 +2,19 @@
 //! first token.
 
 use super::identity::{InstanceFile, InstancePaths, ProcessHandle};
+use super::tend::Outside;
 use super::{ActuateError, Models};
 use crate::clock::monotonic_ns;
 use crate::config::DaemonConfig;
+use crate::foreign::{EngineError, EngineSpec, Values};
 use crate::registry::ModelRecord;
 use controller_core::snapshot::Placement;
 use engine_wire::control::AdapterSpec;
+use rustix::process::Pid;
+use rustix::thread::{CpuSet, sched_setaffinity};
 use std::fs::File;
 use std::io;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -18,7 +23,9 @@ use std::process::{Command, Stdio};
 /// A process that was just started.
 pub(super) struct Spawned {
     pub process: ProcessHandle,
-    pub stdout: OwnedFd,
+    /// Where its notices come from; none of an engine that is not ours, which gives none.
+    pub stdout: Option<OwnedFd>,
+    pub outside: Option<Outside>,
     pub paths: InstancePaths,
     pub spawned_at_ns: u64,
 }
@@ -42,13 +49,23 @@ pub(super) fn spawn(config: &DaemonConfig, start: &Start<'_>, models: &Models) -
     let log =
         File::create(&paths.log).map_err(|source| ActuateError::StateFolder { path: paths.log.clone(), source })?;
     let spawned_at_ns = monotonic_ns();
-    let mut command = command(config, start, record, &paths.socket);
+    let (mut command, outside) = match &record.engine {
+        None => (command(config, start, record, &paths.socket), None),
+        Some(engine) => {
+            let (command, outside) = foreign_command(start, record, engine)?;
+            (command, Some(outside))
+        }
+    };
+    let stdout = match (&outside, log.try_clone()) {
+        (Some(_), Ok(log)) => Stdio::from(log),
+        _ => Stdio::piped(),
+    };
     let mut child = command
         .stdin(Stdio::null())
-        .stdout(Stdio::piped())
+        .stdout(stdout)
         .stderr(log)
         .spawn()
-        .map_err(|source| ActuateError::Spawn { program: config.engine_exe.clone(), source })?;
+        .map_err(|source| not_spawned(config, record, source))?;
     let kill_and_report = |mut child: std::process::Child, source: io::Error| {
         let _ = child.kill();
         let _ = child.wait();
@@ -59,7 +76,7 @@ pub(super) fn spawn(config: &DaemonConfig, start: &Start<'_>, models: &Models) -
         Ok(process) => process,
         Err(source) => return Err(kill_and_report(child, source)),
     };
-    let file = InstanceFile::new(
+    let mut file = InstanceFile::new(
         start.instance,
         start.model,
         start.revision,
@@ -68,13 +85,59 @@ pub(super) fn spawn(config: &DaemonConfig, start: &Start<'_>, models: &Models) -
         start.placement.bytes(),
         spawned_at_ns,
     );
+    file.outside = outside.clone();
     if let Err(source) = file.write(&paths.file) {
         return Err(kill_and_report(child, source));
     }
-    let Some(stdout) = child.stdout.take() else {
-        return Err(kill_and_report(child, io::Error::other("no pipe to the engine")));
-    };
-    Ok(Spawned { process, stdout: stdout.into(), paths, spawned_at_ns })
+    if outside.is_some() {
+        confine(&process, &start.placement.cores());
+    }
+    let stdout = child.stdout.take().map(OwnedFd::from);
+    Ok(Spawned { process, stdout, outside, paths, spawned_at_ns })
+}
+
+/// The command line of an engine that is not ours, and how it will be reached.
+fn foreign_command(
+    start: &Start<'_>,
+    record: &ModelRecord,
+    engine: &EngineSpec,
+) -> Result<(Command, Outside), ActuateError> {
+    // It cannot be handed a socket, so it is told a port that is free a moment before; if somebody else takes it
+    // meanwhile, the engine ends and is started again.
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
+    let port = port.map_err(ActuateError::NoPort)?.port();
+    let words = engine.words(&Values {
+        path: &record.path.to_string_lossy(),
+        port,
+        name: start.model,
+        context_tokens: record.context_tokens,
+        slots: engine.slots,
+        cores: &start.placement.cores(),
+    })?;
+    let mut words = words.iter();
+    let mut command = Command::new(words.next().ok_or(EngineError::EmptyCommand)?);
+    command.process_group(0).args(words);
+    Ok((command, Outside { port, health: engine.health.clone(), slots: engine.slots }))
+}
+
+fn not_spawned(config: &DaemonConfig, record: &ModelRecord, source: io::Error) -> ActuateError {
+    match &record.engine {
+        None => ActuateError::Spawn { program: config.engine_exe.clone(), source },
+        Some(engine) if source.kind() == io::ErrorKind::NotFound => {
+            ActuateError::NoProgram { program: engine.program(), engine: engine.kind }
+        }
+        Some(engine) => ActuateError::Spawn { program: engine.program().into(), source },
+    }
+}
+
+/// Confines a process that has only begun to its cores: the threads that it makes inherit them.
+fn confine(process: &ProcessHandle, cores: &[u32]) {
+    let mut set = CpuSet::new();
+    cores.iter().filter(|core| (**core as usize) < CpuSet::MAX_CPU).for_each(|core| set.set(*core as usize));
+    let pid = i32::try_from(process.pid).ok().and_then(Pid::from_raw);
+    if let Err(error) = sched_setaffinity(pid, &set) {
+        tracing::warn!(pid = process.pid, ?cores, %error, "an engine cannot be confined to its cores");
+    }
 }
 
 /// The engine's command line. Its own process group keeps a terminal's Ctrl-C and hang-up from it, so it

@@ -4,6 +4,7 @@
 use super::control::ControlClient;
 use super::exit::{self, Circumstances, Exit};
 use super::identity::{InstancePaths, ProcessHandle};
+use super::tend::{LoadOf, Outside, Tended, Verdict, tend};
 use super::{EngineEvent, EngineEventKind};
 use crate::clock::monotonic_ns;
 use controller_core::snapshot::InstanceId;
@@ -24,6 +25,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 const DRAIN_GRACE: Duration = Duration::from_millis(500);
 /// From SIGTERM to SIGKILL.
 const TERM_GRACE: Duration = Duration::from_secs(2);
+/// The same for an engine that is not ours, which may have workers to end.
+const OUTSIDE_TERM_GRACE: Duration = Duration::from_secs(5);
 /// The kernel's event of an end is there within this time, or was lost.
 const EXIT_EVENT_LIMIT: Duration = Duration::from_millis(20);
 /// An ended process that was reaped tells how it ended within this time.
@@ -52,13 +55,29 @@ pub(super) struct Link {
     /// What it is to serve; the value it began with is known to it.
     pub adapters: watch::Receiver<Vec<AdapterSpec>>,
     pub witness: Arc<OnceLock<Arc<Witness>>>,
+    /// What the gateway knows of the work at an engine that tells nothing by itself.
+    pub load: Arc<OnceLock<LoadOf>>,
     /// The control connection broke: the engine may have ended.
     pub broke: Arc<Notify>,
 }
 
+/// How an engine is driven.
+pub(super) enum Reach {
+    /// Ours: notices on its stdout where we started it, and a connection where it has made its socket.
+    Own { stdout: Option<OwnedFd>, client: Option<ControlClient> },
+    /// Somebody else's.
+    Outside(Outside),
+}
+
+/// As [`Reach`], ready to be waited for.
+pub(super) enum Driven {
+    Own { notices: Option<pipe::Receiver>, client: Option<ControlClient> },
+    Outside(Tended),
+}
+
 impl Link {
     /// A full queue makes the task wait, and with it only this engine's reports.
-    async fn report(&self, kind: EngineEventKind) {
+    pub(super) async fn report(&self, kind: EngineEventKind) {
         let _ = self.events.send(EngineEvent { instance: self.instance.clone(), kind }).await;
     }
 
@@ -75,34 +94,29 @@ impl Link {
     }
 }
 
-/// Supervises until the process ends; then cleans up and reports the exit. `client` is none for an engine
-/// that has yet to make its socket; `pidfd` is a second descriptor of the process, to wait by.
-pub(super) async fn supervise(
-    mut link: Link,
-    process: ProcessHandle,
-    pidfd: OwnedFd,
-    notices: Option<pipe::Receiver>,
-    client: Option<ControlClient>,
-) {
-    // A set aborts its tasks when dropped, so the renewing ends with the process.
-    let adopted = client.is_some();
-    let mut renewing = JoinSet::new();
-    renewing.spawn(renew(link.clone(), client));
+/// Supervises until the process ends; then cleans up and reports the exit. `pidfd` is a second descriptor of the
+/// process, to wait by.
+pub(super) async fn supervise(mut link: Link, process: ProcessHandle, pidfd: OwnedFd, driven: Driven) {
+    // A set aborts its tasks when dropped, so the renewing and the tending end with the process.
+    let mut beside = JoinSet::new();
+    let (verdict_sender, mut verdicts) = mpsc::channel(1);
+    let is_outside = matches!(driven, Driven::Outside(_));
+    let (notices, adopted) = match driven {
+        Driven::Own { notices, client } => {
+            let adopted = client.is_some();
+            beside.spawn(renew(link.clone(), client));
+            (notices, adopted)
+        }
+        Driven::Outside(engine) => {
+            beside.spawn(tend(link.clone(), engine, verdict_sender));
+            (None, false)
+        }
+    };
     let oom_kills_before = exit::oom_kills();
     let mut notices = notices.map(|pipe| BufReader::new(pipe).lines());
     let mut circumstances = Circumstances::default();
     let mut escalation = Escalation::default();
-    // Of somebody else's child the pidfd gives the reason only once its parent has reaped it. A broken control
-    // connection is as sure a sign to look, and the reason is then the kernel witness's to tell.
-    let ended = async {
-        let by_pidfd = controller_witness::exit::wait(pidfd);
-        tokio::pin!(by_pidfd);
-        let told = tokio::select! {
-            told = &mut by_pidfd => Some(told),
-            () = found_ended(&link.broke, &process), if adopted => timeout(REAPED_LIMIT, by_pidfd).await.ok(),
-        };
-        told.and_then(Result::ok).unwrap_or(Ended::Unknown)
-    };
+    let ended = how_it_ends(pidfd, link.broke.clone(), &process, adopted);
     tokio::pin!(ended);
     let ended = loop {
         tokio::select! {
@@ -113,8 +127,19 @@ pub(super) async fn supervise(
             },
             order = next_order(&mut link.drain, circumstances.asked_to_drain) => {
                 circumstances.asked_to_drain = true;
-                escalation = Escalation::after(order);
+                escalation = Escalation::after(order, is_outside);
             }
+            // The channel of an engine that is ours is closed, which only takes this branch away.
+            Some(verdict) = verdicts.recv() => match verdict {
+                Verdict::Idle => {
+                    process.signal(Signal::TERM);
+                    escalation = Escalation::terminated();
+                }
+                Verdict::GivenUp => {
+                    circumstances.gave_up = true;
+                    process.signal_group(Signal::KILL);
+                }
+            },
             signal = escalation.due() => {
                 circumstances.we_killed |= signal == Signal::KILL;
                 tracing::warn!(instance = link.instance, ?signal, "the engine did not end by its deadline");
@@ -127,11 +152,27 @@ pub(super) async fn supervise(
     while let Some(line) = next_buffered(&mut notices).await {
         notice(&link, &line).await;
     }
+    if is_outside {
+        // Workers that it left behind would keep memory, or a GPU, that is given to others from here on.
+        process.signal_group(Signal::KILL);
+    }
     link.paths.remove();
     circumstances.oom_kills_rose = exit::oom_kills() > oom_kills_before;
     let ended = link.how_it_ended(process.pid, ended).await;
     let (reason, detail) = exit::judge(ended, circumstances);
     link.report(EngineEventKind::Exited(Exit { at_ns: monotonic_ns(), reason, detail })).await;
+}
+
+/// Waits for the process's end. Of somebody else's child the pidfd gives the reason only once its parent has reaped it. A
+/// broken control connection is as sure a sign to look, and the reason is then the kernel witness's to tell.
+async fn how_it_ends(pidfd: OwnedFd, broke: Arc<Notify>, process: &ProcessHandle, adopted: bool) -> Ended {
+    let by_pidfd = controller_witness::exit::wait(pidfd);
+    tokio::pin!(by_pidfd);
+    let told = tokio::select! {
+        told = &mut by_pidfd => Some(told),
+        () = found_ended(&broke, process), if adopted => timeout(REAPED_LIMIT, by_pidfd).await.ok(),
+    };
+    told.and_then(Result::ok).unwrap_or(Ended::Unknown)
 }
 
 /// Waits for a broken control connection behind which the process has ended. An ending process closes its
@@ -156,12 +197,22 @@ struct Escalation {
 }
 
 impl Escalation {
-    fn after(order: DrainOrder) -> Self {
+    /// An engine that is not ours does not know of the order: it hears of it by a signal, at the deadline or, before
+    /// that, when nothing is at it any more.
+    fn after(order: DrainOrder, is_outside: bool) -> Self {
+        if is_outside {
+            return Self { term_at: Some(order.deadline), kill_at: Some(order.deadline + OUTSIDE_TERM_GRACE) };
+        }
         if order.by_signal {
             return Self { term_at: Some(Instant::now()), kill_at: Some(order.deadline) };
         }
         let term_at = order.deadline + DRAIN_GRACE;
         Self { term_at: Some(term_at), kill_at: Some(term_at + TERM_GRACE) }
+    }
+
+    /// SIGTERM was sent to an engine that is not ours.
+    fn terminated() -> Self {
+        Self { term_at: None, kill_at: Some(Instant::now() + OUTSIDE_TERM_GRACE) }
     }
 
     /// Waits for the next signal that is due; for ever when none is.

@@ -1,6 +1,7 @@
 //! Registered models: a name and the revision it stands for.
 
 use super::{AdapterRecord, Registry, RegistryError};
+use crate::foreign::EngineSpec;
 use engine_store::Quantisation;
 use rusqlite::{OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,9 @@ pub struct ModelRecord {
     /// What a folder's matrices are rounded to at load.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantise: Option<Quantisation>,
+    /// The engine that serves it, where that is not ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<EngineSpec>,
     /// The adapters that its instances serve beside it, by name; registered by themselves.
     #[serde(default)]
     pub adapters: Vec<AdapterRecord>,
@@ -45,7 +49,7 @@ pub enum Added {
 }
 
 const COLUMNS: &str = "name, path, revision, created_unix_s, file_bytes, modified_unix_ns, architecture, parameters, \
-                       context_tokens, instance_bytes, quantise";
+                       context_tokens, instance_bytes, quantise, engine";
 
 impl Registry {
     /// Registers a model, or lets its name stand for another revision.
@@ -62,8 +66,11 @@ impl Registry {
             Some(known) if known.revision == model.revision => Added::Unchanged,
             Some(_) => Added::Replaced,
         };
-        let sql =
-            format!("INSERT OR REPLACE INTO models ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)");
+        let sql = format!(
+            "INSERT OR REPLACE INTO models ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)"
+        );
+        // Strings and numbers always serialise.
+        let engine = model.engine.as_ref().and_then(|engine| serde_json::to_string(engine).ok());
         let path = model.path.to_string_lossy();
         self.connection
             .execute(
@@ -79,7 +86,8 @@ impl Registry {
                     model.parameters as i64,
                     model.context_tokens,
                     model.instance_bytes as i64,
-                    model.quantise.map(|quantise| quantise.to_string())
+                    model.quantise.map(|quantise| quantise.to_string()),
+                    engine
                 ],
             )
             .map_err(|error| self.describe(error))?;
@@ -170,6 +178,7 @@ fn read_model(row: &Row<'_>) -> rusqlite::Result<ModelRecord> {
         context_tokens: row.get(8)?,
         instance_bytes: unsigned(9)?,
         quantise: read_quantisation(row, 10)?,
+        engine: read_engine(row, 11)?,
         adapters: Vec::new(),
     })
 }
@@ -179,4 +188,11 @@ fn read_quantisation(row: &Row<'_>, index: usize) -> rusqlite::Result<Option<Qua
     let unknown =
         |error| rusqlite::Error::FromSqlConversionFailure(index, rusqlite::types::Type::Text, Box::new(error));
     name.parse().map(Some).map_err(unknown)
+}
+
+fn read_engine(row: &Row<'_>, index: usize) -> rusqlite::Result<Option<EngineSpec>> {
+    let Some(json) = row.get::<_, Option<String>>(index)? else { return Ok(None) };
+    let unknown =
+        |error| rusqlite::Error::FromSqlConversionFailure(index, rusqlite::types::Type::Text, Box::new(error));
+    serde_json::from_str(&json).map(Some).map_err(unknown)
 }

@@ -50,6 +50,7 @@ const MIGRATIONS: &[&str] = &[
          UPDATE meta SET value = value + 1 WHERE key = 'models_version'; END;
      CREATE TRIGGER adapters_delete AFTER DELETE ON adapters BEGIN
          UPDATE meta SET value = value + 1 WHERE key = 'models_version'; END;",
+    "ALTER TABLE models ADD COLUMN engine TEXT;",
 ];
 
 /// Schema version that this code writes.

@@ -3,6 +3,7 @@
 mod admin;
 mod adoption;
 mod daemon;
+mod outside;
 mod process;
 mod registry;
 mod stage;

@@ -2,6 +2,7 @@
 
 use crate::stage::record;
 use controller_core::action::{CapacityView, Decision, ForecastView, Reason, Seen};
+use controller_daemon::foreign::{EngineKind, EngineSpec};
 use controller_daemon::registry::{DATABASE_FILE, HistoryWriter};
 use controller_daemon::{Added, Registry, RegistryError};
 
@@ -32,6 +33,12 @@ fn models_survive_and_replace_by_revision() {
     assert_eq!(registry.models_version().unwrap(), version + 1, "adding again is no change");
     let mut other = model.clone();
     other.revision = "another".to_owned();
+    other.engine = Some(EngineSpec {
+        kind: EngineKind::Custom,
+        command: Some("prog {port}".to_owned()),
+        health: "/ready".to_owned(),
+        slots: 3,
+    });
     assert_eq!(registry.put_model(&other).unwrap(), Added::Replaced);
     drop(registry);
     let mut registry = Registry::open(folder.path()).unwrap();

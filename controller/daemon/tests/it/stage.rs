@@ -59,6 +59,7 @@ pub fn record(state_dir: &Path, name: &str) -> ModelRecord {
         instance_bytes: 1 << 20,
         adapters: Vec::new(),
         quantise: None,
+        engine: None,
         path,
     }
 }
@@ -78,8 +79,21 @@ impl Stage {
     }
 
     pub fn in_folder(folder: Arc<TempDir>, epoch: u64, scripts: &[&str]) -> Self {
+        let config = config(folder.path());
+        Self::configured(folder, epoch, scripts, config)
+    }
+
+    /// One whose engines have so long for becoming ready.
+    pub fn with_start_timeout_ms(scripts: &[&str], start_timeout_ms: u64) -> Self {
+        let folder = Arc::new(tempfile::tempdir().unwrap());
+        let mut config = config(folder.path());
+        config.policy.start_timeout_ms = start_timeout_ms;
+        Self::configured(folder, 1, scripts, config)
+    }
+
+    fn configured(folder: Arc<TempDir>, epoch: u64, scripts: &[&str], config: DaemonConfig) -> Self {
         let (sender, events) = mpsc::channel(64);
-        let actuator = ProcessActuator::new(Arc::new(config(folder.path())), epoch, sender).unwrap();
+        let actuator = ProcessActuator::new(Arc::new(config), epoch, sender).unwrap();
         let models = scripts.iter().map(|name| ((*name).to_owned(), record(folder.path(), name))).collect();
         Self { folder, actuator, events, models, epoch }
     }

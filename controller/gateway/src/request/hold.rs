@@ -65,7 +65,7 @@ impl<R: Asked> Active<R> {
 
     fn choose(&self) -> Result<Choice, Ending> {
         let limit = self.shared.options.endpoint_in_flight_limit;
-        self.model.choose(&self.revision, limit).ok_or_else(|| {
+        self.model.choose(&self.revision, limit, self.progress.avoid.as_deref()).ok_or_else(|| {
             let message = format!("Model `{}` was removed or replaced while the request waited", self.model.name);
             Ending::Failed(ApiError::Unavailable { message, retry_after_s: Some(1) }, "model_changed")
         })

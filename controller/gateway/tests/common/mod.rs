@@ -60,6 +60,7 @@ pub fn route(revision: &str) -> Arc<ModelRoute> {
         created_unix_s: 1,
         context_tokens: 2048,
         base: None,
+        engine: None,
     })
 }
 

@@ -40,5 +40,5 @@ pub(super) fn bin_ns(comment: &str) -> Option<u64> {
         _ => return None,
     };
     let bin_s = seconds * unit_s;
-    (bin_s >= 0.001 && bin_s <= 1e6).then(|| crate::ns(bin_s))
+    (0.001..=1e6).contains(&bin_s).then(|| crate::ns(bin_s))
 }

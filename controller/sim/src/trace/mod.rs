@@ -108,8 +108,8 @@ impl Trace {
                 let first = (from_ns / bin_ns) as usize;
                 let last = (until_ns.div_ceil(*bin_ns) as usize).min(counts.len());
                 let mut arrivals = Vec::new();
-                for at in first..last {
-                    for _ in 0..counts[at] {
+                for (at, count) in counts.iter().enumerate().take(last).skip(first) {
+                    for _ in 0..*count {
                         let at_ns = at as u64 * bin_ns + (random.unit() * *bin_ns as f64) as u64;
                         let (prompt, output) = COUNTED_TOKENS;
                         let (prompt_tokens, output_tokens) = (length(prompt, &mut random), length(output, &mut random));

@@ -1,0 +1,107 @@
+//! How long a model that is rarely called stays silent: a histogram of the gaps between its arrivals.
+//!
+//! Where requests are hours apart a rate says little; what matters is how likely one comes within the next minutes
+//! given the silence so far ("Serverless in the Wild", Shahrad et al., 2020). Bins are logarithmic, from a tenth of a
+//! second to a week, so one small table serves every model.
+
+use serde::{Deserialize, Serialize};
+
+/// Bins of a histogram of durations, the shortest duration that is told apart, s, and bins per factor of two.
+pub(crate) const BINS: usize = 48;
+const SHORTEST_S: f64 = 0.1;
+const PER_DOUBLING: f64 = 2.0;
+/// What a table keeps of its past at each gap: about 200 gaps.
+const KEPT: f64 = 0.995;
+/// Imagined gaps, spread as if each doubling of the silence were a coin toss, so that a first request is not taken for
+/// the last one.
+const IMAGINED: f64 = 0.5;
+
+/// Bin of a duration.
+pub(crate) fn bin_of(duration_s: f64) -> usize {
+    if duration_s.is_nan() || duration_s <= SHORTEST_S {
+        return 0;
+    }
+    (((duration_s / SHORTEST_S).log2() * PER_DOUBLING) as usize + 1).min(BINS - 1)
+}
+
+/// Shortest duration of a bin, s.
+pub(crate) fn start_of(bin: usize) -> f64 {
+    if bin == 0 { 0.0 } else { SHORTEST_S * ((bin - 1) as f64 / PER_DOUBLING).exp2() }
+}
+
+/// Gaps between arrivals.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct IdleTimes {
+    gaps: Vec<f64>,
+}
+
+impl Default for IdleTimes {
+    fn default() -> Self {
+        Self { gaps: vec![0.0; BINS] }
+    }
+}
+
+impl IdleTimes {
+    /// Takes in a gap between two arrivals, s.
+    pub fn observe(&mut self, gap_s: f64) {
+        if !gap_s.is_finite() || gap_s < 0.0 {
+            return;
+        }
+        for gap in &mut self.gaps {
+            *gap *= KEPT;
+        }
+        self.gaps[bin_of(gap_s)] += 1.0;
+    }
+
+    /// Probability that the next arrival comes within `within_s`, given a silence of `silent_s`.
+    pub fn arrival_probability(&self, silent_s: f64, within_s: f64) -> f64 {
+        let (silent_s, within_s) = (silent_s.max(0.0), within_s.max(0.0));
+        let still = self.longer_than(silent_s);
+        if still <= 0.0 {
+            return 0.0;
+        }
+        (1.0 - self.longer_than(silent_s + within_s) / still).clamp(0.0, 1.0)
+    }
+
+    /// The silence that a share `q` of the gaps is no longer than, s: what pre-warming and keep-alive windows go by.
+    pub fn quantile(&self, q: f64) -> f64 {
+        let total: f64 = self.gaps.iter().sum();
+        let mut below = 0.0;
+        for (bin, gap) in self.gaps.iter().enumerate() {
+            if *gap > 0.0 && below + gap >= q * total {
+                let share = (q * total - below) / gap;
+                return start_of(bin) + share * (start_of(bin + 1) - start_of(bin));
+            }
+            below += gap;
+        }
+        0.0
+    }
+
+    /// Weight of the gaps longer than a duration, those of its bin in proportion.
+    fn longer_than(&self, duration_s: f64) -> f64 {
+        let bin = bin_of(duration_s);
+        let (start, end) = (start_of(bin), start_of(bin + 1));
+        let left = ((end - duration_s) / (end - start)).clamp(0.0, 1.0);
+        let imagined = IMAGINED / (1.0 + duration_s / SHORTEST_S).sqrt();
+        imagined + self.gaps[bin + 1..].iter().sum::<f64>() + left * self.gaps[bin]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silence_as_long_as_any_before_speaks_for_an_arrival_and_a_longer_one_against() {
+        let mut idle = IdleTimes::default();
+        assert!(idle.arrival_probability(0.0, 60.0) > 0.5, "a first request is not taken for the last one");
+        for gap in 0..100 {
+            idle.observe(600.0 + f64::from(gap));
+            idle.observe(f64::NAN);
+        }
+        let soon = [0.0, 550.0, 600.0, 5_000.0].map(|silent_s| idle.arrival_probability(silent_s, 200.0));
+        assert!(soon[0] < 0.1 && soon[2] > 0.9 && soon[3] < 0.2, "{soon:?}");
+        let window = [0.05, 0.99].map(|q| idle.quantile(q));
+        assert!(window[0] > 500.0 && window[1] < 900.0, "{window:?}");
+    }
+}

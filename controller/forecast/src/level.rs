@@ -1,0 +1,120 @@
+//! Counts in bins of one width, and the quantiles of bins to come.
+//!
+//! A width has a few horizons that are a few bins long: seconds are forecast from seconds and hours from ten minutes, so
+//! that no horizon drowns in noise and none needs a long memory.
+
+use crate::calendar::Calendar;
+use crate::horizon::Horizon;
+use crate::points::Points;
+use crate::signals::Signals;
+use crate::{QUANTILES, sound};
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+
+/// A refit is due after a twelfth of what has been seen, but no sooner and no later than so many bins.
+const REFIT_BINS: (f64, f64) = (5.0, 200.0);
+/// The first one.
+const FIRST_REFIT_BINS: f64 = 40.0;
+/// Weight of the newest pair of ranks.
+const RANKS: f64 = 0.01;
+
+/// Experts over bins of one width.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Level {
+    bin_s: f64,
+    points: Points,
+    calendar: Calendar,
+    horizons: Vec<Horizon>,
+    stated: Vec<Vec<f64>>,
+    fitted_at_bin: f64,
+    /// Ranks that outcomes took at the nearest horizon, whose forecasts at the farthest are still open.
+    near_ranks: VecDeque<f64>,
+    /// Mean product of ranks near and far, each from -1 to 1 and of variance 1/3.
+    rank_product: f64,
+}
+
+impl Level {
+    /// Bins of `bin_s` seconds, forecast at these numbers of bins ahead (at least 1).
+    pub fn new(bin_s: f64, ahead: &[usize]) -> Self {
+        let horizons: Vec<Horizon> = ahead.iter().map(|ahead| Horizon::new((*ahead).max(1))).collect();
+        let stated = vec![vec![0.0; QUANTILES.len()]; horizons.len()];
+        Self { bin_s, horizons, stated, ..Self::default() }
+    }
+
+    /// Width of a bin, s.
+    pub fn bin_s(&self) -> f64 {
+        self.bin_s
+    }
+
+    /// Bins seen.
+    pub fn bins(&self) -> u64 {
+        self.points.bins() as u64
+    }
+
+    /// Takes in the bin that has just ended. A count that is no number is taken as 0.
+    pub fn observe(&mut self, count: f64, signals: Signals) {
+        let count = sound(count);
+        let ranks: Vec<Option<f64>> = self.horizons.iter_mut().map(|horizon| horizon.settle(count)).collect();
+        self.compare_ranks(&ranks);
+        self.points.observe(count, self.bin_s, signals);
+        self.calendar.push(count, self.bin_s);
+        for (horizon, stated) in self.horizons.iter_mut().zip(&mut self.stated) {
+            *stated = horizon.issue(&self.points, self.bin_s, &self.calendar);
+        }
+    }
+
+    /// Outcomes come in the order of their forecasts, so the oldest open near rank belongs to the far one at hand.
+    fn compare_ranks(&mut self, ranks: &[Option<f64>]) {
+        let signed = |rank: &Option<f64>| rank.map(|rank| 2.0 * rank - 1.0);
+        self.near_ranks.extend(ranks.first().and_then(signed));
+        if let Some(far) = ranks.last().and_then(signed)
+            && let Some(near) = self.near_ranks.pop_front()
+        {
+            self.rank_product += RANKS * (near * far - self.rank_product);
+        }
+    }
+
+    /// Correlation of the normal scores of ranks near and far (Pearson's conversion of Spearman's coefficient).
+    pub fn rank_correlation(&self) -> f64 {
+        2.0 * (std::f64::consts::FRAC_PI_6 * (3.0 * self.rank_product).clamp(-1.0, 1.0)).sin()
+    }
+
+    /// An empty level that begins with what errors looked like here, and with the regressions.
+    pub(crate) fn borrowed(&self) -> Self {
+        let horizons: Vec<Horizon> = self.horizons.iter().map(Horizon::borrowed).collect();
+        let stated = vec![vec![0.0; QUANTILES.len()]; horizons.len()];
+        Self { bin_s: self.bin_s, horizons, stated, ..Self::default() }
+    }
+
+    /// Quantiles ([`QUANTILES`]) of the count of the bin at a horizon, by its place in the list given to
+    /// [`Level::new`]; they do not fall. Zeros before the first bin.
+    pub fn quantiles(&self, horizon: usize) -> &[f64] {
+        &self.stated[horizon]
+    }
+
+    /// The horizons, in bins.
+    pub fn ahead(&self) -> impl Iterator<Item = usize> {
+        self.horizons.iter().map(|horizon| horizon.ahead)
+    }
+
+    /// Share of weight on means, trend, seasons and regression at a horizon and a quantile, by their places.
+    pub fn shares(&self, horizon: usize, quantile: usize) -> [f64; 4] {
+        self.horizons[horizon].shares(quantile)
+    }
+
+    /// Whether enough has been seen since the last fit for another.
+    pub fn refit_is_due(&self) -> bool {
+        let bins = self.points.bins();
+        let wait = (bins / 12.0).clamp(REFIT_BINS.0, REFIT_BINS.1);
+        bins >= FIRST_REFIT_BINS && bins - self.fitted_at_bin >= wait
+    }
+
+    /// Fits the regressions anew. Its work is bounded (tens of milliseconds), but not small: call it off the path
+    /// of anything that waits, on a copy if need be.
+    pub fn refit(&mut self) {
+        self.fitted_at_bin = self.points.bins();
+        for horizon in &mut self.horizons {
+            horizon.refit();
+        }
+    }
+}
