@@ -67,7 +67,9 @@ impl World<'_> {
         let (regretted, drains) = (self.report.regretted, self.report.drains);
         let calm = !unchanged || regretted <= REGRETS_ANYWAY + drains / REGRET_SHARE;
         let calm = ensure(calm, Invariant::NoFlapping, self.now_ns, || {
-            format!("{regretted} of {drains} drains left before they had paid, and were followed by a start with no more load")
+            format!(
+                "{regretted} of {drains} drains left before they had paid, and were followed by a start with no more load"
+            )
         });
         self.judge(calm)
     }
