@@ -9,7 +9,9 @@ use std::hash::DefaultHasher;
 
 fn read<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Request {
     let mut request = Request::new(DefaultHasher::new());
-    pieces.into_iter().for_each(|piece| request.push(piece));
+    for piece in pieces {
+        assert!(request.push(piece) == piece.len() || request.whole_bytes().is_some());
+    }
     request
 }
 

@@ -11,6 +11,8 @@ mod faults;
 mod flows;
 #[path = "probes/hostile.rs"]
 mod hostile;
+#[path = "probes/pipelining.rs"]
+mod pipelining;
 #[path = "probes/places.rs"]
 mod places;
 #[path = "probes/protocols.rs"]

@@ -32,7 +32,7 @@ pub struct Segment {
 }
 
 /// One answer being read.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Answer {
     /// HTTP status of the final (not interim) answer; 0 until seen.
     pub status: u16,
@@ -81,6 +81,28 @@ impl Answer {
         let whole = text.len() == segment_bytes as usize;
         let body = if self.in_head { self.take_head(text, whole) } else { text.to_vec() };
         self.take_body(&body, whole)
+    }
+
+    /// How many bytes of the next segment are this answer's, if another one follows it there: by the announced length,
+    /// or where the text shows an answer begin. Takes what [`Answer::segment`] does.
+    pub fn boundary(&self, text: &[u8], segment_bytes: u32, end: u64) -> Option<u32> {
+        let begins = |text: &[u8]| text.starts_with(b"HTTP/1.");
+        let start = end.saturating_sub(u64::from(segment_bytes));
+        if start > 0 && !self.in_head && begins(text) {
+            // It has ended before, in a way that was not seen.
+            return Some(0);
+        }
+        let mut read = self.clone();
+        read.segment(text, segment_bytes, end);
+        match read.framing {
+            Framing::Length(total) => u32::try_from(total.saturating_sub(start)).ok(),
+            Framing::UntilClose => None,
+            Framing::Chunked | Framing::Unknown => {
+                const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+                let ends = |at: &usize| text[*at..].starts_with(LAST_CHUNK) && begins(&text[at + LAST_CHUNK.len()..]);
+                (0..text.len()).find(ends).map(|at| (at + LAST_CHUNK.len()) as u32)
+            }
+        }
     }
 
     /// Passes over a segment of the stream that was told without its text and began and ended with an event.

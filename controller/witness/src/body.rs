@@ -15,6 +15,8 @@ pub struct BodyFacts {
     pub stream: Option<bool>,
     /// `max_tokens` or `max_completion_tokens`.
     pub max_tokens: Option<u32>,
+    /// How many answers are asked for.
+    pub n: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +29,8 @@ enum Stage {
     Chunk(u64),
     /// After a chunk's bytes: its line end.
     ChunkEnd,
+    /// After the last chunk.
+    Trailer,
     Done,
     /// Not understood: nothing more is read.
     Lost,
@@ -42,6 +46,7 @@ pub struct Request {
     length: Option<u64>,
     chunked: bool,
     head_bytes: u64,
+    read_bytes: u64,
     fingerprint: DefaultHasher,
     json: Json,
 }
@@ -88,16 +93,26 @@ impl Request {
             length: None,
             chunked: false,
             head_bytes: 0,
+            read_bytes: 0,
             fingerprint: keyed,
             json: Json::default(),
         }
     }
 
-    /// Takes the next bytes.
-    pub fn push(&mut self, text: &[u8]) {
-        for &byte in text {
+    /// Takes the next bytes, and says how many of them: what comes after the request's last byte is another's.
+    pub fn push(&mut self, text: &[u8]) -> usize {
+        let mut taken = 0;
+        while let Some(&byte) = text.get(taken).filter(|_| self.stage != Stage::Done) {
             self.byte(byte);
+            taken += 1;
         }
+        self.read_bytes += taken as u64;
+        taken
+    }
+
+    /// Bytes of the whole request, if it was read to its end.
+    pub fn whole_bytes(&self) -> Option<u64> {
+        (self.stage == Stage::Done).then_some(self.read_bytes)
     }
 
     /// Whether nothing more can be learned.
@@ -129,7 +144,7 @@ impl Request {
 
     fn byte(&mut self, byte: u8) {
         match self.stage {
-            Stage::Line | Stage::Header | Stage::ChunkSize | Stage::ChunkEnd => {
+            Stage::Line | Stage::Header | Stage::ChunkSize | Stage::ChunkEnd | Stage::Trailer => {
                 if matches!(self.stage, Stage::Line | Stage::Header) {
                     self.head_bytes += 1;
                 }
@@ -174,12 +189,14 @@ impl Request {
             Stage::ChunkSize => {
                 let digits = text.split(|&byte| byte == b';').next().unwrap_or_default().trim_ascii();
                 match std::str::from_utf8(digits).ok().and_then(|text| u64::from_str_radix(text, 16).ok()) {
-                    Some(0) => Stage::Done,
+                    Some(0) => Stage::Trailer,
                     Some(size) => Stage::Chunk(size),
                     None => Stage::Lost,
                 }
             }
             Stage::ChunkEnd if text.is_empty() => Stage::ChunkSize,
+            Stage::Trailer if text.is_empty() => Stage::Done,
+            Stage::Trailer => Stage::Trailer,
             _ => Stage::Lost,
         }
     }
@@ -297,7 +314,7 @@ impl Json {
     fn keep(&mut self, byte: u8) {
         if !self.has_key {
             self.key.push(byte);
-        } else if matches!(&*self.key.bytes, b"model" | b"stream" | b"max_tokens" | b"max_completion_tokens") {
+        } else if matches!(&*self.key.bytes, b"model" | b"stream" | b"max_tokens" | b"max_completion_tokens" | b"n") {
             self.value.push(byte);
         }
     }
@@ -310,6 +327,7 @@ impl Json {
                 ("max_tokens" | "max_completion_tokens", false) => {
                     self.facts.max_tokens = value.parse().ok().or(self.facts.max_tokens);
                 }
+                ("n", false) => self.facts.n = value.parse().ok(),
                 _ => {}
             }
         }
@@ -326,7 +344,9 @@ mod tests {
 
     fn read(pieces: &[&[u8]]) -> Request {
         let mut request = Request::new(DefaultHasher::new());
-        pieces.iter().for_each(|piece| request.push(piece));
+        for piece in pieces {
+            request.push(piece);
+        }
         request
     }
 
@@ -335,7 +355,7 @@ mod tests {
     }
 
     fn facts(model: Option<&str>, stream: Option<bool>, max_tokens: Option<u32>) -> Option<BodyFacts> {
-        Some(BodyFacts { model: model.map(str::to_owned), stream, max_tokens })
+        Some(BodyFacts { model: model.map(str::to_owned), stream, max_tokens, n: None })
     }
 
     #[test]
@@ -360,6 +380,11 @@ mod tests {
             assert_eq!(read(&[with_body(body).as_bytes()]).facts(), expected, "{body}");
         }
         assert_eq!(read(&[b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"]).facts(), None);
+        let answers = |body| read(&[with_body(body).as_bytes()]).facts().and_then(|facts| facts.n);
+        assert_eq!(
+            (answers(r#"{"n":3,"no":4}"#), answers(r#"{"n":"3"}"#), answers(r#"{"a":{"n":3}}"#)),
+            (Some(3), None, None)
+        );
         assert_eq!(read(&[b"POST me\r\n\r\n{\"model\":\"m\"}"]).facts(), None);
     }
 

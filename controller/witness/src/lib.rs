@@ -7,6 +7,7 @@ mod answer;
 mod attach;
 pub mod body;
 mod btf;
+mod connection;
 mod cuda;
 pub mod exit;
 mod export;

@@ -2,6 +2,7 @@
 
 use crate::answer::Answer;
 use crate::body::Request;
+use crate::connection::less;
 use crate::gaps::Gaps;
 use crate::record::{Fidelity, FlowSample, PortRole, RequestEnd, RequestRecord, Vantage};
 use ebpf_types::{FlowEvent, LINE_BYTES, TokenEvent};
@@ -15,6 +16,8 @@ pub(crate) struct OpenRequest {
     line: Vec<u8>,
     number: u64,
     request: Request,
+    /// Where in the kernel's request it begins.
+    begins_at: i64,
     /// Its start was told.
     started: bool,
     /// `data:` segments that the kernel did not count, since something else stood before them.
@@ -61,6 +64,7 @@ impl OpenRequest {
             answer: Answer::new(),
             line: Vec::new(),
             number,
+            begins_at: 0,
             request: Request::new(keyed),
             started: false,
             hidden_segments: 0,
@@ -71,10 +75,11 @@ impl OpenRequest {
         }
     }
 
-    /// Reads on in the request.
-    pub fn more(&mut self, flow: &FlowEvent, text: &[u8], samples: &mut Vec<FlowSample>) {
-        self.record.request_bytes = self.record.request_bytes.max(flow.request_bytes);
-        self.request.push(text);
+    /// Reads on in the request, and says how much of the text is its own.
+    pub fn more(&mut self, flow: &FlowEvent, text: &[u8], samples: &mut Vec<FlowSample>) -> usize {
+        let taken = self.request.push(text);
+        self.came_to(flow);
+        let text = &text[..taken];
         let room = LINE_BYTES.saturating_sub(self.line.len());
         if room > 0 && !text.is_empty() {
             self.line.extend_from_slice(&text[..text.len().min(room)]);
@@ -84,6 +89,38 @@ impl OpenRequest {
         if self.request.done() || text.len() < flow.segment_bytes as usize {
             self.known(samples);
         }
+        taken
+    }
+
+    /// Begins at this byte of the kernel's request, in which others were sent before it.
+    pub fn begins_at(&mut self, byte: u64) {
+        self.begins_at = i64::try_from(byte).unwrap_or(i64::MAX);
+        self.record.request_bytes = 0;
+    }
+
+    /// The kernel's next request, from whose beginning it counts, begins at this byte of the one before.
+    pub fn count_from(&mut self, byte: u64) {
+        self.begins_at = self.begins_at.saturating_sub(i64::try_from(byte).unwrap_or(i64::MAX));
+    }
+
+    /// Where in the kernel's request it ends, if it announced that.
+    pub fn ends_at(&self) -> Option<i64> {
+        let announced = self.request.announced_bytes().or(self.request.whole_bytes())?;
+        Some(self.begins_at.saturating_add(i64::try_from(announced).unwrap_or(i64::MAX)))
+    }
+
+    /// Keeps how much of it has come. The kernel's figure, 0 where it is not told, may span requests after this one.
+    fn came_to(&mut self, flow: &FlowEvent) {
+        if flow.request_bytes != 0 {
+            let bytes = self.record.request_bytes.max(less(flow.request_bytes, self.begins_at));
+            let whole_bytes = self.request.whole_bytes().or(self.request.announced_bytes());
+            self.record.request_bytes = whole_bytes.map_or(bytes, |whole_bytes| bytes.min(whole_bytes));
+        }
+    }
+
+    /// `data:` segments as the kernel counts them.
+    pub fn kernel_segments(&self) -> u32 {
+        self.kernel_segments
     }
 
     /// What is known of the request now stays as it is.
@@ -117,10 +154,10 @@ impl OpenRequest {
 
     /// Takes over the kernel's totals.
     pub fn advance(&mut self, flow: &FlowEvent) {
+        self.came_to(flow);
         let record = &mut self.record;
         record.first_byte_ns = flow.first_byte_ns;
         record.last_byte_ns = record.last_byte_ns.max(flow.last_byte_ns);
-        record.request_bytes = record.request_bytes.max(flow.request_bytes);
         record.response_bytes = record.response_bytes.max(flow.response_bytes);
         record.data_segments = flow.data_segments.saturating_add(self.hidden_segments);
         record.retransmits = record.retransmits.max(flow.retransmits);

@@ -1,29 +1,18 @@
 //! Turns events into request records. Pure: no clock, no I/O; the same events give the same records.
 //!
-//! One connection carries one request at a time. Events may be missing (the ring was full), so nothing
+//! One connection carries one request at a time, or several in their order. Events may be missing (the ring was full), so nothing
 //! waits for a particular one: each carries its request's timeline so far, and a later request on the same
 //! connection, its closing, or want of room ends what is still open. Memory is bounded by the number of
 //! connections that are kept.
 
 use crate::answer::Framing;
+use crate::connection::{Connection, OPEN_LIMIT};
 use crate::open::OpenRequest;
 use crate::record::{FlowSample, PortRole, RequestEnd, RequestRecord};
-use ebpf_types::{Event, FLAG_RESET, FLAG_TERMINATOR, FlowEvent, FlowKey, TokenEvent};
+use ebpf_types::{Event, FLAG_AGAIN, FLAG_RESET, FLAG_TERMINATOR, FlowEvent, FlowKey, TokenEvent, is_method};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
-
-/// A connection that carried a request.
-struct Connection {
-    /// Number of its latest request.
-    request: u32,
-    /// That request, until its record is finished.
-    open: Option<OpenRequest>,
-    /// The kernel's number of it, 0 where unknown.
-    flow: u64,
-    /// Time of the latest event, ns.
-    touched_ns: u64,
-}
 
 /// Samples that wait to be taken; beyond, the newest are dropped.
 const SAMPLES_LIMIT: usize = 16384;
@@ -33,6 +22,10 @@ const SAMPLES_LIMIT: usize = 16384;
 pub struct PortTotals {
     pub in_flight: u64,
     pub ended: u64,
+    /// Requests that the kernel did not count, since they were sent before the answer to the one before began.
+    pub pipelined: u64,
+    /// What the kernel counted as requests and was pieces of others.
+    pub misread: u64,
 }
 
 /// The state machine.
@@ -115,7 +108,7 @@ impl Reassembly {
     pub fn apply(&mut self, event: &Event<'_>, finished: &mut Vec<RequestRecord>) {
         match event {
             Event::Request(flow, text) => self.request(flow, text, finished),
-            Event::Body(flow, text) => self.body(flow, text),
+            Event::Body(flow, text) => self.body(flow, text, finished),
             Event::Token(token) => self.token(token),
             Event::Response(flow, text) => self.response(flow, text, finished),
             Event::Closed(flow) => self.closed(flow, finished),
@@ -127,8 +120,10 @@ impl Reassembly {
     pub fn open_record(&self, client: SocketAddr, sequence: u32) -> Option<RequestRecord> {
         self.connections
             .iter()
-            .filter(|(key, connection)| connection.request == sequence && key.client_addr() == client)
-            .find_map(|(_, connection)| connection.open.as_ref().map(|open| open.record.clone()))
+            .filter(|(key, _)| key.client_addr() == client)
+            .flat_map(|(_, connection)| &connection.open)
+            .find(|open| open.record.sequence == sequence)
+            .map(|open| open.record.clone())
     }
 
     /// Finishes, as lost, what has seen no event since `before_ns`: its closing was lost.
@@ -141,27 +136,105 @@ impl Reassembly {
     }
 
     fn request(&mut self, flow: &FlowEvent, text: &[u8], finished: &mut Vec<RequestRecord>) {
-        if let Some(connection) = self.connections.get_mut(&flow.key)
-            && let Some(open) = connection.open.take()
-        {
-            // The client goes on, so it has the answer before; unless that never began, or it is a new
-            // connection on the same ports whose predecessor's closing was lost.
-            let answered = open.record.first_byte_ns != 0 && flow.request == connection.request.wrapping_add(1);
-            self.finish(open, if answered { RequestEnd::Complete } else { RequestEnd::Lost }, finished);
+        let mut sent_ahead = false;
+        if let Some(connection) = self.connections.get_mut(&flow.key) {
+            let follows = flow.request == connection.request.wrapping_add(1) && flow.flow == connection.flow;
+            if follows && connection.goes_on() {
+                connection.misread(flow);
+                self.totals.entry(flow.key.server_port).or_default().misread += 1;
+                return self.read_on(flow, text, finished);
+            }
+            sent_ahead = follows && connection.owes_answers();
+            if !sent_ahead {
+                // The client goes on, so it has the answer before; unless that never began, or it is a new
+                // connection on the same ports whose predecessor's closing was lost.
+                for open in std::mem::take(&mut connection.open) {
+                    let answered = open.record.first_byte_ns != 0 && follows;
+                    self.finish(open, if answered { RequestEnd::Complete } else { RequestEnd::Lost }, finished);
+                }
+            }
         }
-        self.begin(flow, text, finished);
+        self.begin(flow, text, sent_ahead, finished);
     }
 
     /// More of a request whose beginning was seen.
-    fn body(&mut self, flow: &FlowEvent, text: &[u8]) {
+    fn body(&mut self, flow: &FlowEvent, text: &[u8], finished: &mut Vec<RequestRecord>) {
         let Some(connection) = self.connections.get_mut(&flow.key) else { return };
         if connection.request != flow.request || connection.flow != flow.flow {
             return;
         }
-        connection.touched_ns = flow.header.at_ns;
-        if let Some(open) = connection.open.as_mut() {
-            open.more(flow, text, &mut self.samples);
+        connection.seen(flow);
+        if flow.header.flags & FLAG_AGAIN == 0 {
+            return self.read_on(flow, text, finished);
         }
+        let begins_at = flow.request_bytes.saturating_sub(flow.segment_bytes.into());
+        if connection.ends_at().is_some_and(|at| Some(at) == i64::try_from(begins_at).ok()) {
+            connection.stray = false;
+            connection.rest.clear();
+            self.open(flow, text, begins_at, finished);
+        }
+    }
+
+    /// Reads on in the last request of a connection, and in those that follow it in the same text.
+    fn read_on(&mut self, flow: &FlowEvent, text: &[u8], finished: &mut Vec<RequestRecord>) {
+        let Some(connection) = self.connections.get_mut(&flow.key) else { return };
+        let text_at = flow.request_bytes.saturating_sub(flow.segment_bytes.into());
+        let mut joined = std::mem::take(&mut connection.rest);
+        let waited = joined.len();
+        let left = if waited > 0 {
+            joined.extend_from_slice(text);
+            joined
+        } else {
+            let taken = match connection.open.back_mut() {
+                Some(last) => last.more(flow, text, &mut self.samples),
+                // It has its answer already, and is still being sent.
+                None => connection.left_of_last(text_at).min(text.len()),
+            };
+            connection.last_read();
+            text[taken..].to_vec()
+        };
+        let begins_at = (text_at + text.len() as u64).saturating_sub(left.len() as u64);
+        let blank = left.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
+        let (left, begins_at) = (&left[blank..], begins_at + blank as u64);
+        if left.is_empty() || connection.stray {
+            return;
+        }
+        match left.first_chunk::<4>() {
+            None => connection.rest = left.to_vec(),
+            Some(begin) if is_method(*begin) => self.open(flow, left, begins_at, finished),
+            Some(_) => connection.stray = true,
+        }
+    }
+
+    /// Opens a request that the kernel did not number, behind the others of its connection.
+    fn open(&mut self, flow: &FlowEvent, text: &[u8], begins_at: u64, finished: &mut Vec<RequestRecord>) {
+        let Some(role) = self.roles.get(&flow.key.server_port).cloned() else { return };
+        let Some(connection) = self.connections.get_mut(&flow.key) else { return };
+        connection.pipelined = connection.pipelined.wrapping_add(1);
+        self.numbered += 1;
+        let begun = FlowEvent {
+            start_ns: flow.header.at_ns,
+            request: flow.request.wrapping_add(connection.pipelined),
+            first_byte_ns: 0,
+            last_byte_ns: 0,
+            response_bytes: 0,
+            data_segments: 0,
+            ..*flow
+        };
+        let mut open = OpenRequest::new(self.numbered, &begun, role, text, self.key.build_hasher());
+        open.begins_at(begins_at);
+        let totals = self.totals.entry(flow.key.server_port).or_default();
+        totals.in_flight += 1;
+        totals.pipelined += 1;
+        connection.open.push_back(open);
+        if connection.open.len() > OPEN_LIMIT {
+            let all = std::mem::take(&mut connection.open);
+            return all.into_iter().for_each(|open| self.finish(open, RequestEnd::Lost, finished));
+        }
+        // The text reaches to the end of what is told of the segment.
+        let rest =
+            FlowEvent { segment_bytes: text.len() as u32, request_bytes: begins_at + text.len() as u64, ..*flow };
+        self.read_on(&rest, text, finished);
     }
 
     fn token(&mut self, token: &TokenEvent) {
@@ -172,8 +245,9 @@ impl Reassembly {
             return;
         }
         connection.touched_ns = token.header.at_ns;
-        if let Some(open) = connection.open.as_mut() {
-            open.token(token, &mut self.samples);
+        let token = connection.token_of_first(token);
+        if let Some(open) = connection.open.front_mut() {
+            open.token(&token, &mut self.samples);
         }
         self.samples.truncate(SAMPLES_LIMIT);
     }
@@ -183,63 +257,79 @@ impl Reassembly {
         if !known {
             self.request(flow, b"", finished);
         }
-        let Some(connection) = self.connections.get_mut(&flow.key) else { return };
-        connection.touched_ns = flow.header.at_ns;
-        if connection.request != flow.request {
-            return;
-        }
-        let Some(open) = connection.open.as_mut() else { return };
-        open.advance(flow);
-        open.read(flow, text, &mut self.samples);
-        if open.answer.complete(flow.response_bytes, flow.header.flags & FLAG_TERMINATOR != 0)
-            && let Some(open) = connection.open.take()
-        {
-            self.finish(open, RequestEnd::Complete, finished);
+        let mut left = Some((*flow, text));
+        while let Some((flow, text)) = left.take() {
+            let Some(connection) = self.connections.get_mut(&flow.key) else { return };
+            connection.seen(&flow);
+            if connection.request != flow.request {
+                return;
+            }
+            let ((event, own), rest) = connection.cut(&flow, text);
+            let Some(open) = connection.open.front_mut() else { return };
+            open.advance(&event);
+            open.read(&event, own, &mut self.samples);
+            let terminated = flow.header.flags & FLAG_TERMINATOR != 0;
+            if rest.is_some() || open.answer.complete(event.response_bytes, terminated) {
+                let rest_bytes = rest.map_or(0, |(rest, _)| rest.segment_bytes);
+                if let Some(open) = connection.first_answered(&flow, rest_bytes) {
+                    self.finish(open, RequestEnd::Complete, finished);
+                }
+            }
+            left = rest;
         }
     }
 
     fn closed(&mut self, flow: &FlowEvent, finished: &mut Vec<RequestRecord>) {
-        let Some(connection) = self.remove(&flow.key) else { return };
-        let Some(mut open) = connection.open else { return };
+        let Some(mut connection) = self.remove(&flow.key) else { return };
         if connection.request != flow.request {
-            return self.finish(open, RequestEnd::Lost, finished);
+            return connection.open.into_iter().for_each(|open| self.finish(open, RequestEnd::Lost, finished));
         }
-        open.advance(flow);
+        let event = connection.of_first(flow);
+        let Some(mut open) = connection.open.pop_front() else { return };
+        open.advance(&event);
         let terminated = flow.header.flags & FLAG_TERMINATOR != 0;
         let reset = flow.header.flags & FLAG_RESET != 0;
         // A reset is no regular end of a body that only the end of its connection delimits.
-        let complete = flow.first_byte_ns != 0
+        let complete = event.first_byte_ns != 0
             && if reset {
-                open.answer.complete(flow.response_bytes, terminated)
+                open.answer.complete(event.response_bytes, terminated)
             } else {
-                open.answer.complete_at_close(flow.response_bytes, terminated)
+                open.answer.complete_at_close(event.response_bytes, terminated)
             };
-        let head_missed = flow.first_byte_ns != 0 && open.answer.framing == Framing::Unknown;
+        let head_missed = event.first_byte_ns != 0 && open.answer.framing == Framing::Unknown;
+        let cut = if reset { RequestEnd::Reset } else { RequestEnd::Aborted };
         let end = match (complete, head_missed) {
             (true, _) => RequestEnd::Complete,
             (false, true) => RequestEnd::Lost,
-            (false, false) if reset => RequestEnd::Reset,
-            (false, false) => RequestEnd::Aborted,
+            (false, false) => cut,
         };
         self.finish(open, end, finished);
+        connection.open.into_iter().for_each(|open| self.finish(open, cut, finished));
     }
 
-    /// Opens a request. Its port must be watched.
-    fn begin(&mut self, flow: &FlowEvent, text: &[u8], finished: &mut Vec<RequestRecord>) {
+    /// Opens a request, behind others that wait for their answers if it was sent ahead of those. Its port must be watched.
+    fn begin(&mut self, flow: &FlowEvent, text: &[u8], sent_ahead: bool, finished: &mut Vec<RequestRecord>) {
         let Some(role) = self.roles.get(&flow.key.server_port).cloned() else { return };
         if self.connections.len() >= self.capacity && !self.connections.contains_key(&flow.key) {
             self.make_room(finished);
         }
-        self.remove(&flow.key);
+        let mut connection = Connection::new(flow);
+        if let Some(before) = self.remove(&flow.key).filter(|before| before.flow == flow.flow) {
+            connection.pipelined = before.pipelined;
+            if sent_ahead {
+                connection.take_over(before);
+            }
+        }
+        connection.seen(flow);
         self.numbered += 1;
-        let mut open = OpenRequest::new(self.numbered, flow, role, text, self.key.build_hasher());
-        open.more(flow, text, &mut self.samples);
+        let numbered = FlowEvent { request: flow.request.wrapping_add(connection.pipelined), ..*flow };
+        connection.open.push_back(OpenRequest::new(self.numbered, &numbered, role, text, self.key.build_hasher()));
         self.totals.entry(flow.key.server_port).or_default().in_flight += 1;
-        let (request, touched_ns) = (flow.request, flow.header.at_ns);
-        self.connections.insert(flow.key, Connection { request, open: Some(open), flow: flow.flow, touched_ns });
+        self.connections.insert(flow.key, connection);
         if flow.flow != 0 {
             self.flows.insert(flow.flow, flow.key);
         }
+        self.read_on(flow, text, finished);
     }
 
     fn remove(&mut self, key: &FlowKey) -> Option<Connection> {
@@ -262,9 +352,8 @@ impl Reassembly {
     }
 
     fn drop_connection(&mut self, key: &FlowKey, finished: &mut Vec<RequestRecord>) {
-        if let Some(open) = self.remove(key).and_then(|connection| connection.open) {
-            self.finish(open, RequestEnd::Lost, finished);
-        }
+        let open = self.remove(key).map(|connection| connection.open).unwrap_or_default();
+        open.into_iter().for_each(|open| self.finish(open, RequestEnd::Lost, finished));
     }
 
     fn finish(&mut self, open: OpenRequest, end: RequestEnd, finished: &mut Vec<RequestRecord>) {

@@ -17,6 +17,10 @@ fn flow(kind: u16, client_port: u16, request: u32, at_ns: u64) -> FlowEvent {
     event
 }
 
+fn totals(in_flight: u64, ended: u64, pipelined: u64) -> PortTotals {
+    PortTotals { in_flight, ended, pipelined, misread: 0 }
+}
+
 fn machine(capacity: usize) -> Reassembly {
     let mut machine = Reassembly::new(capacity);
     machine.watch(PORT, PortRole::Gateway);
@@ -47,7 +51,7 @@ fn a_stream_becomes_a_record() {
     let mut finished = Vec::new();
     let line = b"POST /v1/chat/completions HTTP/1.1";
     machine.apply(&Event::Request(flow(EVENT_REQUEST, 9, 0, 100), line), &mut finished);
-    assert_eq!(machine.totals(PORT), PortTotals { in_flight: 1, ended: 0 });
+    assert_eq!(machine.totals(PORT), totals(1, 0, 0));
     let client = flow(0, 9, 0, 0).key.client_addr();
     assert_eq!(machine.open_record(client, 0).map(|record| record.end), Some(RequestEnd::InProgress));
     let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
@@ -68,7 +72,7 @@ fn a_stream_becomes_a_record() {
     assert_eq!((record.status, record.data_segments, record.itl_ns_mean), (200, 3, 2));
     assert_eq!(record.line, "POST /v1/chat/completions HTTP/1.1");
     assert_eq!(record.end, RequestEnd::Complete);
-    assert_eq!(machine.totals(PORT), PortTotals { in_flight: 0, ended: 1 });
+    assert_eq!(machine.totals(PORT), totals(0, 1, 0));
     // The closing of the connection afterwards adds nothing.
     machine.apply(&Event::Closed(flow(EVENT_CLOSED, 9, 0, 300)), &mut finished);
     assert_eq!((finished.len(), machine.connections()), (1, 0));
@@ -115,6 +119,44 @@ fn a_request_is_told_as_it_goes_on() {
     // Nothing is left of the connection's number.
     token(&mut machine, 260, 6);
     assert_eq!(machine.take_samples(), []);
+}
+
+/// Requests sent ahead in one segment, the answers to which share segments as these say.
+fn answers_in(segments: &[&str]) -> Vec<(u32, u64, u64, u16, RequestEnd)> {
+    let mut machine = machine(8);
+    let mut finished = Vec::new();
+    let text = "GET /a HTTP/1.1\r\n\r\nPOST /b HTTP/1.1\r\nContent-Length: 2\r\n\r\nabHEAD /c HTTP/1.1\r\n\r\n";
+    let bytes = text.len() as u32;
+    let whole = FlowEvent { segment_bytes: bytes, request_bytes: bytes.into(), ..flow(EVENT_REQUEST, 9, 0, 100) };
+    machine.apply(&Event::Request(whole, text.as_bytes()), &mut finished);
+    assert_eq!(machine.totals(PORT), totals(3, 0, 2));
+    let told: Vec<(&str, bool)> = segments.iter().map(|text| (*text, text.ends_with("0\r\n\r\n"))).collect();
+    answer(&mut machine, 0, &told, &mut finished);
+    let total = segments.iter().map(|text| text.len() as u64).sum();
+    let closed = FlowEvent { first_byte_ns: 200, response_bytes: total, ..flow(EVENT_CLOSED, 9, 0, 300) };
+    machine.apply(&Event::Closed(closed), &mut finished);
+    finished.iter().map(|r| (r.sequence, r.request_bytes, r.response_bytes, r.status, r.end)).collect()
+}
+
+#[test]
+fn answers_are_told_apart_wherever_they_are_cut() {
+    use RequestEnd::{Aborted, Complete};
+    let a = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    let b = "HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n";
+    let c = "HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\n\r\n";
+    let all = [a, b, c].concat();
+    let expected = [
+        (0, 19, a.len() as u64, 200, Complete),
+        (1, 41, b.len() as u64, 201, Complete),
+        (2, 20, c.len() as u64, 404, Complete),
+    ];
+    for cut in [vec![a, b, c], vec![&all], vec![&all[..50], &all[50..]], vec![a, &b[..30], &all[a.len() + 30..]]] {
+        assert_eq!(answers_in(&cut), expected, "{cut:?}");
+    }
+    // The third is never answered, and the second not wholly.
+    let cut = answers_in(&[a, &b[..30]]);
+    assert_eq!(cut.iter().map(|one| one.4).collect::<Vec<_>>(), [Complete, RequestEnd::Lost, Aborted]);
+    assert_eq!((cut[1].2, cut[2].2), (30, 0));
 }
 
 #[test]
@@ -186,8 +228,11 @@ fn any_event() -> impl Strategy<Value = (u16, FlowEvent, Vec<u8>)> {
         Just(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec()),
         Just(b"data: {\"tokens\":[1]}\n\n".to_vec()),
         Just(b"HTTP/1.1 ".to_vec()),
+        Just(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\naHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nbb".to_vec()),
+        Just(b"GET /a HTTP/1.1\r\n\r\nPOST /b HTTP/1.1\r\nContent-Length: 2\r\n\r\nabGET".to_vec()),
+        Just(b"GET / HTTP/1.1\r\n\r\n".repeat(70)),
     ];
-    (3u16..6, 0u16..40, 0u32..4, any::<[u64; 6]>(), any::<[u32; 2]>(), 0u16..8, texts).prop_map(
+    (3u16..7, 0u16..40, 0u32..4, any::<[u64; 6]>(), any::<[u32; 2]>(), 0u16..32, texts).prop_map(
         |(kind, port, request, n, m, flags, text)| {
             let mut event = flow(kind, port, request, n[0]);
             event.header.flags = flags;
@@ -212,13 +257,16 @@ proptest! {
             let event = match kind {
                 3 => Event::Request(*event, text),
                 4 => Event::Response(*event, text),
+                5 => Event::Body(*event, text),
                 _ => Event::Closed(*event),
             };
             machine.apply(&event, &mut finished);
             prop_assert!(machine.connections() <= 8);
             let totals = machine.totals(PORT);
             prop_assert_eq!(totals.ended as usize, finished.len());
-            prop_assert!(totals.in_flight as usize <= machine.connections());
+            let open: Vec<usize> = machine.connections.values().map(|connection| connection.open.len()).collect();
+            prop_assert_eq!(totals.in_flight as usize, open.iter().sum::<usize>());
+            prop_assert!(open.iter().all(|&open| open <= OPEN_LIMIT));
         }
         machine.sweep(u64::MAX, &mut finished);
         machine.unwatch(PORT, &mut finished);

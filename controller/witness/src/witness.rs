@@ -91,7 +91,7 @@ pub struct PortSnapshot {
     pub resets_sent: u64,
     pub resets_received: u64,
     pub protocols: Protocols,
-    /// Requests that began, counted in the kernel.
+    /// Requests that began, counted in the kernel; those that were sent ahead of answers by their announced lengths.
     pub requests: u64,
     /// Requests that were followed to an end, and that are going on.
     pub ended: u64,
@@ -386,7 +386,7 @@ impl Shared {
                 opaque_request_bytes: kernel.opaque_request_bytes,
                 opaque_response_bytes: kernel.opaque_response_bytes,
             },
-            requests: kernel.requests,
+            requests: (kernel.requests + totals.pipelined).saturating_sub(totals.misread),
             ended: totals.ended,
             in_flight: totals.in_flight,
         })

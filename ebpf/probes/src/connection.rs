@@ -5,7 +5,7 @@
 
 use crate::accept::count_wait;
 use crate::kernel::{self, field, watched_namespace};
-use crate::maps::{FLOWS, PORTS, QUEUES, SYNS, add, emit, flow_event, ring_has_room};
+use crate::maps::{FLOWS, PORTS, QUEUES, SYNS, add, emit_quietly, flow_event, ring_has_room};
 use crate::packet::mapped;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_tracepoint;
@@ -80,7 +80,7 @@ fn established(socket: u64, port: u16, namespace: u32, counters: *mut PortCounte
     let mut event = flow_event(EVENT_ESTABLISHED, 0, now, &key, &flow);
     event.accept_queue = depth;
     event.accept_queue_limit = limit;
-    emit(&event);
+    emit_quietly(&event);
     Ok(())
 }
 
@@ -95,7 +95,7 @@ fn closed(socket: u64, (port, namespace): (u16, u32), counters: *mut PortCounter
         if flow.phase != PHASE_IDLE {
             let flags = if torn_down || flow.reset != 0 { FLAG_RESET } else { 0 };
             // SAFETY: a plain kernel helper.
-            emit(&flow_event(EVENT_CLOSED, flags, unsafe { bpf_ktime_get_ns() }, &key, flow));
+            emit_quietly(&flow_event(EVENT_CLOSED, flags, unsafe { bpf_ktime_get_ns() }, &key, flow));
         }
         let _ = FLOWS.remove(&key);
     }

@@ -44,10 +44,7 @@ impl Begun {
 /// Whether a request of HTTP/1 begins so.
 #[inline(always)]
 pub fn is_method(word: u32) -> bool {
-    matches!(
-        &word.to_be_bytes(),
-        b"POST" | b"GET " | b"PUT " | b"HEAD" | b"DELE" | b"OPTI" | b"PATC" | b"CONN" | b"TRAC"
-    )
+    ebpf_types::is_method(word.to_be_bytes())
 }
 
 /// What begins with these four bytes. `at_start`: they are the connection's first.

@@ -7,15 +7,17 @@
 
 use crate::connection::{listener_found, sample_queue};
 use crate::kernel::watched_namespace;
-use crate::maps::{EVENTS, FLOWS, PORTS, SYNS, add, count_lost, emit, flow_event, ring_has_room, submit};
+use crate::maps::{
+    EVENTS, FLOWS, PORTS, SYNS, add, count_lost, emit, emit_quietly, flow_event, ring_has_room, submit, submit_quietly,
+};
 use crate::packet::{self, Segment, after};
 use crate::protocol::{self, Begun, ENOUGH_BYTES};
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
 use ebpf_types::{
-    EVENT_BODY, EVENT_REQUEST, EVENT_RESPONSE, EVENT_SYN, FLAG_RETRY, FlowEvent, FlowKey, FlowState, PHASE_IDLE,
-    PHASE_REQUEST, PROTOCOL_UNKNOWN, PortCounters, REQUEST_BYTES, SEGMENT_BYTES, SynSeen,
+    EVENT_BODY, EVENT_REQUEST, EVENT_RESPONSE, EVENT_SYN, FLAG_AGAIN, FLAG_RETRY, FlowEvent, FlowKey, FlowState,
+    PHASE_IDLE, PHASE_REQUEST, PHASE_RESPONSE, PROTOCOL_UNKNOWN, PortCounters, REQUEST_BYTES, SEGMENT_BYTES, SynSeen,
 };
 
 /// An event and a piece of its request.
@@ -96,13 +98,26 @@ fn on_payload(ctx: &SkBuffContext, key: &FlowKey, segment: &Segment, counters: *
         add(unsafe { &raw mut (*counters).opaque_request_bytes }, end.wrapping_sub(flow.request_end) as u64);
         flow.request_end = end;
     } else if flow.phase == PHASE_REQUEST {
+        let follows = segment.tcp_seq == flow.request_end;
         flow.request_end = end;
         if flow.request_told < REQUEST_BYTES as u32 {
             go_on(ctx, key, flow, segment);
+        } else if follows && begins_like_request(ctx, segment) {
+            let bytes =
+                if segment.payload_bytes < SEGMENT_BYTES as u32 { segment.payload_bytes } else { SEGMENT_BYTES as u32 };
+            // SAFETY: a plain kernel helper.
+            let now = unsafe { bpf_ktime_get_ns() };
+            tell_text::<SEGMENT_BYTES>(ctx, key, flow, segment, bytes, (EVENT_BODY, FLAG_AGAIN), now);
         }
     } else {
         maybe_begin(ctx, key, flow, segment, counters);
     }
+}
+
+#[inline(always)]
+fn begins_like_request(ctx: &SkBuffContext, segment: &Segment) -> bool {
+    let begun = Begun { word: 0, bytes: 0 }.and(ctx, segment);
+    begun.bytes >= ENOUGH_BYTES && protocol::is_method(begun.word)
 }
 
 /// Makes the state of a connection at the first bytes that are seen of it, if they say anything.
@@ -186,6 +201,10 @@ fn maybe_begin(
         if flow.protocol != PROTOCOL_UNKNOWN {
             flow.request_end = end;
         }
+        // More of a request whose answer has begun, or of those that were sent ahead behind it.
+        if flow.phase == PHASE_RESPONSE && flow.request_told < REQUEST_BYTES as u32 {
+            go_on(ctx, key, flow, segment);
+        }
         return;
     }
     supersede(key, flow);
@@ -213,7 +232,7 @@ fn begins(flow: &mut FlowState, word: u32, counters: *mut PortCounters) -> bool 
 #[inline(always)]
 fn supersede(key: &FlowKey, flow: &FlowState) {
     if flow.phase != PHASE_IDLE {
-        emit(&flow_event(EVENT_RESPONSE, 0, flow.last_byte_ns, key, flow));
+        emit_quietly(&flow_event(EVENT_RESPONSE, 0, flow.last_byte_ns, key, flow));
     }
 }
 
@@ -229,6 +248,7 @@ fn begin(flow: &mut FlowState, end: u32) {
     flow.request_seq = flow.begun_seq;
     flow.request_end = end;
     flow.data_segments = 0;
+    flow.data_told = 0;
     flow.other_segments = 0;
     flow.retransmits = 0;
     flow.phase = PHASE_REQUEST;
@@ -299,9 +319,9 @@ fn tell(ctx: &SkBuffContext, key: &FlowKey, flow: &mut FlowState, segment: &Segm
     let room = (REQUEST_BYTES as u32).saturating_sub(flow.request_told);
     let bytes = if segment.payload_bytes < room { segment.payload_bytes } else { room };
     let told = if bytes <= SEGMENT_BYTES as u32 {
-        tell_text::<SEGMENT_BYTES>(ctx, key, flow, segment, bytes, kind, now)
+        tell_text::<SEGMENT_BYTES>(ctx, key, flow, segment, bytes, (kind, 0), now)
     } else {
-        tell_text::<REQUEST_BYTES>(ctx, key, flow, segment, bytes, kind, now)
+        tell_text::<REQUEST_BYTES>(ctx, key, flow, segment, bytes, (kind, 0), now)
     };
     // What could not be told leaves a hole, and nothing is told after it.
     flow.request_told = if told { flow.request_told + bytes } else { REQUEST_BYTES as u32 };
@@ -314,7 +334,7 @@ fn tell_text<const N: usize>(
     flow: &FlowState,
     segment: &Segment,
     bytes: u32,
-    kind: u16,
+    (kind, flags): (u16, u16),
     now: u64,
 ) -> bool {
     let Some(mut entry) = EVENTS.reserve::<TextEvent<N>>(0) else {
@@ -324,11 +344,16 @@ fn tell_text<const N: usize>(
     let target = entry.as_mut_ptr();
     // SAFETY: the reserved entry has room for the event and N bytes of text; `copy` stays within that.
     unsafe {
-        (*target).event = flow_event(kind, 0, now, key, flow);
+        (*target).event = flow_event(kind, flags, now, key, flow);
         (*target).event.segment_bytes = segment.payload_bytes;
         let text = (&raw mut (*target).text).cast::<u8>();
         (*target).event.header.text_bytes = packet::copy::<N>(ctx, segment.payload_offset, bytes, text);
     }
-    submit(entry);
+    // The beginning wakes the reader; while its request goes on the reader looks by itself.
+    if kind == EVENT_REQUEST {
+        submit(entry);
+    } else {
+        submit_quietly(entry);
+    }
     true
 }

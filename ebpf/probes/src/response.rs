@@ -33,6 +33,8 @@ struct TextEvent<const N: usize> {
 #[derive(Clone, Copy, PartialEq)]
 enum Begin {
     Data,
+    /// An answer's head.
+    Head,
     /// An SSE comment, or a `data:` event that ends a stream: `[DONE]`, and `finished` and `failed` of the hop.
     Aside,
     Other,
@@ -144,9 +146,15 @@ fn tell(ctx: &SkBuffContext, key: &FlowKey, flow: &mut FlowState, segment: &Segm
     let with_text = match begin(ctx, segment) {
         Begin::Data => {
             flow.data_segments += 1;
-            if flow.data_segments > DATA_SEGMENTS_TOLD && !terminated(flow) && !closes_stream(ctx, segment) {
+            flow.data_told += 1;
+            if flow.data_told > DATA_SEGMENTS_TOLD && !terminated(flow) && !closes_stream(ctx, segment) {
                 return tell_token(flow, segment);
             }
+            true
+        }
+        Begin::Head => {
+            flow.data_told = 0;
+            flow.other_segments = 0;
             true
         }
         Begin::Aside => true,
@@ -239,6 +247,9 @@ fn begin(ctx: &SkBuffContext, segment: &Segment) -> Begin {
     let mut head = [0u8; 24];
     // SAFETY: the array has 24 bytes.
     unsafe { packet::copy::<24>(ctx, segment.payload_offset, segment.payload_bytes, head.as_mut_ptr()) };
+    if head[0] == b'H' && head[1] == b'T' && head[2] == b'T' && head[3] == b'P' && head[4] == b'/' {
+        return Begin::Head;
+    }
     for i in 0..11usize {
         let line_start = i == 0 || head[i - 1] == b'\n';
         if !line_start {

@@ -27,6 +27,9 @@ pub const FLAG_TERMINATOR: u16 = 4;
 /// The connection was torn down without the server's regular end: by a reset of either side, or since nothing was
 /// acknowledged any more.
 pub const FLAG_RESET: u16 = 8;
+/// The text does not follow what was told before: its segment begins like a request while the one before has no answer
+/// yet, and whether it is one, or a part of that one's body, only that one's length tells.
+pub const FLAG_AGAIN: u16 = 16;
 
 /// The process was chosen by the out-of-memory killer.
 pub const EXIT_OOM_VICTIM: u32 = 1;

@@ -12,11 +12,17 @@ mod maps;
 #[cfg(feature = "pod")]
 mod parse;
 
+/// Whether a request of HTTP/1 begins so.
+#[inline(always)]
+pub fn is_method(begin: [u8; 4]) -> bool {
+    matches!(&begin, b"POST" | b"GET " | b"PUT " | b"HEAD" | b"DELE" | b"OPTI" | b"PATC" | b"CONN" | b"TRAC")
+}
+
 pub use cuda::CudaCounters;
 pub use event::{
     EVENT_BODY, EVENT_CLOSED, EVENT_ESTABLISHED, EVENT_EXIT, EVENT_REQUEST, EVENT_RESPONSE, EVENT_SYN, EVENT_TOKEN,
-    EXIT_OOM_VICTIM, EventHeader, ExitEvent, FLAG_FIRST, FLAG_RESET, FLAG_RETRY, FLAG_TERMINATOR, FlowEvent, FlowKey,
-    HEAD_BYTES, LINE_BYTES, REQUEST_BYTES, SEGMENT_BYTES, TokenEvent,
+    EXIT_OOM_VICTIM, EventHeader, ExitEvent, FLAG_AGAIN, FLAG_FIRST, FLAG_RESET, FLAG_RETRY, FLAG_TERMINATOR,
+    FlowEvent, FlowKey, HEAD_BYTES, LINE_BYTES, REQUEST_BYTES, SEGMENT_BYTES, TokenEvent,
 };
 pub use maps::{
     FlowState, ListenQueue, PHASE_IDLE, PHASE_REQUEST, PHASE_RESPONSE, PROTOCOL_HTTP1, PROTOCOL_HTTP2, PROTOCOL_OTHER,

@@ -136,7 +136,8 @@ pub struct FlowState {
     /// Socket cookie of the server's socket.
     pub cookie: u64,
     pub protocol: u32,
-    pub reserved: u32,
+    /// `data:` segments of the current answer, which is not the request's first where requests were sent ahead.
+    pub data_told: u32,
     pub accept_wait_ns: u64,
     /// The first bytes of what may become a request, while they are fewer than four: how many, the bytes as
     /// [`u32::from_be_bytes`] would have them, their sequence number and the time of the first.

@@ -61,7 +61,7 @@ async fn every_token_is_told_and_the_body_is_read_however_it_is_cut() {
     let Some(witness) = attach(WitnessOptions::default()) else { return };
     let (server, _) = start(&witness, "127.0.0.1:0");
     let mut client = Client::connect(server);
-    let facts = |max_tokens| BodyFacts { model: Some("m".into()), stream: Some(true), max_tokens };
+    let facts = |max_tokens| BodyFacts { model: Some("m".into()), stream: Some(true), max_tokens, n: None };
     let body = r#"{"model":"m","messages":[{"content":"a \"secret\" {"}],"stream":true,"max_tokens":21}"#;
     let head = format!("POST /chat HTTP/1.1\r\nAuthorization: secret\r\nContent-Length: {}\r\n\r\n", body.len());
     let whole = format!("{head}{body}");

@@ -31,7 +31,7 @@ async fn giant_headers_are_one_request_whose_body_is_not_guessed() {
     assert_eq!((first.body, first.fidelity, first.end), (None, Fidelity::Counted, RequestEnd::Complete));
     assert_eq!(first.request_bytes, seen.request_bytes);
     assert!(!format!("{:?}", record(1)).contains("secret") && record(1).status == 404, "{:?}", record(1));
-    let body = BodyFacts { model: Some("m".into()), stream: Some(true), max_tokens: None };
+    let body = BodyFacts { model: Some("m".into()), stream: Some(true), max_tokens: None, n: None };
     assert_eq!((record(2).body, record(2).request_bytes), (Some(body), plain.request_bytes));
     assert_eq!(witness.events_lost(), 0);
 }

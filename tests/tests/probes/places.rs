@@ -104,10 +104,9 @@ async fn what_was_open_before_is_seen_from_its_next_request_on() {
 async fn a_port_and_a_tuple_that_are_used_again_begin_anew() {
     let Some(witness) = attach(WitnessOptions::default()) else { return };
     let (server, _) = start(&witness, "127.0.0.1:0");
-    let first = Client::connect(server);
-    let from = first.address();
-    // Each connection is reset, so that its ports are free at once.
-    let mut client = first;
+    // Not one that the kernel gives to others meanwhile. Each connection is reset, so that its ports are free at once.
+    let from = SocketAddr::from(([127, 0, 0, 1], 10_000 + (std::process::id() % 10_000) as u16));
+    let mut client = Client::connect_from(from, server);
     for round in 1..=20_u64 {
         client.post(if round % 2 == 0 { "/chat" } else { "/missing" });
         if round % 5 == 0 {
