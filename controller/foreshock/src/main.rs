@@ -9,7 +9,6 @@ mod logging;
 mod models;
 mod recorder;
 mod serve;
-mod simulate;
 mod top;
 
 use clap::Parser;
@@ -23,7 +22,6 @@ fn main() -> ExitCode {
         cli::Command::Models(args) => models::run(args),
         cli::Command::Explain(args) => explain::run(args),
         cli::Command::Top(args) => top::run(&args),
-        cli::Command::Simulate(args) => simulate::run(args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
