@@ -56,7 +56,7 @@ enum Command {
         /// For `engine`: only this model (smollm2, smollm2-q4_0, smollm2-q8_0, gemma3); may be repeated.
         #[arg(long)]
         model: Vec<String>,
-        /// For `forecast`: the folder with the request traces.
+        /// For `forecast` and `policies`: the folder with the request traces.
         #[arg(long)]
         traces: Option<std::path::PathBuf>,
     },

@@ -9,6 +9,10 @@ pub enum Invariant {
     CoresGivenOnce,
     /// The instances together stay within the memory budget.
     MemoryWithinBudget,
+    /// No device of a fleet is given to two instances, nor one that it does not have.
+    DeviceGivenOnce,
+    /// Every request of a fleet is held, at one instance, or ended.
+    NothingLostOrDoubled,
     /// A request is answered at most once.
     AnsweredOnce,
     /// The gateway's queue stays within its bound.

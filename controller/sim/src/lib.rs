@@ -9,10 +9,14 @@ pub mod check;
 pub mod cluster;
 pub mod engine;
 pub mod faults;
+pub mod fleet;
 pub mod gateway;
+pub mod plot;
+pub mod policies;
 pub mod random;
 pub mod run;
 pub mod score;
+pub mod study;
 pub mod trace;
 pub mod workload;
 
@@ -27,6 +31,6 @@ pub(crate) const NS_PER_S: u64 = 1_000_000_000;
 pub(crate) const NS_PER_MS: u64 = 1_000_000;
 
 /// Seconds as nanoseconds; negative counts as 0.
-pub(crate) fn ns(seconds: f64) -> u64 {
+pub fn ns(seconds: f64) -> u64 {
     (seconds.max(0.0) * NS_PER_S as f64) as u64
 }

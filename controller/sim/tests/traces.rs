@@ -30,7 +30,7 @@ fn shown(trace: &Trace) -> String {
 /// The error without repair, and what repair makes of the same text.
 fn both(text: &str) -> String {
     let error = parse(text, false).err().map_or_else(|| "no error".to_owned(), |error| error.to_string());
-    let error = error.trim_end_matches("; --repair mends such lines and counts them");
+    let error = error.trim_end_matches("; a repair mends such lines and counts them");
     match parse(text, true) {
         Ok(trace) => format!("{error} | {} | {}", trace.repairs, shown(&trace)),
         Err(repaired) => format!("{error} | {repaired}"),

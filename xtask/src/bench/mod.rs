@@ -8,9 +8,11 @@ mod gateway;
 mod knee;
 mod llama;
 mod load;
+mod policies;
 mod probes;
 mod reaction;
 mod report;
+mod tick;
 mod witness;
 
 use anyhow::{Context, Result, ensure};
@@ -33,6 +35,10 @@ pub enum Name {
     /// What `foreshock attach` says of an unmodified llama-server: batch, queue, and the load at which its latency
     /// objective will break, predicted from seven tenths of that load.
     Knee,
+    /// Scaling policies over request traces: attainment against device-seconds, ours beside the best baseline.
+    Policies,
+    /// What a tick of the controller costs as models and devices grow.
+    Tick,
     /// The kernel's counts and times beside the server's and the clients' own clocks, for our engine and llama-server.
     Witness,
     /// How soon load beyond capacity is known and acted on, beside a poll, a scrape and the gateway's own counter.
@@ -42,8 +48,8 @@ pub enum Name {
 /// Runs one benchmark, prints its table and writes target/bench/NAME.json.
 pub fn run(name: Name, models: &[String], traces: Option<&Path>) -> Result<()> {
     ensure!(models.is_empty() || matches!(name, Name::Engine), "--model chooses among the models of `bench engine`");
-    // A peer has to be installed and the product built for all but the forecast, which is measured by itself.
-    if !matches!(name, Name::Forecast) {
+    // A peer has to be installed and the product built for all but what the simulator measures by itself.
+    if !matches!(name, Name::Forecast | Name::Policies | Name::Tick) {
         crate::setup::for_bench()?;
         crate::test::build_binary()?;
     }
@@ -54,6 +60,8 @@ pub fn run(name: Name, models: &[String], traces: Option<&Path>) -> Result<()> {
         Name::Gateway => gateway::measure()?,
         Name::Probes => probes::measure()?,
         Name::Knee => knee::measure()?,
+        Name::Policies => policies::measure(traces.context("`bench policies` needs --traces DIR")?)?,
+        Name::Tick => tick::measure()?,
         Name::Witness => witness::measure()?,
         Name::Reaction => reaction::measure()?,
     };

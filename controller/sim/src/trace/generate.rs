@@ -39,7 +39,7 @@ pub fn generate(shape: Shape, duration_s: f64, seed: u64) -> Trace {
     };
     times.sort_by(|a, b| a.0.total_cmp(&b.0));
     let names = match shape {
-        Shape::Sparse { models, .. } => (0..models.max(1)).map(|at| format!("model-{at:05}")).collect(),
+        Shape::Sparse { models, .. } => names(models.max(1)),
         _ => vec!["model".to_owned()],
     };
     let arrivals = times
@@ -54,6 +54,34 @@ pub fn generate(shape: Shape, duration_s: f64, seed: u64) -> Trace {
         .collect();
     let trace = Trace::of_requests(names, arrivals, Repairs::default());
     Trace { duration_ns: ns(duration_s).max(trace.duration_ns), ..trace }
+}
+
+/// Spreads arrivals over many models, most of them sparse, and names these: sessions of a few requests go to one model, which Zipf's
+/// law draws.
+pub fn split(arrivals: &mut [Arrival], models: u32, seed: u64) -> Vec<String> {
+    let mut random = Random::new(seed).fork(13);
+    let models = models.max(1);
+    let mut below = Vec::with_capacity(models as usize);
+    let mut sum = 0.0;
+    for rank in 1..=models {
+        sum += 1.0 / f64::from(rank);
+        below.push(sum);
+    }
+    let (mut model, mut left) = (0, 0);
+    for arrival in arrivals {
+        if left == 0 {
+            let drawn = random.unit() * sum;
+            model = below.partition_point(|other| *other < drawn) as u32;
+            left = random.between(1, SESSION.0);
+        }
+        left -= 1;
+        arrival.model = model.min(models - 1);
+    }
+    names(models)
+}
+
+fn names(models: u32) -> Vec<String> {
+    (0..models).map(|at| format!("model-{at:05}")).collect()
 }
 
 fn single(shape: Shape, duration_s: f64, random: &mut Random) -> Vec<f64> {

@@ -6,7 +6,7 @@ use std::fmt;
 /// A trace that could not be read. Columns count characters from 1, as editors do.
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {
-    #[error("{file}:{line}:{column}: {problem}; --repair mends such lines and counts them")]
+    #[error("{file}:{line}:{column}: {problem}; a repair mends such lines and counts them")]
     Line { file: String, line: u64, column: usize, problem: Problem },
     #[error("{file}: no requests in it")]
     Empty { file: String },
