@@ -6,7 +6,7 @@ use crate::reassembly::Reassembly;
 use crate::record::PortRole;
 use crate::witness::{ProbeError, Shared, locked};
 use aya::maps::{MapData, RingBuf};
-use ebpf_types::Event;
+use ebpf_types::{Event, WAKE_EVERY_NS};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -14,8 +14,13 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 
-/// How often the ring is looked at while requests are going on: tokens do not wake the reader.
+/// When the ring is looked at again after a SYN or a request was read: those that follow at once do not wake the reader.
+const DEMAND_AGAIN: Duration = Duration::from_nanos(WAKE_EVERY_NS);
+/// How often it is looked at while requests are going on: tokens do not wake the reader.
 const TOKENS_EVERY: Duration = Duration::from_millis(5);
+/// How often it is looked at otherwise, for an event whose CPU was stopped between saying that it need not wake the reader
+/// and writing it down.
+const IDLE_EVERY: Duration = Duration::from_secs(1);
 /// Entries read before others get a turn.
 const BATCH: usize = 1024;
 /// How often forgotten connections are looked for, and after how long without an event they count as such.
@@ -33,10 +38,8 @@ pub(crate) fn start(ring: RingBuf<MapData>, shared: Arc<Shared>) -> Result<JoinH
 async fn run(mut ring: AsyncFd<RingBuf<MapData>>, shared: Arc<Shared>) {
     let mut sweep = tokio::time::interval(SWEEP_EVERY);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut tokens = tokio::time::interval(TOKENS_EVERY);
-    tokens.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut look = std::pin::pin!(tokio::time::sleep(IDLE_EVERY));
     let mut latest_ns = 0;
-    let mut in_flight = false;
     loop {
         tokio::select! {
             ready = ring.readable_mut() => {
@@ -44,17 +47,14 @@ async fn run(mut ring: AsyncFd<RingBuf<MapData>>, shared: Arc<Shared>) {
                     tracing::error!("the probes' event ring can no longer be polled; kernel times stop here");
                     return;
                 };
-                let drained = drain(ready.get_inner_mut(), &shared, &mut latest_ns, &mut in_flight);
-                if drained {
-                    ready.clear_ready();
-                } else {
-                    tokio::task::yield_now().await;
-                }
+                // Cleared before the ring is read, so that what comes meanwhile makes it ready again.
+                ready.clear_ready();
+                let after = drain_all(ready.get_inner_mut(), &shared, &mut latest_ns).await;
+                look.as_mut().reset(tokio::time::Instant::now() + after);
             }
-            _ = tokens.tick(), if in_flight => {
-                while !drain(ring.get_mut(), &shared, &mut latest_ns, &mut in_flight) {
-                    tokio::task::yield_now().await;
-                }
+            () = look.as_mut() => {
+                let after = drain_all(ring.get_mut(), &shared, &mut latest_ns).await;
+                look.as_mut().reset(tokio::time::Instant::now() + after);
             }
             _ = sweep.tick() => {
                 let mut finished = Vec::new();
@@ -67,22 +67,47 @@ async fn run(mut ring: AsyncFd<RingBuf<MapData>>, shared: Arc<Shared>) {
     }
 }
 
-/// Reads up to a batch; true when the ring is empty.
-fn drain(ring: &mut RingBuf<MapData>, shared: &Shared, latest_ns: &mut u64, in_flight: &mut bool) -> bool {
+/// Reads until the ring is empty, and tells after which time to look again.
+async fn drain_all(ring: &mut RingBuf<MapData>, shared: &Shared, latest_ns: &mut u64) -> Duration {
+    let mut after = IDLE_EVERY;
+    loop {
+        let read = drain(ring, shared, latest_ns);
+        after =
+            if read.loud { DEMAND_AGAIN } else { after.min(if read.in_flight { TOKENS_EVERY } else { IDLE_EVERY }) };
+        if read.empty {
+            return after;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// What a look at the ring found.
+#[derive(Clone, Copy)]
+struct Read {
+    /// The ring is empty.
+    empty: bool,
+    /// There was something that wakes the reader, so that others like it may follow without doing so.
+    loud: bool,
+    in_flight: bool,
+}
+
+/// Reads up to a batch.
+fn drain(ring: &mut RingBuf<MapData>, shared: &Shared, latest_ns: &mut u64) -> Read {
     let mut finished = Vec::new();
-    let mut empty = false;
+    let mut read = Read { empty: false, loud: false, in_flight: false };
     let mut demand = false;
     {
         let mut reassembly = locked(&shared.reassembly);
         for _ in 0..BATCH {
             let Some(entry) = ring.next() else {
-                empty = true;
+                read.empty = true;
                 break;
             };
             match ebpf_types::parse(&entry) {
                 Ok(Event::Exit(exit)) => shared.process_ended(exit.pid, ExitReason::from_event(&exit)),
                 Ok(event) => {
                     *latest_ns = (*latest_ns).max(at_ns(&event));
+                    read.loud |= matches!(event, Event::Syn(_) | Event::Request(..));
                     demand |= is_demand(&event, &reassembly);
                     reassembly.apply(&event, &mut finished);
                 }
@@ -91,13 +116,13 @@ fn drain(ring: &mut RingBuf<MapData>, shared: &Shared, latest_ns: &mut u64, in_f
                 }
             }
         }
-        *in_flight = reassembly.in_flight() > 0;
+        read.in_flight = reassembly.in_flight() > 0;
         shared.publish(&mut reassembly, finished);
     }
     if demand {
         shared.demand_seen.notify_one();
     }
-    empty
+    read
 }
 
 /// Whether somebody wants something where demand is counted.

@@ -1,9 +1,10 @@
 //! The maps, and what is done with them in more than one place.
 
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::ring_buf::RingBufEntry;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
-use ebpf_types::{FLAG_TERMINATOR, FlowEvent, FlowKey, FlowState, ListenQueue, PortCounters, SynSeen};
+use ebpf_types::{FLAG_TERMINATOR, FlowEvent, FlowKey, FlowState, ListenQueue, PortCounters, SynSeen, WAKE_EVERY_NS};
 
 /// Counters per watched port (host order). User space makes and removes the entries.
 #[map]
@@ -36,6 +37,10 @@ pub static QUIET: Array<u32> = Array::with_max_entries(1, 0);
 pub fn quiet(what: u32) -> bool {
     QUIET.get(0).is_some_and(|bits| bits & what != 0)
 }
+
+/// When each CPU last woke the reader.
+#[map]
+static WOKEN: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 /// Where the text of a segment is looked at; one per CPU, since a program's stack is small.
 #[map]
@@ -82,18 +87,40 @@ pub fn emit(event: &FlowEvent) {
     }
 }
 
-/// Submits and wakes the reader: by default the kernel would not where tokens wait unread.
+/// Submits and wakes the reader: by default the kernel would not where tokens wait unread. A wake-up costs more than all
+/// the rest of an event, so that a CPU wakes it at most once per [`WAKE_EVERY_NS`]: after what wakes it the reader looks
+/// again by itself.
 #[inline(always)]
 pub fn submit<T>(entry: RingBufEntry<T>) {
+    entry.submit(if wake_is_due() { WAKEUP } else { NO_WAKEUP });
+}
+
+/// Submits and wakes the reader whatever came before: for what is rare.
+#[inline(always)]
+pub fn submit_at_once<T>(entry: RingBufEntry<T>) {
     entry.submit(WAKEUP);
 }
 
-/// Submits without waking the reader, which costs more than all the rest: while requests are going on it looks by
-/// itself.
+/// Submits without waking the reader: while requests are going on it looks by itself.
 #[inline(always)]
 pub fn submit_quietly<T>(entry: RingBufEntry<T>) {
     let crowded = EVENTS.query(RING_AVAILABLE_DATA) > QUIET_BYTES;
-    entry.submit(if crowded { WAKEUP } else { NO_WAKEUP });
+    entry.submit(if crowded && wake_is_due() { WAKEUP } else { NO_WAKEUP });
+}
+
+#[inline(always)]
+fn wake_is_due() -> bool {
+    let Some(woken_ns) = WOKEN.get_ptr_mut(0) else { return true };
+    // SAFETY: a plain kernel helper, and a checked map value of this CPU; a program that interrupts this one may set it
+    // in between, and then both wake.
+    unsafe {
+        let now_ns = bpf_ktime_get_ns();
+        if now_ns.wrapping_sub(*woken_ns) < WAKE_EVERY_NS {
+            return false;
+        }
+        *woken_ns = now_ns;
+    }
+    true
 }
 
 /// Writes an event of a request that is going on.

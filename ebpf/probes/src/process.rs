@@ -2,7 +2,7 @@
 //! adopted is no child of ours, and this is the one place where its exit code can be learned.
 
 use crate::kernel::{self, field};
-use crate::maps::{EVENTS, PIDS, count_lost, submit};
+use crate::maps::{EVENTS, PIDS, count_lost, submit_at_once};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
@@ -49,6 +49,6 @@ fn exited(ctx: &BtfTracePointContext) -> Result<(), i32> {
         flags: if oom { EXIT_OOM_VICTIM } else { 0 },
         reserved: 0,
     });
-    submit(entry);
+    submit_at_once(entry);
     Ok(())
 }

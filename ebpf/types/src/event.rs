@@ -34,6 +34,9 @@ pub const FLAG_AGAIN: u16 = 16;
 /// The process was chosen by the out-of-memory killer.
 pub const EXIT_OOM_VICTIM: u32 = 1;
 
+/// A CPU wakes the reader for SYNs and requests at most this often, ns: whoever was woken looks again after this time.
+pub const WAKE_EVERY_NS: u64 = 1_000_000;
+
 /// Most bytes of a request that are told, over all of its segments.
 pub const REQUEST_BYTES: usize = 2048;
 /// Most bytes of text with the smallest events.

@@ -28,7 +28,7 @@ const QUANTILE: f64 = 0.9;
 const RISING: [f64; 5] = [0.6, 0.7, 0.8, 0.9, 1.0];
 /// Further loads about where it broke.
 const ABOUT: [f64; 4] = [0.9, 0.97, 1.03, 1.1];
-const PHASE: Duration = Duration::from_secs(30);
+const PHASE: Duration = Duration::from_secs(60);
 /// Time without a pause, for the throughput.
 const BUSY: Duration = Duration::from_secs(10);
 /// Loads under which it is watched, as shares of the knee.
