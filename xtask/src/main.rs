@@ -5,6 +5,7 @@ mod bench;
 mod ci;
 mod codegen;
 mod deploy;
+mod fuzz;
 mod http;
 mod layout;
 mod probes;
@@ -49,6 +50,13 @@ enum Command {
     /// The kernel programs.
     #[command(subcommand)]
     Probes(Probes),
+    /// Fuzz the parsers of foreign bytes: all of fuzz/fuzz_targets, or one by its name.
+    Fuzz {
+        target: Option<String>,
+        /// For each, s.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
     /// Measure beside a peer: a table here, samples in target/bench/NAME.json.
     Bench {
         #[arg(value_enum)]
@@ -81,6 +89,7 @@ fn main() -> ExitCode {
         Command::Codegen { check } => codegen::run(check),
         Command::Probes(Probes::Build) => probes::build(),
         Command::Probes(Probes::Check) => probes::check(),
+        Command::Fuzz { target, seconds } => fuzz::all(target.as_deref(), seconds),
         Command::Bench { name, model, traces } => bench::run(name, &model, traces.as_deref()),
     };
     match outcome {
