@@ -67,6 +67,9 @@ enum Command {
         /// For `forecast` and `policies`: the folder with the request traces.
         #[arg(long)]
         traces: Option<std::path::PathBuf>,
+        /// For `forecast`: AutoARIMA and AutoETS of statsforecast too, through Python, on some of the bins.
+        #[arg(long)]
+        statsforecast: bool,
     },
 }
 
@@ -90,7 +93,9 @@ fn main() -> ExitCode {
         Command::Probes(Probes::Build) => probes::build(),
         Command::Probes(Probes::Check) => probes::check(),
         Command::Fuzz { target, seconds } => fuzz::all(target.as_deref(), seconds),
-        Command::Bench { name, model, traces } => bench::run(name, &model, traces.as_deref()),
+        Command::Bench { name, model, traces, statsforecast } => {
+            bench::run(name, &model, traces.as_deref(), statsforecast)
+        }
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

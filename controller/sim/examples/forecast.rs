@@ -1,8 +1,9 @@
-//! Scores the forecaster beside simple ones: `forecast --traces DIR --json FILE`. Every file of the folder that is a
+//! Scores the forecaster beside simple ones: `forecast --traces DIR --json FILE [--stated FILE]`. Every file of the folder that is a
 //! trace is scored, and beside them traces made up from a seed, whose regimes no recorded one has. Prints a table and
-//! writes the rows as JSON; `cargo xtask bench forecast` runs this and holds the figures to their targets.
+//! writes the rows as JSON, and on request what was stated of every bin, for others to be scored beside it;
+//! `cargo xtask bench forecast` runs this and holds the figures to their targets.
 
-use controller_sim::score::{Row, Series, Situation, compare};
+use controller_sim::score::{Row, Series, Situation, compare, first_part, statements};
 use controller_sim::trace::{self, Options, generate::Shape, generate::generate};
 use std::path::{Path, PathBuf};
 
@@ -12,33 +13,43 @@ const SEED: u64 = 20;
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> Outcome<()> {
-    let (folder, json) = arguments()?;
+    let (folder, json, stated) = arguments()?;
     let mut series = recorded(&folder)?;
     if series.is_empty() {
         return Err(format!("{} holds no trace that is long enough", folder.display()).into());
     }
     series.extend(made_up());
-    let mut rows = Vec::new();
+    let (mut rows, mut all) = (Vec::new(), Vec::new());
     println!("{}", heading());
     for series in &series {
         eprintln!("scoring {} in bins of {} s", series.name, series.bin_s.round());
-        let found = compare(series);
+        let statements = statements(series);
+        let found = compare(series, &statements);
         for row in &found {
             println!("{}", line(row));
         }
         rows.extend(found);
+        if stated.is_some() {
+            let (name, bin_s, from) = (&series.name, series.bin_s, first_part(series.counts.len()));
+            all.push(serde_json::json!({
+                "name": name, "bin_s": bin_s, "from": from, "counts": series.counts, "statements": statements,
+            }));
+        }
+    }
+    if let Some(stated) = stated {
+        std::fs::write(stated, serde_json::to_vec(&all)?)?;
     }
     std::fs::write(json, serde_json::to_vec_pretty(&rows)?)?;
     Ok(())
 }
 
-fn arguments() -> Outcome<(PathBuf, PathBuf)> {
+fn arguments() -> Outcome<(PathBuf, PathBuf, Option<PathBuf>)> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let place = |name: &str| words.iter().position(|word| word == name);
     let after = |name: &str| place(name).and_then(|at| words.get(at + 1)).map(PathBuf::from);
     match (after("--traces"), after("--json")) {
-        (Some(folder), Some(json)) => Ok((folder, json)),
-        _ => Err("usage: forecast --traces DIR --json FILE".into()),
+        (Some(folder), Some(json)) => Ok((folder, json, after("--stated"))),
+        _ => Err("usage: forecast --traces DIR --json FILE [--stated FILE]".into()),
     }
 }
 

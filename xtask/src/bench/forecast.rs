@@ -3,7 +3,7 @@
 
 use super::report::{Report, Row, Samples, Target};
 use crate::layout;
-use crate::shell::{cargo, make_folder, run, step};
+use crate::shell::{cargo, command, make_folder, quiet, run, step};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -40,17 +40,72 @@ struct Situation {
     holds: [bool; 3],
 }
 
-/// Scores, and compares.
-pub fn measure(traces: &Path) -> Result<Report> {
+/// One method on some bins, as the Python program scores it.
+#[derive(Deserialize)]
+struct Fitted {
+    trace: String,
+    horizon_s: f64,
+    method: String,
+    pinball: [f64; 3],
+}
+
+const STATSFORECAST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/bench/fitted.py");
+/// The version that was tried.
+const STATSFORECAST_PACKAGE: &str = "statsforecast==2.1.1";
+
+/// Scores, and compares; with statsforecast's automatic models as well where that is asked for.
+pub fn measure(traces: &Path, statsforecast: bool) -> Result<Report> {
     let traces = traces.canonicalize().with_context(|| format!("no folder {}", traces.display()))?;
     make_folder(&layout::target().join("bench"))?;
     let json = layout::target().join("bench/forecast-rows.json");
     let (traces, json_text) = (traces.display().to_string(), json.display().to_string());
     let example = ["run", "--release", "--quiet", "--package", "controller-sim", "--example", "forecast", "--"];
     let args: Vec<&str> = example.into_iter().chain(["--traces", &traces, "--json", &json_text]).collect();
+    let stated = layout::target().join("bench/forecast-stated.json").display().to_string();
+    let args: Vec<&str> = if statsforecast { [&args[..], &["--stated", &stated]].concat() } else { args };
     step("scoring forecasts", || run(&mut cargo(&args)))?;
     let text = std::fs::read_to_string(&json).with_context(|| format!("cannot read {json_text}"))?;
-    report(&serde_json::from_str::<Vec<Line>>(&text)?)
+    let mut report = report(&serde_json::from_str::<Vec<Line>>(&text)?)?;
+    if statsforecast {
+        report.rows.extend(fitted_rows(&fit(&stated)?));
+    }
+    Ok(report)
+}
+
+/// Fits AutoARIMA and AutoETS with Python, on some of the bins.
+fn fit(stated: &str) -> Result<Vec<Fitted>> {
+    let venv = layout::target().join("statsforecast");
+    let python = venv.join("bin/python");
+    if quiet(&mut command(&python, &["-c", "import statsforecast"])).is_err() {
+        step("installing statsforecast (target/statsforecast)", || {
+            quiet(&mut command("python3", &["-m", "venv", &venv.to_string_lossy()]))?;
+            let pip = ["-m", "pip", "install", "-q", "--disable-pip-version-check", STATSFORECAST_PACKAGE];
+            run(&mut command(&python, &pip))
+        })?;
+    }
+    let rows = layout::target().join("bench/forecast-statsforecast.json");
+    let rows_text = rows.display().to_string();
+    step("fitting AutoARIMA and AutoETS (many minutes)", || {
+        run(&mut command(&python, &[STATSFORECAST, stated, &rows_text]))
+    })?;
+    let text = std::fs::read_to_string(&rows).with_context(|| format!("cannot read {rows_text}"))?;
+    Ok(serde_json::from_str(&text)?)
+}
+
+/// Ours beside each of the others, over the same bins.
+fn fitted_rows(fitted: &[Fitted]) -> Vec<Row> {
+    let beside = |ours: &Fitted| {
+        let same = |other: &&Fitted| other.trace == ours.trace && other.horizon_s == ours.horizon_s;
+        let fits = |other: &&Fitted| other.method.starts_with("Auto");
+        let row = |other: &Fitted| {
+            let samples = Samples { ours: vec![ours.pinball[1]], peer: vec![other.pinball[1]] };
+            let case =
+                format!("{} {:.0} s ahead, some bins, 0.9 pinball | {}", ours.trace, ours.horizon_s, other.method);
+            Row::of_quantile(case, "req/s", 0.5, &samples)
+        };
+        fitted.iter().filter(same).filter(fits).map(row).collect::<Vec<_>>()
+    };
+    fitted.iter().filter(|ours| ours.method == OURS).flat_map(beside).collect()
 }
 
 fn report(lines: &[Line]) -> Result<Report> {

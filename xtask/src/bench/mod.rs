@@ -46,8 +46,9 @@ pub enum Name {
 }
 
 /// Runs one benchmark, prints its table and writes target/bench/NAME.json.
-pub fn run(name: Name, models: &[String], traces: Option<&Path>) -> Result<()> {
+pub fn run(name: Name, models: &[String], traces: Option<&Path>, statsforecast: bool) -> Result<()> {
     ensure!(models.is_empty() || matches!(name, Name::Engine), "--model chooses among the models of `bench engine`");
+    ensure!(!statsforecast || matches!(name, Name::Forecast), "--statsforecast is an option of `bench forecast`");
     // A peer has to be installed and the product built for all but what the simulator measures by itself.
     if !matches!(name, Name::Forecast | Name::Policies | Name::Tick) {
         crate::setup::for_bench()?;
@@ -56,7 +57,7 @@ pub fn run(name: Name, models: &[String], traces: Option<&Path>) -> Result<()> {
     let report = match name {
         Name::Engine => engine::measure(models)?,
         Name::FirstToken => first_token::measure()?,
-        Name::Forecast => forecast::measure(traces.context("`bench forecast` needs --traces DIR")?)?,
+        Name::Forecast => forecast::measure(traces.context("`bench forecast` needs --traces DIR")?, statsforecast)?,
         Name::Gateway => gateway::measure()?,
         Name::Probes => probes::measure()?,
         Name::Knee => knee::measure()?,

@@ -34,27 +34,39 @@ pub struct Row {
     pub score: Score,
 }
 
-/// All methods at all horizons of a series.
-pub fn compare(series: &Series) -> Vec<Row> {
+/// What one method stated of a series, so many bins ahead.
+#[derive(Clone, Debug, Serialize)]
+pub struct Statement {
+    pub method: &'static str,
+    pub ahead: usize,
+    pub stated: Stated,
+}
+
+/// What all methods state of a series, at all horizons.
+pub fn statements(series: &Series) -> Vec<Statement> {
     let from = first_part(series.counts.len());
     let ours = ours(series);
-    let mut rows = Vec::new();
-    for (at, ahead) in series.ahead.iter().enumerate() {
-        let mut methods = vec![("foreshock", ours[at].clone())];
+    let mut all = Vec::new();
+    for (ahead, stated) in series.ahead.iter().copied().zip(ours) {
+        all.push(Statement { method: "foreshock", ahead, stated });
         for method in Method::ALL {
-            methods.push((method.name(), method.state(series, *ahead, from)));
-        }
-        for (method, stated) in methods {
-            rows.push(Row {
-                trace: series.name.clone(),
-                bin_s: series.bin_s,
-                horizon_s: *ahead as f64 * series.bin_s,
-                method: method.to_owned(),
-                score: measure::score(series, *ahead, from, &stated),
-            });
+            all.push(Statement { method: method.name(), ahead, stated: method.state(series, ahead, from) });
         }
     }
-    rows
+    all
+}
+
+/// The score of each statement.
+pub fn compare(series: &Series, statements: &[Statement]) -> Vec<Row> {
+    let from = first_part(series.counts.len());
+    let row = |statement: &Statement| Row {
+        trace: series.name.clone(),
+        bin_s: series.bin_s,
+        horizon_s: statement.ahead as f64 * series.bin_s,
+        method: statement.method.to_owned(),
+        score: measure::score(series, statement.ahead, from, &statement.stated),
+    };
+    statements.iter().map(row).collect()
 }
 
 /// The first bin that is counted.

@@ -57,7 +57,7 @@ pub fn measure() -> Result<Report> {
         load::open(server.addr, share * knee_per_s, WATCHED_FOR, seed)?;
     }
     let (truths, frames) = (truth.stop()?, watcher.stop()?);
-    report(&truths, &frames, knee_per_s)
+    report(&truths, &frames, knee_per_s, busy_per_s)
 }
 
 /// What the service without load allows to ask.
@@ -118,7 +118,7 @@ fn crossing(phases: &[(f64, f64)]) -> Result<f64> {
     Ok(x0 + (x1 - x0) * (allowed - y0) / (y1 - y0))
 }
 
-fn report(truths: &[truth::Moment], frames: &[watcher::Frame], knee_per_s: f64) -> Result<Report> {
+fn report(truths: &[truth::Moment], frames: &[watcher::Frame], knee_per_s: f64, busy_per_s: f64) -> Result<Report> {
     let found = frames.iter().rev().find_map(|frame| frame.estimate.as_ref());
     let found = found.context("the watcher came to no estimate")?;
     let mut report = Report::new("knee");
@@ -144,6 +144,9 @@ fn report(truths: &[truth::Moment], frames: &[watcher::Frame], knee_per_s: f64) 
     report.rows.push(mean_row("places: estimated (0: not seen) | true".into(), &places));
     let knee = Row { unit: "1/s", ..mean_row("knee: predicted | measured".into(), &one(found.knee_per_s, knee_per_s)) };
     report.rows.push(knee);
+    eprintln!("    breaks first: {}; the learned server's times are off by {:.0}%", found.bound, 100.0 * found.error);
+    let throughput = one(found.throughput_per_s, busy_per_s);
+    report.rows.push(Row { unit: "1/s", ..mean_row("throughput: predicted | measured".into(), &throughput) });
     let bounds = Samples { ours: vec![found.knee_per_s_low, found.knee_per_s_high], peer: vec![knee_per_s] };
     report.rows.push(Row { unit: "1/s", ..mean_row("knee: low and high | measured".into(), &bounds) });
     let off = (found.knee_per_s / knee_per_s - 1.0).abs();

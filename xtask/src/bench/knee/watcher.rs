@@ -45,6 +45,11 @@ pub struct Estimate {
     pub knee_per_s: f64,
     pub knee_per_s_low: f64,
     pub knee_per_s_high: f64,
+    /// Requests per second that the server would answer when it is never idle.
+    pub throughput_per_s: f64,
+    /// Mean relative error of the learned server's times, and what breaks first.
+    pub error: f64,
+    pub bound: String,
 }
 
 pub struct Watcher {
