@@ -17,6 +17,7 @@ pub mod policy;
 mod room;
 pub mod snapshot;
 pub mod state;
+mod step_fit;
 pub mod tick;
 
 pub use policy::Policy;

@@ -60,7 +60,7 @@ pub(crate) fn needs(state: &mut State, snapshot: &Snapshot, fleet: &Fleet) -> BT
 
 fn need_of(model: &mut ModelState, view: &ModelView, group: &Group, snapshot: &Snapshot, policy: &Policy) -> Need {
     let now_ns = snapshot.now_ns;
-    let capacity = model.capacity.view(&view.cold_start_ms);
+    let capacity = model.capacity.view(&view.cold_start_ms, &policy.slo);
     let load = present(view, group);
     remember_use(model, view, group, load, now_ns);
     let silent_s = model.needed_ns.first().map_or(f64::MAX, |at| seconds_between(*at, now_ns));

@@ -4,12 +4,15 @@
 //!
 //! The unit of cost is arbitrary; only ratios matter. By default it is one core held for one second.
 
+use crate::outside::Slo;
 use serde::{Deserialize, Serialize};
 
 /// Prices and limits of the planner. `Default` suits a small node with models that start within seconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Policy {
+    /// What requests are held to. The time between tokens bounds how full an instance is to be.
+    pub slo: Slo,
     /// Cost of holding one core idle for a second.
     pub idle_cost_per_s: f64,
     /// Cost of holding one GiB idle for a second.
@@ -44,6 +47,7 @@ pub struct Policy {
 impl Default for Policy {
     fn default() -> Self {
         Self {
+            slo: Slo::default(),
             idle_cost_per_s: 1.0,
             memory_cost_per_gib_s: 0.2,
             miss_cost: 20.0,

@@ -4,6 +4,7 @@
 use super::Knobs;
 use crate::fleet::{Config, Policy, REVISION, Tick, View, Wanted};
 use controller_core::action::Effects;
+use controller_core::outside::Slo;
 use controller_core::snapshot::{Demand, Fidelity, ModelView, NodeView, Snapshot};
 use controller_core::{State, tick};
 use std::collections::BTreeMap;
@@ -28,6 +29,7 @@ impl Ticker {
     pub fn new(knobs: Knobs, config: &Config) -> Self {
         let default = controller_core::Policy::default();
         let policy = controller_core::Policy {
+            slo: Slo { ttft_ms: config.slo.ttft_ms, itl_ms: config.slo.itl_ms, ..Slo::default() },
             idle_cost_per_s: default.idle_cost_per_s / knobs.keep.unwrap_or(1.0).max(1e-6),
             // A device is one price, its memory with it.
             memory_cost_per_gib_s: 0.0,
