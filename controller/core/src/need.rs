@@ -46,16 +46,10 @@ impl Need {
 
 /// The needs of all models. Also remembers when each count of instances was last needed.
 pub(crate) fn needs(state: &mut State, snapshot: &Snapshot, fleet: &Fleet) -> BTreeMap<String, Need> {
-    let policy = state.policy.clone();
-    let empty = Group::default();
-    let mut needs = BTreeMap::new();
-    for (name, view) in &snapshot.models {
-        let group = fleet.groups.get(name).unwrap_or(&empty);
-        let model = state.models.entry(name.clone()).or_default();
-        let need = need_of(model, view, group, snapshot, &policy);
-        needs.insert(name.clone(), need);
-    }
-    needs
+    let policy = &state.policy;
+    // What is remembered, what is seen and the fleet have the same models in the same order.
+    let models = state.models.values_mut().zip(&snapshot.models).zip(fleet.groups.values());
+    models.map(|((model, (name, view)), group)| (name.clone(), need_of(model, view, group, snapshot, policy))).collect()
 }
 
 fn need_of(model: &mut ModelState, view: &ModelView, group: &Group, snapshot: &Snapshot, policy: &Policy) -> Need {
