@@ -344,12 +344,15 @@ pub struct AttachArgs {
 #[derive(Args, Clone, Debug)]
 pub struct SimulateArgs {
     /// Trace: CSV as of Azure (with an optional column Model), JSON lines as of Mooncake, or counts per bin; may be gzipped.
-    #[arg(long, conflicts_with = "generate")]
+    #[arg(long, conflicts_with_all = ["generate", "prometheus"])]
     pub trace: Option<PathBuf>,
     /// A made-up trace: poisson:RATE, bursty:RATE:TIMES, diurnal:PEAK:PERIOD_S, flash-crowd:RATE:TIMES or sparse:MODELS:RATE.
-    #[arg(long, value_parser = crate::simulate::shape)]
+    #[arg(long, value_parser = crate::simulate::shape, conflicts_with = "prometheus")]
     pub generate: Option<crate::simulate::NamedShape>,
-    /// Length of a made-up trace, hours.
+    /// The load of an existing deployment, from the Prometheus that scrapes it: the counters of foreshock or of vLLM.
+    #[arg(long, value_name = "URL")]
+    pub prometheus: Option<String>,
+    /// Length of a made-up trace, or of the history that is asked for, hours.
     #[arg(long, default_value_t = 1.0)]
     pub hours: f64,
     /// Policy, or `all`; may be given several times: foreshock, static-peak, knative, hpa, keda, ray-serve, hybrid-histogram,

@@ -6,6 +6,7 @@ mod config;
 mod cuda;
 mod engine;
 mod explain;
+mod http;
 mod logging;
 mod models;
 mod recorder;

@@ -1,5 +1,7 @@
 //! `foreshock simulate`: a trace against policies in a simulated fleet. Prints a table, and writes figures as JSON and as plots.
 
+mod history;
+
 use crate::cli::SimulateArgs;
 use crate::config::InputError;
 use anyhow::{Context, Result, bail};
@@ -22,6 +24,8 @@ struct Load {
     trace: Trace,
     arrivals: Vec<Arrival>,
     duration_ns: u64,
+    /// What the deployment that the load comes from used, instance-seconds.
+    used_s: Option<f64>,
 }
 
 impl Load {
@@ -51,6 +55,9 @@ pub fn run(args: SimulateArgs) -> Result<()> {
         reports.push(report);
     }
     print!("{}", table(&summaries));
+    if let Some(used_s) = load.used_s {
+        print!("{}", saved(used_s, &summaries, args.price_per_h));
+    }
     tell_violations(&reports);
     write(&args, &load, &summaries, &reports)
 }
@@ -63,12 +70,22 @@ fn kinds(names: &[String]) -> Result<Vec<Kind>> {
 }
 
 fn load(args: &SimulateArgs) -> Result<Load> {
-    let trace = match (&args.trace, &args.generate) {
-        (Some(path), _) => {
+    let hours = positive(args.hours, HOURS_MAX, "--hours")?;
+    let mut used_s = None;
+    let trace = match (&args.trace, &args.generate, &args.prometheus) {
+        (Some(path), _, _) => {
             read_file(path, Options { repair: args.repair }).map_err(|error| InputError(error.to_string()))?
         }
-        (None, Some(shape)) => generate(shape.0, positive(args.hours, HOURS_MAX, "--hours")? * 3600.0, args.seed),
-        (None, None) => bail!(InputError("give a trace with --trace, or the shape of one with --generate".to_owned())),
+        (_, Some(shape), _) => generate(shape.0, hours * 3600.0, args.seed),
+        (_, _, Some(url)) => {
+            let history = history::read(url, hours, args.seed)?;
+            eprintln!("{}", history.told);
+            used_s = history.instance_s;
+            history.trace
+        }
+        (None, None, None) => {
+            bail!(InputError("give a trace: --trace FILE, --generate SHAPE or --prometheus URL".to_owned()))
+        }
     };
     if trace.repairs.total() > 0 {
         eprintln!("mended lines: {}", trace.repairs);
@@ -84,7 +101,9 @@ fn load(args: &SimulateArgs) -> Result<Load> {
             trace.duration_s()
         )));
     }
-    Ok(Load { trace, arrivals, duration_ns: until_ns.saturating_sub(from_ns) })
+    // Of a part of the load, nobody knows what it used.
+    let whole = from_ns == 0 && until_ns == trace.duration_ns;
+    Ok(Load { trace, arrivals, duration_ns: until_ns.saturating_sub(from_ns), used_s: used_s.filter(|_| whole) })
 }
 
 fn config(args: &SimulateArgs) -> Result<Config> {
@@ -144,6 +163,16 @@ fn table(summaries: &[Summary]) -> String {
     text
 }
 
+/// What each policy would have saved of what the deployment used, over the time that is simulated.
+fn saved(used_s: f64, summaries: &[Summary], price_per_h: f64) -> String {
+    let mut text = format!("as it was: {used_s:.0} device s, {:.2} at the same price\n", used_s / 3600.0 * price_per_h);
+    for summary in summaries {
+        let share = 100.0 * (1.0 - summary.device_s / used_s.max(1.0));
+        text += &format!("{} would have saved {share:.0}% of it\n", summary.policy);
+    }
+    text
+}
+
 fn tell_violations(reports: &[Report]) {
     for report in reports {
         let Some(first) = &report.first_violation else { continue };
@@ -165,6 +194,8 @@ fn write(args: &SimulateArgs, load: &Load, summaries: &[Summary], reports: &[Rep
         "devices": args.devices,
         "cold_start_s": args.cold_start_s,
         "price_per_h": args.price_per_h,
+        "prometheus": args.prometheus,
+        "used_device_s": load.used_s,
         "repairs": load.trace.repairs,
         "policies": summaries,
         "moments": moments.into_iter().collect::<std::collections::BTreeMap<_, _>>(),
