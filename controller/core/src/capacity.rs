@@ -31,8 +31,6 @@ const MEMORY_REQUESTS: f64 = 128.0;
 const USEFUL_GAIN: f64 = 1.15;
 /// How far beyond the largest batch measured the curve is believed, as a factor.
 const BELIEVED_BEYOND: f64 = 4.0;
-/// Busy time over which the largest batch is forgotten, s.
-const LARGEST_MEMORY_S: f64 = 10.0 * MEMORY_BUSY_S;
 /// Steps within which an engine that can takes in what waits.
 const ADMITTING_STEPS: f64 = 4.0;
 /// No batch is believed to be larger.
@@ -50,8 +48,6 @@ pub struct CapacityEstimator {
     finished: f64,
     prefill_tokens: f64,
     decode_tokens: f64,
-    /// The largest batch measured, slowly forgotten.
-    largest: f64,
     /// The batch beyond which requests wait in the engine; 0 while none was seen to.
     full_at: f64,
     samples: u32,
@@ -130,11 +126,9 @@ impl CapacityEstimator {
         self.decode_tokens = keep * self.decode_tokens + look.decode_tokens;
     }
 
-    /// The largest batch, and the one at which the engine is full: where requests have waited through several steps
-    /// in which none left and no prompt was computed, the batch is all that it takes.
+    /// The batch at which the engine is full: where requests have waited through several steps in which none left and no
+    /// prompt was computed, the batch is all that it takes.
     fn learn_batch(&mut self, look: &Look, before: &ServiceMark, after: &ServiceMark) {
-        let batch = (look.decode_tokens / look.steps.max(1.0)).clamp(0.0, MAX_BATCH);
-        self.largest = batch.max(self.largest * (-look.busy_s / LARGEST_MEMORY_S).exp());
         let running = f64::from(after.running).min(MAX_BATCH);
         let waits = before.waiting > 0 && after.waiting > 0 && look.prefill_tokens == 0.0;
         if waits && before.running == after.running && running > 0.0 && look.steps >= ADMITTING_STEPS {
@@ -156,7 +150,7 @@ impl CapacityEstimator {
     fn service(&self, slo: &Slo) -> (f64, f64) {
         let Some(cost) = self.fit.cost() else { return (self.without_steps(), PRIOR_CONCURRENCY) };
         let lengths = self.lengths();
-        let believed = (BELIEVED_BEYOND * self.largest).max(PRIOR_CONCURRENCY);
+        let believed = (BELIEVED_BEYOND * self.fit.largest()).max(PRIOR_CONCURRENCY);
         let limit = if self.full_at > 0.0 { believed.min(self.full_at) } else { believed };
         let concurrency = useful(&cost, lengths, slo).min(limit).floor().clamp(1.0, MAX_BATCH);
         let Some(lengths) = lengths else { return (PRIOR_REQUESTS_PER_S, concurrency) };
@@ -166,11 +160,11 @@ impl CapacityEstimator {
 
     /// Requests per second of an engine that decodes nothing, such as one that embeds: those over the time for them.
     fn without_steps(&self) -> f64 {
-        if self.fit.busy_s <= 0.0 { PRIOR_REQUESTS_PER_S } else { self.against_prior(self.finished / self.fit.busy_s) }
+        if self.fit.busy_s() <= 0.0 { PRIOR_REQUESTS_PER_S } else { self.against_prior(self.finished / self.fit.busy_s()) }
     }
 
     fn against_prior(&self, measured: f64) -> f64 {
-        let busy_s = self.fit.busy_s;
+        let busy_s = self.fit.busy_s();
         let per_s = (PRIOR_REQUESTS_PER_S * PRIOR_BUSY_S + measured * busy_s) / (PRIOR_BUSY_S + busy_s);
         per_s.clamp(1e-3, 1e6)
     }

@@ -71,6 +71,7 @@ fn need_of(model: &mut ModelState, view: &ModelView, group: &Group, snapshot: &S
     let starved = view.demand.held > 0 && group.have() == 0;
     model.starved_since_ns = if starved { model.starved_since_ns.or(Some(now_ns)) } else { None };
     let cold_start_s = capacity.cold_start_ms_p50 / 1e3;
+    let holding_cost_per_s = policy.holding_cost_per_s(snapshot.node.cores_per_instance.max(1), view.instance_bytes);
     let mut found = Need {
         seen: seen(model, view, group, silent_s),
         forecast_view: ForecastView {
@@ -88,9 +89,9 @@ fn need_of(model: &mut ModelState, view: &ModelView, group: &Group, snapshot: &S
         keep: need,
         load,
         starved_since_ns: model.starved_since_ns,
-        holding_cost_per_s: policy.holding_cost_per_s(snapshot.node.cores_per_instance.max(1), view.instance_bytes),
-        miss_cost: policy.miss_cost_of(cold_start_s),
-        restart_cost: policy.restart_cost_of(cold_start_s),
+        holding_cost_per_s,
+        miss_cost: policy.miss_cost_of(cold_start_s, holding_cost_per_s),
+        restart_cost: policy.restart_cost_of(cold_start_s, holding_cost_per_s),
         keep_until_ns: None,
     };
     keep_alive(&mut found, model, group, now_ns);
@@ -150,11 +151,10 @@ fn for_queue(load: u64, capacity: &CapacityView, policy: &Policy) -> u32 {
 }
 
 /// Phase 3: which instances beyond the needed ones are worth keeping. The `k`-th, last needed `t` seconds
-/// ago, is kept while (probability that it is needed again within the horizon) x (cost of not having it)
-/// exceeds the cost of holding it that long. By the rule of `hazard_per_s` that probability falls as 1/t.
+/// ago, is kept while (rate at which it is needed again) x (cost of not having it) exceeds the cost of holding it. By the
+/// rule of `hazard_per_s` that rate falls as 1/t.
 fn keep_alive(found: &mut Need, model: &ModelState, group: &Group, now_ns: Nanos) {
     let have = group.have();
-    let horizon_s = found.forecast.horizon_s();
     while found.keep < have {
         let slot = found.keep as usize;
         let since_ns = model.needed_ns.get(slot).copied().unwrap_or(now_ns);
@@ -164,8 +164,7 @@ fn keep_alive(found: &mut Need, model: &ModelState, group: &Group, now_ns: Nanos
         } else {
             (1.0 / idle_s.max(1e-3), found.restart_cost)
         };
-        let again = (again_per_s * horizon_s).min(1.0);
-        if again * loss <= found.holding_cost_per_s * horizon_s {
+        if again_per_s * loss <= found.holding_cost_per_s {
             return;
         }
         found.keep += 1;

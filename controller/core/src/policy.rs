@@ -77,14 +77,15 @@ impl Policy {
         cost.max(1e-9)
     }
 
-    /// Cost of not having the first instance when a request comes: the miss and the wait for a cold start.
-    pub fn miss_cost_of(&self, cold_start_s: f64) -> f64 {
-        price(self.miss_cost) + price(self.wait_cost_per_s) * cold_start_s
+    /// Cost of not having the first instance when a request comes: the miss, the wait for a cold start, and what the
+    /// instance holds while it starts and serves nobody.
+    pub fn miss_cost_of(&self, cold_start_s: f64, holding_cost_per_s: f64) -> f64 {
+        price(self.miss_cost) + (price(self.wait_cost_per_s) + holding_cost_per_s) * cold_start_s
     }
 
     /// Cost of not having a further instance when it is wanted again: the start alone, since the others serve meanwhile.
-    pub fn restart_cost_of(&self, cold_start_s: f64) -> f64 {
-        price(self.start_cost) + price(self.wait_cost_per_s) * cold_start_s * 0.5
+    pub fn restart_cost_of(&self, cold_start_s: f64, holding_cost_per_s: f64) -> f64 {
+        price(self.start_cost) + (price(self.wait_cost_per_s) * 0.5 + holding_cost_per_s) * cold_start_s
     }
 
     /// `target_utilisation`, made safe.

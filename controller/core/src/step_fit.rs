@@ -4,14 +4,23 @@
 //!
 //!     fixed x steps + per sequence x tokens decoded + per prompt token x prompt tokens
 //!
-//! since a step decodes one token of each sequence in it. Weighted least squares over looks, older ones forgotten, tell
-//! the three apart as far as batches have differed. Where they have not, two weak assumptions stand in: how a step
-//! splits between its fixed part and its sequences, and that prompt tokens cost nothing.
+//! since a step decodes one token of each sequence in it. Weighted least squares over looks tell the three apart as far
+//! as batches have differed. Where they have not, two weak assumptions stand in: how a step splits between its fixed
+//! part and its sequences, and that prompt tokens cost nothing.
+//!
+//! Looks are forgotten for newer ones at about the same batch, and hardly for others: a fleet that has been made larger
+//! sees small batches only, and must not unlearn what larger ones take, or it would be made larger still.
 
 use serde::{Deserialize, Serialize};
 
-/// Busy time over which looks are forgotten, s, over all instances of the model.
+/// Busy time at about one batch over which looks at it are forgotten, s, over all instances of the model.
 pub(crate) const MEMORY_BUSY_S: f64 = 120.0;
+/// Busy time at other batches over which they are, s.
+const MEMORY_OTHERS_S: f64 = 100.0 * MEMORY_BUSY_S;
+/// Batches that are told apart, by powers of two; the last takes all that are larger.
+const SIZES: usize = 8;
+/// Busy time from which a batch counts as measured, s.
+const MEASURED_S: f64 = 0.5;
 /// Assumed share that one sequence has in a step by itself. A device that is bound by its memory has less, so what is
 /// said of batches beyond those measured is too little rather than too much.
 const SEQUENCE_SHARE: f64 = 0.3;
@@ -44,32 +53,82 @@ impl StepCost {
     }
 }
 
-/// Sums over looks of what least squares need: the products of steps, decoded tokens and prompt tokens.
+/// What was measured, by size of the batch.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct StepFit {
-    pub(crate) busy_s: f64,
+    sizes: [Sums; SIZES],
+}
+
+/// Sums over looks of what least squares need: the products of steps, decoded tokens and prompt tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Sums {
+    busy_s: f64,
+    /// The largest batch among them, forgotten like them.
+    largest: f64,
     products: [[f64; 3]; 3],
     with_busy: [f64; 3],
+}
+
+impl Sums {
+    fn add(&mut self, other: &Self) {
+        self.busy_s += other.busy_s;
+        self.largest = self.largest.max(other.largest);
+        for (row, others) in self.products.iter_mut().zip(&other.products) {
+            row.iter_mut().zip(others).for_each(|(sum, other)| *sum += other);
+        }
+        self.with_busy.iter_mut().zip(&other.with_busy).for_each(|(sum, other)| *sum += other);
+    }
+
+    fn fade(&mut self, keep: f64) {
+        self.busy_s *= keep;
+        self.products.iter_mut().flatten().chain(&mut self.with_busy).for_each(|sum| *sum *= keep);
+    }
 }
 
 impl StepFit {
     /// Takes in one look.
     pub(crate) fn observe(&mut self, look: &Look) {
-        let keep = (-look.busy_s / MEMORY_BUSY_S).exp();
+        let batch = (look.decode_tokens / look.steps.max(1.0)).max(0.0);
+        let size = (batch.max(1.0).log2() as usize).min(SIZES - 1);
         let causes = [look.steps, look.decode_tokens, look.prefill_tokens];
-        self.busy_s = keep * self.busy_s + look.busy_s;
-        for (row, cause) in self.products.iter_mut().zip(causes) {
-            row.iter_mut().zip(causes).for_each(|(sum, other)| *sum = keep * *sum + cause * other);
+        let seen = Sums {
+            busy_s: look.busy_s,
+            largest: batch,
+            products: causes.map(|cause| causes.map(|other| cause * other)),
+            with_busy: causes.map(|cause| cause * look.busy_s),
+        };
+        let (own, others) = (fading(look.busy_s, MEMORY_BUSY_S), fading(look.busy_s, MEMORY_OTHERS_S));
+        for (at, sums) in self.sizes.iter_mut().enumerate() {
+            sums.fade(if at == size { own } else { others });
         }
-        for (sum, cause) in self.with_busy.iter_mut().zip(causes) {
-            *sum = keep * *sum + cause * look.busy_s;
-        }
+        let sums = &mut self.sizes[size];
+        // It lies between its size's least and twice that, so it is forgotten with no harm.
+        sums.largest *= own;
+        sums.add(&seen);
+    }
+
+    fn all(&self) -> Sums {
+        self.sizes.iter().fold(Sums::default(), |mut all, sums| {
+            all.add(sums);
+            all
+        })
+    }
+
+    /// Busy time that is remembered, s.
+    pub(crate) fn busy_s(&self) -> f64 {
+        self.sizes.iter().map(|sums| sums.busy_s).sum()
+    }
+
+    /// The largest batch that was measured; 0 before any.
+    pub(crate) fn largest(&self) -> f64 {
+        let measured = self.sizes.iter().filter(|sums| sums.busy_s >= MEASURED_S);
+        measured.map(|sums| sums.largest).fold(0.0, f64::max)
     }
 
     /// The parts of a step's time, none of them negative; none while nothing was decoded.
     pub(crate) fn cost(&self) -> Option<StepCost> {
-        let mut products = self.products;
+        let Sums { mut products, with_busy, .. } = self.all();
         let steps2 = products[0][0];
         if steps2 <= 0.0 || products[1][1] <= 0.0 {
             return None;
@@ -82,11 +141,15 @@ impl StepFit {
             }
         }
         products[2][2] *= 1.0 + ASSUMED_WEIGHT;
-        let candidates = (1..8u8).filter_map(|parts| solve(&products, &self.with_busy, parts));
+        let candidates = (1..8u8).filter_map(|parts| solve(&products, &with_busy, parts));
         let (_, best) = candidates.min_by(|a, b| a.0.total_cmp(&b.0))?;
         let cost = StepCost { fixed_s: best[0], per_sequence_s: best[1], per_prompt_token_s: best[2] };
         (cost.fixed_s + cost.per_sequence_s > 0.0).then_some(cost)
     }
+}
+
+fn fading(busy_s: f64, memory_s: f64) -> f64 {
+    (-busy_s / memory_s).exp()
 }
 
 /// The least squares with only these parts, as bits, and what is left of the squared error but for a constant; none
