@@ -14,11 +14,12 @@ use crate::Nanos;
 use crate::action::CapacityView;
 use crate::outside::Slo;
 use crate::snapshot::{InstanceState, InstanceView};
+use crate::staffing::Service;
 use crate::step_fit::{Look, MEMORY_BUSY_S, StepCost, StepFit};
 use serde::{Deserialize, Serialize};
 
-/// Assumed requests per second of one instance: a small model on one core, answers of some dozen tokens.
-const PRIOR_REQUESTS_PER_S: f64 = 2.0;
+/// Assumed of one instance: a small model on one core that answers with some dozen tokens, two requests per second.
+const PRIOR: Service = Service { alone_s: 0.74, each_s: 0.315, concurrency: PRIOR_CONCURRENCY };
 /// Busy seconds that the assumption weighs against measurements.
 const PRIOR_BUSY_S: f64 = 1.0;
 /// Assumed useful batch of one instance.
@@ -35,6 +36,11 @@ const BELIEVED_BEYOND: f64 = 4.0;
 const ADMITTING_STEPS: f64 = 4.0;
 /// No batch is believed to be larger.
 const MAX_BATCH: f64 = 4096.0;
+/// Of an engine that takes one request after the other, the share of its time that passes beside its work.
+const ALONE_SHARE: f64 = 0.05;
+/// Bounds of what one request takes, s.
+const MIN_TIME_S: f64 = 1e-6;
+const MAX_TIME_S: f64 = 1e3;
 /// Where even one sequence by itself is slower than the target, further ones may slow it by this factor.
 const SLOWED_BY: f64 = 2.0;
 
@@ -146,47 +152,56 @@ impl CapacityEstimator {
         })
     }
 
-    /// The batch up to which it is useful to fill an instance, and the requests per second that it then serves.
-    fn service(&self, slo: &Slo) -> (f64, f64) {
-        let Some(cost) = self.fit.cost() else { return (self.without_steps(), PRIOR_CONCURRENCY) };
+    /// What an instance does with how many requests at once, and up to how many it is useful to fill it.
+    pub(crate) fn service(&self, slo: &Slo) -> Service {
+        let Some(cost) = self.fit.cost() else { return self.without_steps() };
         let lengths = self.lengths();
         let believed = (BELIEVED_BEYOND * self.fit.largest()).max(PRIOR_CONCURRENCY);
         let limit = if self.full_at > 0.0 { believed.min(self.full_at) } else { believed };
         let concurrency = useful(&cost, lengths, slo).min(limit).floor().clamp(1.0, MAX_BATCH);
-        let Some(lengths) = lengths else { return (PRIOR_REQUESTS_PER_S, concurrency) };
-        let measured = 1.0 / work_s(&cost, lengths, concurrency).max(1e-6);
-        (self.against_prior(measured), concurrency)
+        let Some(lengths) = lengths else { return Service { concurrency, ..PRIOR } };
+        // In a batch each request takes its steps, and everybody's prompts and shares of the steps.
+        let prompt_s = cost.per_prompt_token_s * lengths.prefill_tokens;
+        self.against_prior(Service {
+            alone_s: cost.fixed_s * lengths.decode_tokens,
+            each_s: prompt_s + cost.per_sequence_s * lengths.decode_tokens,
+            concurrency,
+        })
     }
 
-    /// Requests per second of an engine that decodes nothing, such as one that embeds: those over the time for them.
-    fn without_steps(&self) -> f64 {
-        if self.fit.busy_s() <= 0.0 { PRIOR_REQUESTS_PER_S } else { self.against_prior(self.finished / self.fit.busy_s()) }
+    /// An engine that decodes nothing, such as one that embeds, takes requests one after the other: their time over
+    /// their number is all that is known of it.
+    fn without_steps(&self) -> Service {
+        if self.fit.busy_s() <= 0.0 || self.finished <= 0.0 {
+            return PRIOR;
+        }
+        let each_s = self.fit.busy_s() / self.finished;
+        self.against_prior(Service { alone_s: ALONE_SHARE * each_s, each_s, ..PRIOR })
     }
 
-    fn against_prior(&self, measured: f64) -> f64 {
-        let busy_s = self.fit.busy_s();
-        let per_s = (PRIOR_REQUESTS_PER_S * PRIOR_BUSY_S + measured * busy_s) / (PRIOR_BUSY_S + busy_s);
-        per_s.clamp(1e-3, 1e6)
+    fn against_prior(&self, measured: Service) -> Service {
+        let weight = self.fit.busy_s() / (PRIOR_BUSY_S + self.fit.busy_s());
+        let mixed = |prior: f64, measured: f64| (prior + weight * (measured - prior)).clamp(0.0, MAX_TIME_S);
+        Service {
+            alone_s: mixed(PRIOR.alone_s, measured.alone_s),
+            each_s: mixed(PRIOR.each_s, measured.each_s).max(MIN_TIME_S),
+            ..measured
+        }
     }
 
     /// The figures with the cold-start distribution, as shown and as planned with.
     pub fn view(&self, cold_start_ms: &[f64], slo: &Slo) -> CapacityView {
         let (p50, p90) = cold_start_quantiles_ms(cold_start_ms);
-        let (requests_per_s_per_instance, concurrency_per_instance) = self.service(slo);
+        let service = self.service(slo);
         CapacityView {
-            requests_per_s_per_instance,
-            concurrency_per_instance,
+            requests_per_s_per_instance: service.rate(service.concurrency),
+            concurrency_per_instance: service.concurrency,
             cold_start_ms_p50: p50,
             cold_start_ms_p90: p90,
             samples: self.samples,
             cold_start_samples: cold_start_ms.iter().filter(|ms| measured(**ms)).count() as u32,
         }
     }
-}
-
-/// Part of an instance's time that a request takes in a batch of so many, s: its prompt, and its share of the steps.
-fn work_s(cost: &StepCost, lengths: Lengths, batch: f64) -> f64 {
-    cost.per_prompt_token_s * lengths.prefill_tokens + cost.step_s(batch) / batch * lengths.decode_tokens
 }
 
 /// The batch up to which doubling still pays and the time between two tokens of a request stays within the target. Between

@@ -16,6 +16,7 @@ mod plan;
 pub mod policy;
 mod room;
 pub mod snapshot;
+mod staffing;
 pub mod state;
 mod step_fit;
 pub mod tick;

@@ -5,6 +5,7 @@ use crate::fleet::{Fleet, Group};
 use crate::forecast::Forecast;
 use crate::policy::Policy;
 use crate::snapshot::{ModelView, Snapshot};
+use crate::staffing::{Prices, Risk};
 use crate::state::{ModelState, State};
 use crate::{Nanos, seconds_between};
 use std::collections::BTreeMap;
@@ -17,8 +18,8 @@ pub(crate) struct Need {
     pub(crate) forecast_view: ForecastView,
     pub(crate) forecast: Forecast,
     pub(crate) instance_bytes: u64,
-    /// Share of an instance's capacity that the forecast may fill.
-    pub(crate) target_utilisation: f64,
+    /// Share of answers that would be late with the instances that are there, and with the needed ones.
+    pub(crate) late_share: (f64, f64),
     /// Instances for the requests that are there.
     pub(crate) for_queue: u32,
     /// Those, or the ones for the p90 scenario at the cold-start horizon if that is more.
@@ -59,7 +60,16 @@ fn need_of(model: &mut ModelState, view: &ModelView, group: &Group, snapshot: &S
     remember_use(model, view, group, load, now_ns);
     let silent_s = model.needed_ns.first().map_or(f64::MAX, |at| seconds_between(*at, now_ns));
     let forecast = model.arrivals.forecast(capacity.cold_start_ms_p90 / 1e3, silent_s);
-    let for_forecast = for_forecast(model, &forecast, &capacity, policy, now_ns);
+    let mut service = model.capacity.service(&policy.slo);
+    service.concurrency = service.bound(policy.slo.ttft_ms) * policy.usable_share();
+    let cold_start_s = capacity.cold_start_ms_p50 / 1e3;
+    let holding_cost_per_s = policy.holding_cost_per_s(snapshot.node.cores_per_instance.max(1), view.instance_bytes);
+    let risk = Risk { service, forecast: &forecast, load: load as f64 };
+    let prices =
+        Prices { holding_cost_per_s, late_cost: crate::policy::price(policy.late_cost), most: policy.max_instances };
+    let staffing = risk.cheapest(&prices);
+    let late_share = (risk.late_share(group.have()), staffing.late_share);
+    let for_forecast = for_forecast(model, staffing.instances, now_ns);
     let for_queue = for_queue(load, &capacity, policy);
     let need = for_forecast.max(for_queue).min(policy.max_instances);
     for at in model.needed_ns.iter_mut().take(need as usize) {
@@ -70,8 +80,6 @@ fn need_of(model: &mut ModelState, view: &ModelView, group: &Group, snapshot: &S
     }
     let starved = view.demand.held > 0 && group.have() == 0;
     model.starved_since_ns = if starved { model.starved_since_ns.or(Some(now_ns)) } else { None };
-    let cold_start_s = capacity.cold_start_ms_p50 / 1e3;
-    let holding_cost_per_s = policy.holding_cost_per_s(snapshot.node.cores_per_instance.max(1), view.instance_bytes);
     let mut found = Need {
         seen: seen(model, view, group, silent_s),
         forecast_view: ForecastView {
@@ -83,7 +91,7 @@ fn need_of(model: &mut ModelState, view: &ModelView, group: &Group, snapshot: &S
         capacity,
         forecast,
         instance_bytes: view.instance_bytes,
-        target_utilisation: policy.usable_share(),
+        late_share,
         for_queue,
         need,
         keep: need,
@@ -122,20 +130,11 @@ fn remember_use(model: &mut ModelState, view: &ModelView, group: &Group, load: u
     }
 }
 
-/// Instances for the p90 rate. The last fraction of a request per second starts nothing: below one
+/// Instances that the forecast is worth. The last fraction of a request per second starts nothing: below one
 /// instance's worth, the first instance is a matter of keep-alive or of a request that is there. Requests
 /// that only the kernel has seen, for a while, count as there: the gateway may be too busy to name them.
-fn for_forecast(
-    model: &ModelState,
-    forecast: &Forecast,
-    capacity: &CapacityView,
-    policy: &Policy,
-    now_ns: Nanos,
-) -> u32 {
-    let usable = capacity.requests_per_s_per_instance * policy.usable_share();
-    let instances = (forecast.rate_quantile(0.9) / usable).ceil().clamp(0.0, f64::from(policy.max_instances)) as u32;
-    let unseen = u32::from(model.arrivals.waits_unidentified(now_ns));
-    if instances >= 2 { instances } else { unseen }
+fn for_forecast(model: &ModelState, worth: u32, now_ns: Nanos) -> u32 {
+    if worth >= 2 { worth } else { u32::from(model.arrivals.waits_unidentified(now_ns)) }
 }
 
 /// The fewest instances with which the present requests are all in a batch within the time that queueing is

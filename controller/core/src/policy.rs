@@ -25,8 +25,10 @@ pub struct Policy {
     pub start_cost: f64,
     /// Most instances of one model, whatever the demand.
     pub max_instances: u32,
-    /// Share of measured capacity that the forecast may fill, 0..1.
-    pub target_utilisation: f64,
+    /// Cost of an answer that comes late because its instance has more requests than it is useful to fill it with.
+    pub late_cost: f64,
+    /// How full an instance may be, as a share of that number.
+    pub target_fill: f64,
     /// Queueing time that is always acceptable, s. A queue that clears within a cold start is also accepted,
     /// since another instance could not help it.
     pub queue_target_s: f64,
@@ -54,7 +56,8 @@ impl Default for Policy {
             wait_cost_per_s: 5.0,
             start_cost: 10.0,
             max_instances: 64,
-            target_utilisation: 0.8,
+            late_cost: 2.0,
+            target_fill: 1.0,
             queue_target_s: 0.5,
             switching_share: 0.2,
             pending_expiry_ms: 5_000,
@@ -88,9 +91,9 @@ impl Policy {
         price(self.start_cost) + (price(self.wait_cost_per_s) * 0.5 + holding_cost_per_s) * cold_start_s
     }
 
-    /// `target_utilisation`, made safe.
+    /// `target_fill`, made safe.
     pub(crate) fn usable_share(&self) -> f64 {
-        if self.target_utilisation.is_finite() { self.target_utilisation.clamp(0.05, 1.0) } else { 0.8 }
+        if self.target_fill.is_finite() { self.target_fill.clamp(0.05, 4.0) } else { 1.0 }
     }
 
     /// The wait before the next try after so many failed starts in a row, ns.

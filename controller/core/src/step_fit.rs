@@ -48,6 +48,7 @@ pub(crate) struct StepCost {
 
 impl StepCost {
     /// A step that decodes one token of each of so many sequences, s.
+    #[cfg(test)]
     pub(crate) fn step_s(&self, sequences: f64) -> f64 {
         self.fixed_s + self.per_sequence_s * sequences
     }
@@ -203,7 +204,8 @@ mod tests {
     #[test]
     fn the_parts_are_told_apart_when_batches_differ() {
         let cost = StepCost { fixed_s: 0.025, per_sequence_s: 0.0008, per_prompt_token_s: 0.0002 };
-        let looks: Vec<(f64, f64)> = (0..40).map(|at| (1.0 + f64::from(at % 4), f64::from(at * 7 % 5) * 300.0)).collect();
+        let looks: Vec<(f64, f64)> =
+            (0..40).map(|at| (1.0 + f64::from(at % 4), f64::from(at * 7 % 5) * 300.0)).collect();
         let found = fitted(&cost, &looks);
         assert!((found.fixed_s / cost.fixed_s - 1.0).abs() < 0.03, "{found:?}");
         assert!((found.step_s(16.0) / cost.step_s(16.0) - 1.0).abs() < 0.1, "{found:?}");

