@@ -51,6 +51,8 @@ pub struct CapacityEstimator {
     fit: StepFit,
     /// Requests begun and finished, the latter with half of those that go on, and their tokens; older ones forgotten.
     begun: f64,
+    /// Busy time of these requests, s.
+    busy_s: f64,
     finished: f64,
     prefill_tokens: f64,
     decode_tokens: f64,
@@ -128,6 +130,7 @@ impl CapacityEstimator {
         let keep = (-finished / MEMORY_REQUESTS).exp();
         self.begun = (keep * self.begun + finished + joined).max(0.0);
         self.finished = (keep * self.finished + finished + 0.5 * joined).max(0.0);
+        self.busy_s = keep * self.busy_s + look.busy_s;
         self.prefill_tokens = keep * self.prefill_tokens + look.prefill_tokens;
         self.decode_tokens = keep * self.decode_tokens + look.decode_tokens;
     }
@@ -172,10 +175,10 @@ impl CapacityEstimator {
     /// An engine that decodes nothing, such as one that embeds, takes requests one after the other: their time over
     /// their number is all that is known of it.
     fn without_steps(&self) -> Service {
-        if self.fit.busy_s() <= 0.0 || self.finished <= 0.0 {
+        if self.busy_s <= 0.0 || self.finished <= 0.0 {
             return PRIOR;
         }
-        let each_s = self.fit.busy_s() / self.finished;
+        let each_s = self.busy_s / self.finished;
         self.against_prior(Service { alone_s: ALONE_SHARE * each_s, each_s, ..PRIOR })
     }
 
@@ -214,7 +217,8 @@ fn useful(cost: &StepCost, lengths: Option<Lengths>, slo: &Slo) -> f64 {
     let per_sequence_s = cost.per_sequence_s + prompts_s;
     let alone_s = cost.fixed_s + per_sequence_s;
     let asked_s = if slo.itl_ms.is_finite() { slo.itl_ms.max(0.0) / 1e3 } else { f64::MAX };
-    let within = (asked_s.max(SLOWED_BY * alone_s) - cost.fixed_s) / per_sequence_s.max(1e-12);
+    let bound_s = if alone_s <= asked_s { asked_s } else { SLOWED_BY * alone_s };
+    let within = (bound_s - cost.fixed_s) / per_sequence_s.max(1e-12);
     pays.min(within)
 }
 

@@ -174,8 +174,8 @@ mod tests {
     fn more_is_held_for_risk_and_less_where_holding_is_dear() {
         let at = |rates: &[f64]| cheapest(rates, 0.0, &PRICES).instances;
         assert!(at(&[4.0, 8.0]) > at(&[6.0]), "a spread forecast");
-        let dear = Prices { holding_cost_per_s: 5.0, ..PRICES };
-        assert!(cheapest(&[6.0], 0.0, &dear).instances < at(&[6.0]));
+        let dear = Prices { holding_cost_per_s: 60.0, ..PRICES };
+        assert!(cheapest(&[20.0], 0.0, &dear).instances < at(&[20.0]));
         assert!(cheapest(&[6.0], 200.0, &PRICES).instances > at(&[6.0]), "a crowd that is there");
         assert_eq!(cheapest(&[6.0], 0.0, &Prices { most: 3, ..PRICES }).instances, 3);
         assert_eq!((at(&[0.0]), at(&[])), (1, 1));

@@ -2,7 +2,9 @@
 //!
 //! Between two looks an engine has been busy for
 //!
-//!     fixed x steps + per sequence x tokens decoded + per prompt token x prompt tokens
+//! ```text
+//! fixed x steps + per sequence x tokens decoded + per prompt token x prompt tokens
+//! ```
 //!
 //! since a step decodes one token of each sequence in it. Weighted least squares over looks tell the three apart as far
 //! as batches have differed. Where they have not, two weak assumptions stand in: how a step splits between its fixed

@@ -133,15 +133,15 @@ fn capacity_is_told_from_little_load() {
     }
     // Two at once on average, where eighteen keep the target: no more than four times what was seen.
     check(GPU, CHAT, 8.0..=16.0, 0.1);
-    // Nearly full, and over full: the batch is known by what waits.
-    check(GPU, Traffic { per_s: 1.3, ..CHAT }, 16.0..=16.0, 0.05);
+    // Nearly full, when what keeps the target is believed; and over full, when the batch is known by what waits.
+    check(GPU, Traffic { per_s: 1.3, ..CHAT }, 16.0..=22.0, 0.05);
     check(GPU, Traffic { per_s: 3.0, ..CHAT }, 16.0..=16.0, 0.05);
     // An engine that does not count its steps.
     check(Engine { counts_steps: false, ..GPU }, Traffic { per_s: 0.6, ..CHAT }, 8.0..=18.0, 0.2);
     // Batches gain little: a few at once are all that pay.
     check(CPU, Traffic { per_s: 0.5, prompt_tokens: 60.0, output_tokens: 60.0 }, 4.0..=8.0, 0.15);
     // Prompts that take most of the time.
-    check(GPU, Traffic { per_s: 0.2, prompt_tokens: 8_000.0, output_tokens: 100.0 }, 2.0..=4.0, 0.15);
+    check(GPU, Traffic { per_s: 0.2, prompt_tokens: 8_000.0, output_tokens: 100.0 }, 1.0..=4.0, 0.15);
 }
 
 #[test]
@@ -194,7 +194,7 @@ proptest! {
         let mut traffic = Traffic { per_s: 1.0, prompt_tokens, output_tokens };
         traffic.per_s = fill * engine.per_s(&traffic, max_batch as f64);
         let found = served(&engine, &traffic);
-        let truth = engine.per_s(&traffic, found.concurrency_per_instance.min(max_batch as f64));
+        let truth = engine.per_s(&traffic, found.concurrency_per_instance);
         let ratio = found.requests_per_s_per_instance / truth;
         prop_assert!((0.6..1.4).contains(&ratio), "{} {:?} {:?} {:?}", ratio, found, engine, traffic);
         prop_assert!(found.concurrency_per_instance >= 1.0 && found.concurrency_per_instance <= 4.0 * max_batch as f64);
