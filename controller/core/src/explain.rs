@@ -75,13 +75,13 @@ fn cause_of_start(name: &str, need: &Need, model: &ModelState, reason: Reason) -
             seen.unidentified,
         ),
         _ => format!(
-            "{:.1} requests/s expected (p90) in {}, more than {} at {:.1} requests/s each ({}), filled to {:.0} %",
+            "{:.1} requests/s expected (p90) in {}: with {} at {:.1} requests/s each ({}), {:.0} % of answers would be late",
             need.forecast_view.requests_per_s_p90,
             duration(need.forecast_view.horizon_s * 1e3),
             instances(seen.ready + seen.starting),
             capacity.requests_per_s_per_instance,
             measured(capacity.samples),
-            need.target_utilisation * 100.0,
+            need.late_share.0 * 100.0,
         ),
     }
 }

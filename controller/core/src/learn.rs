@@ -12,9 +12,12 @@ const MIN_LIFE_NS: Nanos = 1_000 * NS_PER_MS;
 
 /// Updates the memory of starts, deaths, capacity and arrivals.
 pub(crate) fn absorb(state: &mut State, snapshot: &Snapshot) {
-    state.models.retain(|name, _| snapshot.models.contains_key(name));
-    for name in snapshot.models.keys() {
-        state.models.entry(name.clone()).or_default();
+    // From here on the two maps have the same models, and are walked side by side.
+    if !state.models.keys().eq(snapshot.models.keys()) {
+        state.models.retain(|name, _| snapshot.models.contains_key(name));
+        for name in snapshot.models.keys() {
+            state.models.entry(name.clone()).or_default();
+        }
     }
     notice_gone(state, snapshot);
     expire_pending(state, snapshot);
@@ -22,10 +25,8 @@ pub(crate) fn absorb(state: &mut State, snapshot: &Snapshot) {
     for (id, view) in &snapshot.instances {
         learn_instance(state, id, view);
     }
-    for (name, view) in &snapshot.models {
-        if let Some(model) = state.models.get_mut(name) {
-            model.arrivals.observe(snapshot.now_ns, &view.demand);
-        }
+    for (model, view) in state.models.values_mut().zip(snapshot.models.values()) {
+        model.arrivals.observe(snapshot.now_ns, &view.demand);
     }
 }
 
@@ -95,6 +96,13 @@ fn learn_instance(state: &mut State, id: &str, view: &InstanceView) {
             model.retry_at_ns = 0;
         }
     }
-    let known = Known { model: view.model.clone(), state: view.state, ready_at_ns: view.ready_at_ns, mark };
-    state.known.insert(id.to_owned(), known);
+    match state.known.get_mut(id) {
+        Some(known) if known.model == view.model => {
+            (known.state, known.ready_at_ns, known.mark) = (view.state, view.ready_at_ns, mark);
+        }
+        _ => {
+            let known = Known { model: view.model.clone(), state: view.state, ready_at_ns: view.ready_at_ns, mark };
+            state.known.insert(id.to_owned(), known);
+        }
+    }
 }

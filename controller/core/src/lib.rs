@@ -16,7 +16,9 @@ mod plan;
 pub mod policy;
 mod room;
 pub mod snapshot;
+mod staffing;
 pub mod state;
+mod step_fit;
 pub mod tick;
 
 pub use policy::Policy;

@@ -5,6 +5,7 @@ use crate::fleet::{Fleet, Group};
 use crate::forecast::Forecast;
 use crate::policy::Policy;
 use crate::snapshot::{ModelView, Snapshot};
+use crate::staffing::{Prices, Risk};
 use crate::state::{ModelState, State};
 use crate::{Nanos, seconds_between};
 use std::collections::BTreeMap;
@@ -17,8 +18,8 @@ pub(crate) struct Need {
     pub(crate) forecast_view: ForecastView,
     pub(crate) forecast: Forecast,
     pub(crate) instance_bytes: u64,
-    /// Share of an instance's capacity that the forecast may fill.
-    pub(crate) target_utilisation: f64,
+    /// Share of answers that would be late with the instances that are there, and with the needed ones.
+    pub(crate) late_share: (f64, f64),
     /// Instances for the requests that are there.
     pub(crate) for_queue: u32,
     /// Those, or the ones for the p90 scenario at the cold-start horizon if that is more.
@@ -46,26 +47,29 @@ impl Need {
 
 /// The needs of all models. Also remembers when each count of instances was last needed.
 pub(crate) fn needs(state: &mut State, snapshot: &Snapshot, fleet: &Fleet) -> BTreeMap<String, Need> {
-    let policy = state.policy.clone();
-    let empty = Group::default();
-    let mut needs = BTreeMap::new();
-    for (name, view) in &snapshot.models {
-        let group = fleet.groups.get(name).unwrap_or(&empty);
-        let model = state.models.entry(name.clone()).or_default();
-        let need = need_of(model, view, group, snapshot, &policy);
-        needs.insert(name.clone(), need);
-    }
-    needs
+    let policy = &state.policy;
+    // What is remembered, what is seen and the fleet have the same models in the same order.
+    let models = state.models.values_mut().zip(&snapshot.models).zip(fleet.groups.values());
+    models.map(|((model, (name, view)), group)| (name.clone(), need_of(model, view, group, snapshot, policy))).collect()
 }
 
 fn need_of(model: &mut ModelState, view: &ModelView, group: &Group, snapshot: &Snapshot, policy: &Policy) -> Need {
     let now_ns = snapshot.now_ns;
-    let capacity = model.capacity.view(&view.cold_start_ms);
+    let capacity = model.capacity.view(&view.cold_start_ms, &policy.slo);
     let load = present(view, group);
     remember_use(model, view, group, load, now_ns);
     let silent_s = model.needed_ns.first().map_or(f64::MAX, |at| seconds_between(*at, now_ns));
     let forecast = model.arrivals.forecast(capacity.cold_start_ms_p90 / 1e3, silent_s);
-    let for_forecast = for_forecast(model, &forecast, &capacity, policy, now_ns);
+    let mut service = model.capacity.service(&policy.slo);
+    service.concurrency = service.bound(policy.slo.ttft_ms) * policy.usable_share();
+    let cold_start_s = capacity.cold_start_ms_p50 / 1e3;
+    let holding_cost_per_s = policy.holding_cost_per_s(snapshot.node.cores_per_instance.max(1), view.instance_bytes);
+    let risk = Risk { service, forecast: &forecast, load: load as f64 };
+    let prices =
+        Prices { holding_cost_per_s, late_cost: crate::policy::price(policy.late_cost), most: policy.max_instances };
+    let staffing = risk.cheapest(&prices);
+    let late_share = (risk.late_share(group.have()), staffing.late_share);
+    let for_forecast = for_forecast(model, staffing.instances, now_ns);
     let for_queue = for_queue(load, &capacity, policy);
     let need = for_forecast.max(for_queue).min(policy.max_instances);
     for at in model.needed_ns.iter_mut().take(need as usize) {
@@ -76,7 +80,6 @@ fn need_of(model: &mut ModelState, view: &ModelView, group: &Group, snapshot: &S
     }
     let starved = view.demand.held > 0 && group.have() == 0;
     model.starved_since_ns = if starved { model.starved_since_ns.or(Some(now_ns)) } else { None };
-    let cold_start_s = capacity.cold_start_ms_p50 / 1e3;
     let mut found = Need {
         seen: seen(model, view, group, silent_s),
         forecast_view: ForecastView {
@@ -88,15 +91,15 @@ fn need_of(model: &mut ModelState, view: &ModelView, group: &Group, snapshot: &S
         capacity,
         forecast,
         instance_bytes: view.instance_bytes,
-        target_utilisation: policy.usable_share(),
+        late_share,
         for_queue,
         need,
         keep: need,
         load,
         starved_since_ns: model.starved_since_ns,
-        holding_cost_per_s: policy.holding_cost_per_s(snapshot.node.cores_per_instance.max(1), view.instance_bytes),
-        miss_cost: policy.miss_cost_of(cold_start_s),
-        restart_cost: policy.restart_cost_of(cold_start_s),
+        holding_cost_per_s,
+        miss_cost: policy.miss_cost_of(cold_start_s, holding_cost_per_s),
+        restart_cost: policy.restart_cost_of(cold_start_s, holding_cost_per_s),
         keep_until_ns: None,
     };
     keep_alive(&mut found, model, group, now_ns);
@@ -127,20 +130,11 @@ fn remember_use(model: &mut ModelState, view: &ModelView, group: &Group, load: u
     }
 }
 
-/// Instances for the p90 rate. The last fraction of a request per second starts nothing: below one
+/// Instances that the forecast is worth. The last fraction of a request per second starts nothing: below one
 /// instance's worth, the first instance is a matter of keep-alive or of a request that is there. Requests
 /// that only the kernel has seen, for a while, count as there: the gateway may be too busy to name them.
-fn for_forecast(
-    model: &ModelState,
-    forecast: &Forecast,
-    capacity: &CapacityView,
-    policy: &Policy,
-    now_ns: Nanos,
-) -> u32 {
-    let usable = capacity.requests_per_s_per_instance * policy.usable_share();
-    let instances = (forecast.rate_quantile(0.9) / usable).ceil().clamp(0.0, f64::from(policy.max_instances)) as u32;
-    let unseen = u32::from(model.arrivals.waits_unidentified(now_ns));
-    if instances >= 2 { instances } else { unseen }
+fn for_forecast(model: &ModelState, worth: u32, now_ns: Nanos) -> u32 {
+    if worth >= 2 { worth } else { u32::from(model.arrivals.waits_unidentified(now_ns)) }
 }
 
 /// The fewest instances with which the present requests are all in a batch within the time that queueing is
@@ -156,11 +150,10 @@ fn for_queue(load: u64, capacity: &CapacityView, policy: &Policy) -> u32 {
 }
 
 /// Phase 3: which instances beyond the needed ones are worth keeping. The `k`-th, last needed `t` seconds
-/// ago, is kept while (probability that it is needed again within the horizon) x (cost of not having it)
-/// exceeds the cost of holding it that long. By the rule of `hazard_per_s` that probability falls as 1/t.
+/// ago, is kept while (rate at which it is needed again) x (cost of not having it) exceeds the cost of holding it. By the
+/// rule of `hazard_per_s` that rate falls as 1/t.
 fn keep_alive(found: &mut Need, model: &ModelState, group: &Group, now_ns: Nanos) {
     let have = group.have();
-    let horizon_s = found.forecast.horizon_s();
     while found.keep < have {
         let slot = found.keep as usize;
         let since_ns = model.needed_ns.get(slot).copied().unwrap_or(now_ns);
@@ -170,8 +163,7 @@ fn keep_alive(found: &mut Need, model: &ModelState, group: &Group, now_ns: Nanos
         } else {
             (1.0 / idle_s.max(1e-3), found.restart_cost)
         };
-        let again = (again_per_s * horizon_s).min(1.0);
-        if again * loss <= found.holding_cost_per_s * horizon_s {
+        if again_per_s * loss <= found.holding_cost_per_s {
             return;
         }
         found.keep += 1;

@@ -108,7 +108,7 @@ impl<'a> Planner<'a> {
         for (name, need) in self.needs {
             let Some(group) = fleet.groups.get(name) else { continue };
             let surplus = group.have().saturating_sub(need.keep) as usize;
-            if need.seen.held > 0 {
+            if need.seen.held > 0 || surplus == 0 {
                 continue;
             }
             for (at, member) in cheapest_first(&group.ready).into_iter().take(surplus).enumerate() {
@@ -130,6 +130,9 @@ impl<'a> Planner<'a> {
     /// Phase 4a. Returns the wishes that found no room, most urgent first.
     fn start_wishes(&self, plan: &mut Plan, room: &mut Room, wishes: Vec<Wish>) -> Vec<Wish> {
         let mut unmet: Vec<Wish> = Vec::new();
+        if wishes.is_empty() {
+            return unmet;
+        }
         // What will be free once those that leave have left, less what is given out and what models with nothing wait
         // for: an instance that was drained for one of those is not started again in the room that it leaves.
         let mut coming = room.without(&self.leaving(), self.fleet);
@@ -192,6 +195,9 @@ impl<'a> Planner<'a> {
 
     /// Phase 4b. The most urgent unmet wishes get room made for them, as far as that pays.
     fn make_room(&mut self, plan: &mut Plan, room: &Room, unmet: &[Wish]) {
+        if unmet.is_empty() {
+            return;
+        }
         let fleet = self.fleet;
         // Room that is coming free already, less what earlier wishes of this loop were promised.
         let leaving: Vec<&Member> = self.leaving();
@@ -238,12 +244,11 @@ impl<'a> Planner<'a> {
     /// Members on their way out, by this plan or before it.
     fn leaving(&self) -> Vec<&'a Member> {
         let fleet = self.fleet;
-        fleet
-            .everyone()
-            .filter(|member| {
-                self.going.contains(&member.id) || fleet.leaving.iter().any(|leaving| leaving.id == member.id)
-            })
-            .collect()
+        let before: BTreeSet<&InstanceId> = fleet.leaving.iter().map(|member| &member.id).collect();
+        if before.is_empty() && self.going.is_empty() {
+            return Vec::new();
+        }
+        fleet.everyone().filter(|member| self.going.contains(&member.id) || before.contains(&member.id)).collect()
     }
 
     /// Instances that may be drained for this wish, cheapest to lose first. Each has a price that the wish
@@ -377,16 +382,20 @@ fn listed(names: &[&str]) -> String {
 
 /// Postconditions. They hold by construction; a plan that breaks one must not be acted on.
 fn check(plan: &Plan, snapshot: &Snapshot, fleet: &Fleet) {
+    let drained: BTreeSet<&InstanceId> = plan.drains.iter().map(|drain| &drain.instance).collect();
+    assert!(drained.len() == plan.drains.len(), "phase 5 drained an instance twice");
+    if plan.starts.is_empty() {
+        return;
+    }
+    let known: BTreeSet<u32> = snapshot.node.cores.iter().copied().collect();
     let mut taken: BTreeSet<u32> = fleet.everyone().flat_map(|member| member.cores.iter().copied()).collect();
     let mut bytes = fleet.everyone().fold(0u64, |sum, member| sum.saturating_add(member.bytes));
     for start in &plan.starts {
         for core in start.placement.cores() {
-            assert!(snapshot.node.cores.contains(&core), "phase 4a gave a core that the node does not have: {core}");
+            assert!(known.contains(&core), "phase 4a gave a core that the node does not have: {core}");
             assert!(taken.insert(core), "phase 4a gave a core twice: {core}");
         }
         bytes = bytes.saturating_add(start.placement.bytes());
         assert!(bytes <= snapshot.node.memory_budget_bytes, "phase 4a gave more memory than there is: {bytes}");
     }
-    let drained: BTreeSet<&InstanceId> = plan.drains.iter().map(|drain| &drain.instance).collect();
-    assert!(drained.len() == plan.drains.len(), "phase 5 drained an instance twice");
 }

@@ -4,12 +4,15 @@
 //!
 //! The unit of cost is arbitrary; only ratios matter. By default it is one core held for one second.
 
+use crate::outside::Slo;
 use serde::{Deserialize, Serialize};
 
 /// Prices and limits of the planner. `Default` suits a small node with models that start within seconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Policy {
+    /// What requests are held to. The time between tokens bounds how full an instance is to be.
+    pub slo: Slo,
     /// Cost of holding one core idle for a second.
     pub idle_cost_per_s: f64,
     /// Cost of holding one GiB idle for a second.
@@ -22,8 +25,10 @@ pub struct Policy {
     pub start_cost: f64,
     /// Most instances of one model, whatever the demand.
     pub max_instances: u32,
-    /// Share of measured capacity that the forecast may fill, 0..1.
-    pub target_utilisation: f64,
+    /// Cost of an answer that comes late because its instance has more requests than it is useful to fill it with.
+    pub late_cost: f64,
+    /// How full an instance may be, as a share of that number.
+    pub target_fill: f64,
     /// Queueing time that is always acceptable, s. A queue that clears within a cold start is also accepted,
     /// since another instance could not help it.
     pub queue_target_s: f64,
@@ -44,13 +49,15 @@ pub struct Policy {
 impl Default for Policy {
     fn default() -> Self {
         Self {
+            slo: Slo::default(),
             idle_cost_per_s: 1.0,
             memory_cost_per_gib_s: 0.2,
             miss_cost: 20.0,
             wait_cost_per_s: 5.0,
             start_cost: 10.0,
             max_instances: 64,
-            target_utilisation: 0.8,
+            late_cost: 2.0,
+            target_fill: 1.0,
             queue_target_s: 0.5,
             switching_share: 0.2,
             pending_expiry_ms: 5_000,
@@ -73,19 +80,20 @@ impl Policy {
         cost.max(1e-9)
     }
 
-    /// Cost of not having the first instance when a request comes: the miss and the wait for a cold start.
-    pub fn miss_cost_of(&self, cold_start_s: f64) -> f64 {
-        price(self.miss_cost) + price(self.wait_cost_per_s) * cold_start_s
+    /// Cost of not having the first instance when a request comes: the miss, the wait for a cold start, and what the
+    /// instance holds while it starts and serves nobody.
+    pub fn miss_cost_of(&self, cold_start_s: f64, holding_cost_per_s: f64) -> f64 {
+        price(self.miss_cost) + (price(self.wait_cost_per_s) + holding_cost_per_s) * cold_start_s
     }
 
     /// Cost of not having a further instance when it is wanted again: the start alone, since the others serve meanwhile.
-    pub fn restart_cost_of(&self, cold_start_s: f64) -> f64 {
-        price(self.start_cost) + price(self.wait_cost_per_s) * cold_start_s * 0.5
+    pub fn restart_cost_of(&self, cold_start_s: f64, holding_cost_per_s: f64) -> f64 {
+        price(self.start_cost) + (price(self.wait_cost_per_s) * 0.5 + holding_cost_per_s) * cold_start_s
     }
 
-    /// `target_utilisation`, made safe.
+    /// `target_fill`, made safe.
     pub(crate) fn usable_share(&self) -> f64 {
-        if self.target_utilisation.is_finite() { self.target_utilisation.clamp(0.05, 1.0) } else { 0.8 }
+        if self.target_fill.is_finite() { self.target_fill.clamp(0.05, 4.0) } else { 1.0 }
     }
 
     /// The wait before the next try after so many failed starts in a row, ns.

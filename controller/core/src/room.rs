@@ -4,11 +4,13 @@
 use crate::fleet::{Fleet, Member, on_cores};
 use crate::snapshot::{NodeView, Placement};
 use std::collections::BTreeSet;
+use std::rc::Rc;
 
 /// Free cores and bytes.
 #[derive(Clone, Debug)]
 pub(crate) struct Room {
-    all_cores: BTreeSet<u32>,
+    /// Shared, since rooms as they would be are made by the dozen.
+    all_cores: Rc<BTreeSet<u32>>,
     pub(crate) cores: BTreeSet<u32>,
     /// Wide enough that sums of whatever was reported are exact.
     used_bytes: u128,
@@ -23,7 +25,7 @@ impl Room {
         let taken: BTreeSet<u32> = fleet.everyone().flat_map(|member| member.cores.iter().copied()).collect();
         Self {
             cores: all_cores.difference(&taken).copied().collect(),
-            all_cores,
+            all_cores: Rc::new(all_cores),
             used_bytes: bytes_of(fleet.everyone()),
             budget_bytes: node.memory_budget_bytes,
             cores_per_instance: node.cores_per_instance.max(1) as usize,
@@ -61,6 +63,9 @@ impl Room {
 
     /// The room as it would be with these members gone. Only cores that no other member also holds come free.
     pub(crate) fn without(&self, members: &[&Member], fleet: &Fleet) -> Self {
+        if members.is_empty() {
+            return self.clone();
+        }
         let going: BTreeSet<&str> = members.iter().map(|member| member.id.as_str()).collect();
         let staying = fleet.everyone().filter(|member| !going.contains(member.id.as_str()));
         let kept: BTreeSet<u32> = staying.flat_map(|member| member.cores.iter().copied()).collect();

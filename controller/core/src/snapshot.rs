@@ -96,6 +96,9 @@ pub struct InstanceView {
     pub decode_tokens_total: u64,
     pub requests_total: u64,
     pub busy_ns_total: u64,
+    /// Steps computed; 0 from an engine that does not tell.
+    #[serde(default)]
+    pub steps_total: u64,
     /// Last time it had a request, or when it became ready.
     pub last_used_at_ns: Nanos,
     pub resident_bytes: u64,

@@ -305,6 +305,7 @@ impl Instance {
             decode_tokens_total: figure(|telemetry| telemetry.decode_tokens_total),
             requests_total: figure(|telemetry| telemetry.requests_total),
             busy_ns_total: figure(|telemetry| telemetry.busy_ns_total),
+            steps_total: figure(|telemetry| telemetry.steps_total),
             last_used_at_ns: self.last_used_at_ns,
             resident_bytes: figure(|telemetry| telemetry.resident_bytes),
             disturbed: false,

@@ -133,6 +133,7 @@ impl Engine {
             decode_tokens_total: self.decode_tokens as u64,
             requests_total: self.finished,
             busy_ns_total: self.busy_ns,
+            steps_total: 0,
             last_used_at_ns: self.last_used_at_ns.max(self.ready_at_ns.unwrap_or(0)),
             resident_bytes: self.placement.bytes(),
             disturbed: false,

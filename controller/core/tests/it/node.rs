@@ -68,6 +68,7 @@ pub fn ready(snapshot: &mut Snapshot, id: &str, model: &str, core: u32) {
         decode_tokens_total: 0,
         requests_total: 0,
         busy_ns_total: 0,
+        steps_total: 0,
         last_used_at_ns: snapshot.now_ns,
         resident_bytes: 200 * MIB,
         disturbed: false,

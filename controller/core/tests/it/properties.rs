@@ -74,6 +74,7 @@ fn instance() -> impl Strategy<Value = InstanceView> {
             decode_tokens_total: totals.1,
             requests_total: totals.2,
             busy_ns_total: totals.3,
+            steps_total: totals.2 / 2,
             last_used_at_ns: at_s * S,
             resident_bytes: mib << 19,
             disturbed: at_s % 7 == 0,

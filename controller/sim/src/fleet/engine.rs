@@ -86,8 +86,9 @@ pub struct FluidEngine {
     waiting: VecDeque<Job>,
     advanced_ns: u64,
     pub busy_ns: u64,
-    pub prefill_tokens: u64,
+    pub prefill_tokens: f64,
     pub decode_tokens: f64,
+    pub steps: f64,
     pub finished: u64,
 }
 
@@ -155,9 +156,12 @@ impl FluidEngine {
         let steps = dt_ns as f64 / self.step_ns(cost);
         self.busy_ns += dt_ns;
         self.made += steps;
+        self.steps += steps;
         self.decode_tokens += steps * self.decoding.len() as f64;
         if let Some((_, left)) = self.prefill.front_mut() {
-            *left -= steps * f64::from(cost.prefill_chunk);
+            let computed = (steps * f64::from(cost.prefill_chunk)).min(*left);
+            *left -= computed;
+            self.prefill_tokens += computed;
         }
         self.settle(cost, done);
     }
@@ -210,8 +214,6 @@ impl FluidEngine {
                 break;
             }
             self.prefill.pop_front();
-            self.prefill_tokens += u64::from(job.prefill_tokens);
-            self.decode_tokens += 1.0;
             done.push(Done::First(job.request));
             if job.output_tokens <= 1 {
                 self.finished += 1;

@@ -4,12 +4,16 @@
 use super::Knobs;
 use crate::fleet::{Config, Policy, REVISION, Tick, View, Wanted};
 use controller_core::action::Effects;
+use controller_core::outside::Slo;
 use controller_core::snapshot::{Demand, Fidelity, ModelView, NodeView, Snapshot};
 use controller_core::{State, tick};
 use std::collections::BTreeMap;
 
 /// The function under test: `controller_core::tick`, or a broken one that a checker must catch.
 pub type Planner = fn(&mut State, &Snapshot) -> Effects;
+
+/// What the mean fill of an instance is beside the one that chance may take it to, about: knobs are in means.
+const MEAN_FILL: f64 = 0.6;
 
 /// The tick with its memory.
 pub struct Ticker {
@@ -23,15 +27,16 @@ pub struct Ticker {
 }
 
 impl Ticker {
-    /// With these knobs: the fill is the share of capacity that the forecast may fill, and keeping for longer is a lower
+    /// With these knobs: the fill is the mean one that an instance comes to, and keeping for longer is a lower
     /// price of holding a device.
     pub fn new(knobs: Knobs, config: &Config) -> Self {
         let default = controller_core::Policy::default();
         let policy = controller_core::Policy {
+            slo: Slo { ttft_ms: config.slo.ttft_ms, itl_ms: config.slo.itl_ms, ..Slo::default() },
             idle_cost_per_s: default.idle_cost_per_s / knobs.keep.unwrap_or(1.0).max(1e-6),
             // A device is one price, its memory with it.
             memory_cost_per_gib_s: 0.0,
-            target_utilisation: knobs.fill.unwrap_or(default.target_utilisation),
+            target_fill: knobs.fill.map_or(default.target_fill, |fill| fill / MEAN_FILL),
             max_instances: config.devices,
             start_timeout_ms: ((config.cold_start_s() * 20e3) as u64).max(default.start_timeout_ms),
             ..default

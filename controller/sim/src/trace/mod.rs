@@ -6,12 +6,14 @@
 //! What a file has wrong is an error that names line and column, or a counted repair if the caller asks for repairs.
 
 mod azure;
+mod counted;
 mod counts;
 pub mod generate;
 mod mooncake;
 mod reader;
 mod repair;
 
+pub use counted::{Counted, of_counts};
 pub use reader::{Options, read, read_file};
 pub use repair::{Kind, Problem, Repairs, TraceError};
 
