@@ -74,6 +74,11 @@ impl Sessions {
         self.turns[bin] += f64::from(came_back);
     }
 
+    /// Think times without the conversations: for a clock that starts anew.
+    pub(crate) fn kept(&self) -> Self {
+        Self { live: BTreeMap::new(), turns: self.turns.clone(), waited: self.waited.clone() }
+    }
+
     /// Conversations that are being followed.
     pub fn live(&self) -> usize {
         self.live.len()
