@@ -12,6 +12,8 @@ const SHORTEST_S: f64 = 0.1;
 const PER_DOUBLING: f64 = 2.0;
 /// What a table keeps of its past at each gap: about 200 gaps.
 const KEPT: f64 = 0.995;
+/// Nothing is held for less, s.
+const LEAST_HELD_S: f64 = 1.0;
 /// Imagined gaps, spread as if each doubling of the silence were a coin toss, so that a first request is not taken for
 /// the last one.
 const IMAGINED: f64 = 0.5;
@@ -96,7 +98,7 @@ impl IdleTimes {
             let longer = imagined(end_s) + after;
             // Within a bin the gaps are spread evenly, so the trapezium is the integral.
             held += (end_s - before_s) * (stays + longer) / 2.0;
-            if end_s > silent_s + lead_s && held > 0.0 {
+            if end_s > silent_s + lead_s.max(LEAST_HELD_S) && held > 0.0 {
                 best = f64::max(best, (at_lead - longer) / held);
             }
             (before_s, stays) = (end_s, longer);
@@ -153,7 +155,7 @@ mod tests {
             idle.observe(600.0 + f64::from(gap % 10));
         }
         let paid = [0.0, 300.0, 590.0, 3_000.0].map(|silent_s| idle.payback_per_s(silent_s, 0.0));
-        assert!(paid[0] < 1.0 / 500.0 && paid[1] < paid[2] && paid[2] > 1.0 / 200.0 && paid[3] < paid[2], "{paid:?}");
+        assert!(paid[0] < 1.0 / 100.0 && paid[1] < paid[2] && paid[2] > 1.0 / 200.0 && paid[3] < paid[2], "{paid:?}");
         let ahead = [0.0, 560.0, 2_000.0].map(|silent_s| idle.payback_per_s(silent_s, 30.0));
         assert!(ahead[1] > 3.0 * ahead[0] && ahead[1] > 3.0 * ahead[2], "{ahead:?}");
         assert!(idle.longer_gaps(100.0) > 40.0 && idle.longer_gaps(5_000.0) < 1e-9);

@@ -104,7 +104,7 @@ impl Level {
     }
 
     /// An empty level that begins with what errors looked like here, and with the regressions.
-    pub(crate) fn borrowed(&self) -> Self {
+    pub fn borrowed(&self) -> Self {
         let horizons: Vec<Horizon> = self.horizons.iter().map(|one| one.borrowed(self.bin_s)).collect();
         let stated = vec![vec![0.0; QUANTILES.len()]; horizons.len()];
         Self { bin_s: self.bin_s, horizons, stated, ..Self::default() }

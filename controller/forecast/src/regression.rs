@@ -105,7 +105,7 @@ fn step(
     for (at, row) in normal.iter_mut().enumerate() {
         row[at] += if at == 0 { RIDGE.1 } else { RIDGE.0 };
     }
-    let normal = Array2::from_shape_fn((FEATURES, FEATURES), |(row, column)| normal[row][column]);
+    let mut normal = Array2::from_shape_fn((FEATURES, FEATURES), |(row, column)| normal[row][column]);
     let solution = normal.solvec_into(Array1::from(right.to_vec()).insert_axis(Axis(1))).ok()?;
     let mut found = [0.0; FEATURES];
     for (to, value) in found.iter_mut().zip(solution.iter()) {
