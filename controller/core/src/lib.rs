@@ -6,6 +6,7 @@
 pub mod action;
 pub mod capacity;
 mod diff;
+pub mod expect;
 mod explain;
 mod fleet;
 pub mod forecast;

@@ -64,7 +64,8 @@ fn need_of(model: &mut ModelState, view: &ModelView, group: &Group, snapshot: &S
     let load = present(view, group);
     remember_use(model, view, group, load, now_ns);
     let silent_s = model.needed_ns.first().map_or(f64::MAX, |at| seconds_between(*at, now_ns));
-    let forecast = model.arrivals.forecast(capacity.cold_start_ms_p90 / 1e3, silent_s);
+    let forecast = model.expected.forecast(&model.arrivals, capacity.cold_start_ms_p90 / 1e3, silent_s, now_ns);
+    model.expected.record(forecast.rate_quantile(0.9), forecast.horizon_s(), now_ns);
     let for_forecast = for_forecast(model, &forecast, &capacity, policy, now_ns);
     let for_queue = for_queue(load, &capacity, policy);
     let need = for_forecast.max(for_queue).min(policy.max_instances);
