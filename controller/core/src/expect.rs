@@ -28,6 +28,9 @@ const LENDING_BINS: u64 = 300;
 const LENT_GAPS: f64 = 1.0;
 /// Gaps longer than the silence so far that weigh as much as the ski-rental rule.
 const TRUSTED_GAPS: f64 = 2.0;
+/// Widths of bins that are learned from. The narrowest is of a second: nine tenths of the work for horizons at which no
+/// plan is made, since what the fast estimator says holds there.
+const WIDTHS: std::ops::Range<usize> = 1..Predictor::WIDTHS;
 /// Load is a rate over no less than this, s: what is narrower, queues and batches take up.
 const AVERAGED_S: f64 = 10.0;
 /// What stands against a model is bounded, requests.
@@ -83,7 +86,7 @@ pub(crate) fn learn(state: &mut State, snapshot: &Snapshot) {
         if let Some(delta) = model.arrivals.observe(snapshot.now_ns, &view.demand) {
             model.expected.take(&delta);
         }
-        wanting |= (0..Predictor::WIDTHS).any(|width| model.expected.predictor.wants_level(width));
+        wanting |= WIDTHS.clone().any(|width| model.expected.predictor.wants_level(width));
     }
     if wanting {
         grow(&mut state.models);
@@ -107,7 +110,7 @@ fn lend_gaps(models: &mut BTreeMap<ModelName, ModelState>) {
 /// Gives bins to models that have become busy enough, as far as there is room, beginning with the errors of the model
 /// that is known best.
 fn grow(models: &mut BTreeMap<ModelName, ModelState>) {
-    for width in 0..Predictor::WIDTHS {
+    for width in WIDTHS {
         let levels = || models.values().filter_map(|model| model.expected.predictor.level(width));
         let room = MODELS_WITH_LEVEL.saturating_sub(levels().count());
         let best = levels().max_by_key(|level| level.bins()).filter(|level| level.bins() >= LENDING_BINS);
