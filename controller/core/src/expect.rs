@@ -13,7 +13,8 @@ use crate::forecast::{ArrivalEstimator, Delta, Forecast};
 use crate::snapshot::{ModelName, Snapshot};
 use crate::state::{ModelState, State};
 use crate::{NS_PER_S, Nanos};
-use controller_forecast::{Arrived, IdleTimes, Level, Predictor, Reading, Refit, Signals};
+use controller_forecast::{Arrived, IdleTimes, Level, Signals};
+pub use controller_forecast::{Predictor, Reading, Refit};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -243,6 +244,13 @@ impl State {
         if let Some(model) = self.models.get_mut(model) {
             model.expected.predictor.refitted(fitted);
         }
+    }
+
+    /// The forecast of a model that is planned for at a horizon; none before its first tick.
+    pub fn forecast(&self, model: &str, horizon_s: f64) -> Option<Forecast> {
+        let model = self.models.get(model)?;
+        // For how long the model has been silent bears on the next arrival's probability, not on rates.
+        Some(model.expected.forecast(&model.arrivals, horizon_s, 0.0, self.last_now_ns))
     }
 
     /// What is expected of a model; none before its first tick.

@@ -16,10 +16,10 @@ const SLOW_S: f64 = 30.0;
 /// Steps of a scenario; the step length follows the horizon.
 const STEPS: usize = 8;
 /// The scenarios' places in the spread: probability of a band, and normal score and rank of its middle. The quantiles
-/// that plans ask for (0.5, 0.9) are middles, and the upper bands are narrow, since a plan is made or broken there.
+/// that are asked for (0.1, 0.5, 0.9) are middles, and the upper bands are narrow, since a plan is made or broken there.
 const BANDS: [(f64, f64, f64); 7] = [
-    (0.10, -1.644_854, 0.05),
-    (0.30, -0.674_490, 0.25),
+    (0.20, -1.281_552, 0.1),
+    (0.20, -0.524_401, 0.3),
     (0.20, 0.0, 0.5),
     (0.25, 0.597_760, 0.725),
     (0.10, 1.281_552, 0.9),

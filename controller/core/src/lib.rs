@@ -12,6 +12,7 @@ mod fleet;
 pub mod forecast;
 mod learn;
 mod need;
+mod outlook;
 pub mod outside;
 mod plan;
 pub mod policy;

@@ -85,6 +85,7 @@ fn need_of(model: &mut ModelState, view: &ModelView, group: &Group, snapshot: &S
             requests_per_s_p50: forecast.rate_quantile(0.5),
             requests_per_s_p90: forecast.rate_quantile(0.9),
             scenarios: forecast.scenarios.len() as u32,
+            ..ForecastView::default()
         },
         capacity,
         forecast,

@@ -5,6 +5,7 @@ use crate::actuate::{ActuateError, EngineEvent, LoadOf, ProcessActuator};
 use crate::catalog::CatalogWatch;
 use crate::clock::monotonic_ns;
 use crate::config::{ConfigError, DaemonConfig};
+use crate::fits::Fits;
 use crate::fleet::Fleet;
 use crate::lock::{LockError, ServeLock};
 use crate::measure::Gauges;
@@ -85,6 +86,7 @@ pub struct Daemon {
     pub(crate) config: Arc<DaemonConfig>,
     pub(crate) epoch: u64,
     pub(crate) state: State,
+    pub(crate) fits: Fits,
     pub(crate) fleet: Fleet,
     pub(crate) actuator: ProcessActuator,
     pub(crate) events: mpsc::Receiver<EngineEvent>,
@@ -140,6 +142,7 @@ impl Daemon {
         Ok(Self {
             epoch,
             state: State::new(config.policy.clone()),
+            fits: Fits::default(),
             fleet,
             actuator,
             events,

@@ -49,6 +49,7 @@ impl Daemon {
             if due <= Instant::now() {
                 ticked = Instant::now();
                 due = self.tick(&models).max(ticked + TICK_SPACING);
+                self.fits.turn(&mut self.state).await;
             }
             let changed = tokio::select! {
                 biased;

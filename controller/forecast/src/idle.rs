@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// Bins of a histogram of durations, the shortest duration that is told apart, s, and bins per factor of two.
 pub(crate) const BINS: usize = 48;
 const SHORTEST_S: f64 = 0.1;
-const PER_DOUBLING: f64 = 2.0;
+const PER_DOUBLING: f64 = 2.0; // so that each is longer than the one before by the root of 2
 /// What a table keeps of its past at each gap: about 200 gaps.
 const KEPT: f64 = 0.995;
 /// Nothing is held for less, s.
@@ -93,8 +93,9 @@ impl IdleTimes {
         let at_lead = self.longer_than(silent_s + lead_s);
         let (mut best, mut held, mut before_s, mut stays) = (0.0, 0.0, silent_s, still);
         let mut after: f64 = self.gaps[bin_of(silent_s) + 1..].iter().sum();
+        let mut end_s = start_of(bin_of(silent_s));
         for bin in bin_of(silent_s)..BINS - 1 {
-            let end_s = start_of(bin + 1);
+            end_s = if bin == 0 { SHORTEST_S } else { end_s * std::f64::consts::SQRT_2 };
             let longer = imagined(end_s) + after;
             // Within a bin the gaps are spread evenly, so the trapezium is the integral.
             held += (end_s - before_s) * (stays + longer) / 2.0;
@@ -103,6 +104,10 @@ impl IdleTimes {
             }
             (before_s, stays) = (end_s, longer);
             after -= self.gaps[bin + 1];
+            // Beyond the longest gap there are imagined ones alone, whose quotient only falls.
+            if after <= 1e-9 && best > 0.0 {
+                break;
+            }
         }
         best
     }
