@@ -1,6 +1,10 @@
-//! The fits of forecasts, done beside the loop: one at a time on a blocking thread, and resting for far longer than it
-//! works, so that however many models are due no more than a small part of one core goes into them.
+//! What forecasts cost beside the loop: their fits and their storing.
+//!
+//! Fits are done one at a time on a blocking thread that rests for far longer than it works, so that however many models
+//! are due no more than a small part of one core goes into them. What has been learned is stored a few models at a time,
+//! in turn, so that a busy fleet writes no more than a few hundred kilobytes a minute.
 
+use crate::registry::HistoryWriter;
 use controller_core::State;
 use controller_core::expect::Refit;
 use controller_core::snapshot::ModelName;
@@ -44,9 +48,52 @@ impl Fits {
     }
 }
 
+/// Time between two storings of a few models.
+const KEEP_EVERY: Duration = Duration::from_secs(60);
+/// Models that are stored at a time: one that is busy takes some hundred kilobytes, and most are not.
+const KEPT_AT_ONCE: usize = 4;
+/// Models that are stored at the end.
+const KEPT_AT_END: usize = 64;
+
+/// Whose turn it is to be stored, and when.
+#[derive(Default)]
+pub(crate) struct Keeping {
+    last: ModelName,
+    due: Option<Instant>,
+}
+
+impl Keeping {
+    /// Queues what the next few models have learned, once a minute.
+    pub(crate) fn turn(&mut self, state: &State, history: &mut HistoryWriter) {
+        let now = Instant::now();
+        if self.due.is_some_and(|due| now < due) {
+            return;
+        }
+        let first = self.due.replace(now + KEEP_EVERY).is_none();
+        if !first {
+            self.store(state, history, KEPT_AT_ONCE);
+        }
+    }
+
+    /// Queues what has been learned of those whose turn is next, as many as a stop has time for.
+    pub(crate) fn end(&mut self, state: &State, history: &mut HistoryWriter) {
+        self.store(state, history, KEPT_AT_END);
+    }
+
+    fn store(&mut self, state: &State, history: &mut HistoryWriter, most: usize) {
+        let next = state.worth_storing(&self.last, most);
+        // At the end of the list it begins anew.
+        self.last = if next.len() < most { ModelName::new() } else { next[most - 1].0.clone() };
+        for (model, predictor) in next {
+            history.forecast(&model, predictor);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::Registry;
     use controller_core::snapshot::{Demand, ModelView, NodeView, Snapshot};
     use controller_core::tick;
     use std::collections::BTreeMap;
@@ -81,5 +128,31 @@ mod tests {
             }
         }
         assert!(state.refit_due().is_none() && state != before);
+    }
+
+    #[test]
+    fn what_was_learned_is_stored_small_and_goes_on_after_a_restart() {
+        let folder = tempfile::tempdir().expect("a folder");
+        drop(Registry::open(folder.path()).expect("a database"));
+        let mut state = State::default();
+        for now_s in 1..=3_000 {
+            tick(&mut state, &snapshot(now_s, 5 * now_s + now_s % 7));
+        }
+        let mut history = HistoryWriter::start(folder.path()).expect("a writer");
+        let mut keeping = Keeping::default();
+        keeping.turn(&state, &mut history);
+        keeping.end(&state, &mut history);
+        drop(history);
+        let kept = Registry::open(folder.path()).expect("a database").forecasts().expect("what was stored");
+        assert_eq!(kept.len(), 1);
+        let bytes = serde_json::to_string(&kept[0].predictor).expect("plain data").len();
+        assert!(bytes < 1_000_000, "{bytes} bytes of one busy model");
+        let mut next = State::default();
+        for one in kept {
+            next.restore(&one.model, one.predictor, one.unseen_s);
+        }
+        let rate = |state: &State| state.forecast("m", 10.0).map_or(0.0, |forecast| forecast.rate_quantile(0.9));
+        let (before, after) = (rate(&state), rate(&next));
+        assert!((before - after).abs() < 0.5 && after > 4.0, "{before} before, {after} after");
     }
 }
