@@ -230,7 +230,12 @@ impl ArrivalEstimator {
     /// The forecast over `horizon_s`, given that the model has been silent for `silent_s`. `learned` gives, for a time
     /// ahead in s, the rates that are known by other means to be at these ranks, where they are; each path is the higher
     /// of the two at its rank. A model that has had no request for long has no paths.
-    pub(crate) fn forecast(&self, horizon_s: f64, silent_s: f64, learned: impl Fn(f64, Ranks) -> Option<Ranks>) -> Forecast {
+    pub(crate) fn forecast(
+        &self,
+        horizon_s: f64,
+        silent_s: f64,
+        learned: impl Fn(f64, Ranks) -> Option<Ranks>,
+    ) -> Forecast {
         let horizon_s = horizon_s.clamp(0.1, 600.0);
         let step_s = horizon_s / STEPS as f64;
         let hazard_per_s = self.hazard_per_s(silent_s);

@@ -34,7 +34,9 @@ impl Registry {
                 .map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))?;
             let transaction = self.connection.transaction()?;
             transaction
-                .prepare_cached("INSERT OR REPLACE INTO forecasts (model, stored_unix_s, predictor) VALUES (?1, ?2, ?3)")?
+                .prepare_cached(
+                    "INSERT OR REPLACE INTO forecasts (model, stored_unix_s, predictor) VALUES (?1, ?2, ?3)",
+                )?
                 .execute(params![model, unix_s(), text])?;
             transaction
                 .prepare_cached(
@@ -53,8 +55,9 @@ impl Registry {
     /// When the database cannot be read.
     pub fn forecasts(&self) -> Result<Vec<KeptForecast>, RegistryError> {
         let read = || -> rusqlite::Result<Vec<(String, i64, String)>> {
-            let mut statement =
-                self.connection.prepare_cached("SELECT model, stored_unix_s, predictor FROM forecasts ORDER BY model")?;
+            let mut statement = self
+                .connection
+                .prepare_cached("SELECT model, stored_unix_s, predictor FROM forecasts ORDER BY model")?;
             statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?.collect()
         };
         let now_s = unix_s();
