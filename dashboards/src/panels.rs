@@ -324,7 +324,7 @@ const ENGINES: &[Panel] = &[
 const DECISIONS: &[Panel] = &[
     Panel {
         title: "Forecast against actual",
-        description: "Arrival rate forecast at the cold-start horizon, and the rate that came.",
+        description: "Arrival rate forecast at the cold-start horizon (10%, 50% and 90% quantile), and the rate that came.",
         unit: Unit::PerSecond,
         queries: &[
             query(
@@ -333,6 +333,24 @@ const DECISIONS: &[Panel] = &[
             ),
             query("sum by (model) (foreshock_actual_requests_per_second{model=~\"$model\"})", "actual: {{model}}"),
         ],
+    },
+    Panel {
+        title: "Forecast: coverage and regret",
+        description: "Share of outcomes at or below the 90% quantile that was planned for (0.9 is right; the plan takes the higher of two forecasts, so it may be above), and the loss beside the best expert's.",
+        unit: Unit::Share,
+        queries: &[
+            query("max by (model) (foreshock_forecast_coverage_ratio{model=~\"$model\"})", "coverage: {{model}}"),
+            query("max by (model) (foreshock_forecast_regret_ratio{model=~\"$model\"})", "regret: {{model}}"),
+        ],
+    },
+    Panel {
+        title: "Devices held",
+        description: "Devices that a model's instances hold, on average: device-seconds per second, what it costs.",
+        unit: Unit::Count,
+        queries: &[query(
+            "sum by (model) (rate(foreshock_device_seconds_total{model=~\"$model\"}[$__rate_interval]))",
+            "{{model}}",
+        )],
     },
     Panel {
         title: "Decisions",

@@ -321,6 +321,21 @@ pub const FORECAST_REQUESTS_PER_SECOND: Metric = gauge(
     &["model", "quantile"],
     "Forecast arrival rate at the cold-start horizon.",
 );
+pub const FORECAST_COVERAGE_RATIO: Metric = gauge(
+    "foreshock_forecast_coverage_ratio",
+    &["model"],
+    "Share of outcomes at or below the 0.9 quantile that had been planned for; the last 200 or so.",
+);
+pub const FORECAST_REGRET_RATIO: Metric = gauge(
+    "foreshock_forecast_regret_ratio",
+    &["model"],
+    "Loss of the learned 0.9 quantile above that of the expert that did best in hindsight, as a share of it.",
+);
+pub const DEVICE_SECONDS_TOTAL: Metric = counter(
+    "foreshock_device_seconds_total",
+    &["model"],
+    "Time that devices were held by instances, working or idle: what a model costs.",
+);
 pub const ACTUAL_REQUESTS_PER_SECOND: Metric =
     gauge("foreshock_actual_requests_per_second", &["model"], "Arrival rate observed over the last ticks.");
 pub const WANTED_INSTANCES: Metric = gauge("foreshock_wanted_instances", &["model"], "Instances the plan wants.");
@@ -409,6 +424,9 @@ pub const METRICS: &[Metric] = &[
     DECISIONS_TOTAL,
     ACTIONS_TOTAL,
     FORECAST_REQUESTS_PER_SECOND,
+    FORECAST_COVERAGE_RATIO,
+    FORECAST_REGRET_RATIO,
+    DEVICE_SECONDS_TOTAL,
     ACTUAL_REQUESTS_PER_SECOND,
     WANTED_INSTANCES,
     MEMORY_BUDGET_BYTES,

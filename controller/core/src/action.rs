@@ -102,6 +102,46 @@ pub struct ForecastView {
     pub requests_per_s_p50: f64,
     pub requests_per_s_p90: f64,
     pub scenarios: u32,
+    /// What has been learned, horizon by horizon; empty while the model is not busy enough for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub horizons: Vec<HorizonView>,
+    /// The experts that count for most at the horizon that matters, the heaviest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub experts: Vec<ExpertView>,
+    /// Share of outcomes at or below the 90% quantile that had been planned for; none before there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coverage_p90: Option<f64>,
+    /// Loss of the learned 90% quantile above that of the expert that did best in hindsight, as a share of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub regret: Option<f64>,
+    /// What one instance fewer, as many, and one more would cost under this forecast.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prices: Vec<PriceView>,
+}
+
+/// The learned quantiles at one horizon, requests/s.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HorizonView {
+    pub ahead_s: f64,
+    pub requests_per_s_p10: f64,
+    pub requests_per_s_p50: f64,
+    pub requests_per_s_p90: f64,
+    pub requests_per_s_p99: f64,
+}
+
+/// An expert and its share of the weight.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ExpertView {
+    pub name: String,
+    pub weight: f64,
+}
+
+/// What so many instances cost a second: by requests that they cannot take, and by being held.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PriceView {
+    pub instances: u32,
+    pub miss_cost_per_s: f64,
+    pub holding_cost_per_s: f64,
 }
 
 /// What one instance can do and what a start costs, as measured (or assumed, while unmeasured).

@@ -1,10 +1,9 @@
-//! The forecast: arrivals of one model as weighted scenarios.
+//! The forecast: arrivals of one model as weighted scenarios, and the estimator that reacts at once.
 //!
 //! Two exponentially weighted rates (fast and slow) are fed from deltas of running totals, so a lost or
 //! doubled snapshot changes nothing. Their difference gives the trend, as in Brown's double exponential
 //! smoothing; the index of dispersion of the counts (variance over mean, 1 for Poisson) gives the spread.
-//! Scenarios are paths over time; quantiles are views of them, so a better forecaster can come in behind
-//! the same type.
+//! Scenarios are paths over time; quantiles are views of them. `expect` joins these with the learned forecast.
 
 use crate::snapshot::Demand;
 use crate::{NS_PER_MS, Nanos, seconds_between};
@@ -16,16 +15,40 @@ const FAST_S: f64 = 3.0;
 const SLOW_S: f64 = 30.0;
 /// Steps of a scenario; the step length follows the horizon.
 const STEPS: usize = 8;
-/// Standard-normal midpoints of five equally likely bands: the scenarios' places in the spread.
-const BANDS: [f64; 5] = [-1.281_551_6, -0.524_400_5, 0.0, 0.524_400_5, 1.281_551_6];
+/// The scenarios' places in the spread: probability of a band, and normal score and rank of its middle. The quantiles
+/// that are asked for (0.1, 0.5, 0.9) are middles, and the upper bands are narrow, since a plan is made or broken there.
+const BANDS: [(f64, f64, f64); 7] = [
+    (0.20, -1.281_552, 0.1),
+    (0.20, -0.524_401, 0.3),
+    (0.20, 0.0, 0.5),
+    (0.25, 0.597_760, 0.725),
+    (0.10, 1.281_552, 0.9),
+    (0.04, 1.880_794, 0.97),
+    (0.01, 2.575_829, 0.995),
+];
 /// No rate is believed above this, 1/s; it keeps arithmetic finite whatever a counter says.
 const MAX_RATE_PER_S: f64 = 1e6;
+/// A rate that is none, 1/s.
+const LEAST_RATE_PER_S: f64 = 1e-6;
 /// Share of a request, likely this model's, that the kernel saw and the gateway has not named.
 const UNIDENTIFIED_LEAST: f64 = 0.5;
 /// How long such a request must have been waiting before it warms a model at zero, ns.
 const UNIDENTIFIED_NS: Nanos = 50 * NS_PER_MS;
 /// Bounds of the index of dispersion.
 const DISPERSION: (f64, f64) = (1.0, 20.0);
+
+/// Numbers by the rank of the scenarios.
+pub(crate) type Ranks = [f64; BANDS.len()];
+/// Those ranks.
+const RANKS: Ranks = {
+    let mut ranks = [0.0; BANDS.len()];
+    let mut at = 0;
+    while at < BANDS.len() {
+        ranks[at] = BANDS[at].2;
+        at += 1;
+    }
+    ranks
+};
 
 /// Weighted paths of demand for one model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -35,6 +58,9 @@ pub struct Forecast {
     pub step_s: f64,
     /// Rate of the next arrival given the silence so far, 1/s: what keep-alive goes by.
     pub hazard_per_s: f64,
+    /// The same for what would be started now, and be ready only after a cold start: what warming ahead goes by.
+    #[serde(default)]
+    pub warming_per_s: f64,
 }
 
 /// One path. Entry `i` of each list covers the time from `i` to `i + 1` steps from now.
@@ -66,15 +92,25 @@ impl Forecast {
         rates.last().map_or(0.0, |(rate, _)| *rate)
     }
 
-    /// The time that the scenarios cover, s.
+    /// The time that the forecast is for, s.
     pub fn horizon_s(&self) -> f64 {
-        self.step_s * self.scenarios.first().map_or(0, |scenario| scenario.requests.len()) as f64
+        self.step_s * STEPS as f64
     }
 
     /// Probability that a request arrives within so many seconds, given the silence so far.
     pub fn arrival_probability(&self, within_s: f64) -> f64 {
         1.0 - (-self.hazard_per_s * within_s.max(0.0)).exp()
     }
+}
+
+/// What arrived between two observations.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Delta {
+    pub at_ns: Nanos,
+    /// Less than 0 where a request that was shared among models turns out to be another one's.
+    pub requests: f64,
+    pub prompt_tokens: f64,
+    pub output_tokens: f64,
 }
 
 /// What is remembered of one model's arrivals.
@@ -107,8 +143,9 @@ struct Mark {
 }
 
 impl ArrivalEstimator {
-    /// Takes in the totals as observed. An observation no newer than the last one is ignored.
-    pub fn observe(&mut self, now_ns: Nanos, demand: &Demand) {
+    /// Takes in the totals as observed, and gives what is new in them. An observation no newer than the last one is
+    /// ignored.
+    pub fn observe(&mut self, now_ns: Nanos, demand: &Demand) -> Option<Delta> {
         let at_ns = if demand.observed_at_ns == 0 { now_ns } else { demand.observed_at_ns.min(now_ns) };
         let unidentified = finite(demand.unidentified);
         let mark = Mark {
@@ -122,10 +159,10 @@ impl ArrivalEstimator {
             self.dispersion = DISPERSION.0;
             self.unidentified_since_ns = (unidentified >= UNIDENTIFIED_LEAST).then_some(at_ns);
             self.mark = Some(mark);
-            return;
+            return Some(Delta { at_ns, ..Delta::default() });
         };
         if at_ns <= last.at_ns {
-            return;
+            return None;
         }
         let restarted = mark.arrivals < last.arrivals;
         let base = if restarted { Mark { unnamed: mark.unnamed, ..Mark::default() } } else { last.clone() };
@@ -138,8 +175,15 @@ impl ArrivalEstimator {
             self.last_arrival_ns = Some(at_ns);
         }
         self.learn_rate(arrived, seconds_between(last.at_ns, at_ns));
-        self.learn_tokens(named, &base, &mark);
+        let delta = Delta {
+            at_ns,
+            requests: arrived,
+            prompt_tokens: mark.prompt_tokens.saturating_sub(base.prompt_tokens) as f64,
+            output_tokens: mark.output_tokens.saturating_sub(base.output_tokens) as f64,
+        };
+        self.learn_tokens(named, &delta);
         self.mark = Some(mark);
+        Some(delta)
     }
 
     /// Whether a request that the kernel saw has not been named for so long that the gateway must be too
@@ -173,48 +217,61 @@ impl ArrivalEstimator {
         self.window_s = 0.0;
     }
 
-    fn learn_tokens(&mut self, named: f64, base: &Mark, mark: &Mark) {
+    fn learn_tokens(&mut self, named: f64, delta: &Delta) {
         if named < 1.0 {
             return;
         }
         let share = 1.0 - (-named / 16.0).exp();
-        let prompt = mark.prompt_tokens.saturating_sub(base.prompt_tokens) as f64 / named;
-        let output = mark.output_tokens.saturating_sub(base.output_tokens) as f64 / named;
+        let (prompt, output) = (delta.prompt_tokens / named, delta.output_tokens / named);
         self.prompt_tokens_per_request += share * (prompt.min(1e9) - self.prompt_tokens_per_request);
         self.output_tokens_per_request += share * (output.min(1e9) - self.output_tokens_per_request);
     }
 
-    /// The forecast over `horizon_s`, given that the model has been silent for `silent_s`.
-    pub fn forecast(&self, horizon_s: f64, silent_s: f64) -> Forecast {
+    /// The forecast over `horizon_s`, given that the model has been silent for `silent_s`. `learned` gives, for a time
+    /// ahead in s, the rates that are known by other means to be at these ranks, where they are; each path is the higher
+    /// of the two at its rank. A model that has had no request for long has no paths.
+    pub(crate) fn forecast(
+        &self,
+        horizon_s: f64,
+        silent_s: f64,
+        learned: impl Fn(f64, Ranks) -> Option<Ranks>,
+    ) -> Forecast {
         let horizon_s = horizon_s.clamp(0.1, 600.0);
         let step_s = horizon_s / STEPS as f64;
+        let hazard_per_s = self.hazard_per_s(silent_s);
+        let mut forecast = Forecast { scenarios: Vec::new(), step_s, hazard_per_s, warming_per_s: 0.0 };
+        let known: [Option<Ranks>; STEPS] = std::array::from_fn(|step| learned((step as f64 + 1.0) * step_s, RANKS));
+        if self.slow_per_s + self.fast_per_s < LEAST_RATE_PER_S && known[0].is_none() {
+            return forecast;
+        }
+        let outlook = self.outlook();
+        for (at, (weight, score, _)) in BANDS.into_iter().enumerate() {
+            let rate = |step: usize| {
+                let mean = (outlook.level_per_s + outlook.slope * ((step as f64 + 1.0) * step_s + FAST_S)).max(0.0);
+                let fast = (mean + score * (outlook.spread_per_rate * mean).sqrt()).clamp(0.0, MAX_RATE_PER_S);
+                known[step].map_or(fast, |ranks| ranks[at].clamp(fast, MAX_RATE_PER_S))
+            };
+            let requests: Vec<f64> = (0..STEPS).map(|step| rate(step) * step_s).collect();
+            forecast.scenarios.push(Scenario {
+                weight,
+                prefill_tokens: requests.iter().map(|n| n * self.prompt_tokens_per_request).collect(),
+                decode_tokens: requests.iter().map(|n| n * self.output_tokens_per_request).collect(),
+                requests,
+            });
+        }
+        forecast
+    }
+
+    fn outlook(&self) -> Outlook {
         let dispersion = self.dispersion.max(DISPERSION.0);
         let apart = self.fast_per_s - self.slow_per_s;
         let news = significance(apart, self.slow_per_s, dispersion);
         let believed = apart * news;
-        // Variance of the rate that is believed, per unit of rate.
-        let spread_per_rate = dispersion * (news / (2.0 * FAST_S) + (1.0 - news) / (2.0 * SLOW_S));
-        let slope = believed / (SLOW_S - FAST_S);
-        let scenarios = BANDS
-            .iter()
-            .map(|band| {
-                let requests: Vec<f64> = (0..STEPS)
-                    .map(|step| {
-                        let ahead_s = (step as f64 + 1.0) * step_s + FAST_S;
-                        let mean = (self.slow_per_s + believed + slope * ahead_s).max(0.0);
-                        let spread = (spread_per_rate * mean).sqrt();
-                        (mean + band * spread).clamp(0.0, MAX_RATE_PER_S) * step_s
-                    })
-                    .collect();
-                Scenario {
-                    weight: 1.0 / BANDS.len() as f64,
-                    prefill_tokens: requests.iter().map(|n| n * self.prompt_tokens_per_request).collect(),
-                    decode_tokens: requests.iter().map(|n| n * self.output_tokens_per_request).collect(),
-                    requests,
-                }
-            })
-            .collect();
-        Forecast { scenarios, step_s, hazard_per_s: self.hazard_per_s(silent_s) }
+        Outlook {
+            level_per_s: self.slow_per_s + believed,
+            slope: believed / (SLOW_S - FAST_S),
+            spread_per_rate: dispersion * (news / (2.0 * FAST_S) + (1.0 - news) / (2.0 * SLOW_S)),
+        }
     }
 
     /// Rate of the next arrival after a silence of t seconds. Half an imagined arrival since the last one is
@@ -225,6 +282,15 @@ impl ArrivalEstimator {
         let silent_s = silent_s.max(1e-3);
         (self.slow_per_s * silent_s + 0.5).min(1.0) / silent_s
     }
+}
+
+/// Where the two rates say that arrivals go.
+struct Outlook {
+    level_per_s: f64,
+    /// 1/s².
+    slope: f64,
+    /// Variance of the rate that is believed, per unit of rate.
+    spread_per_rate: f64,
 }
 
 /// How far a difference between the fast and the slow rate is news rather than noise, 0..1: z²/(z² + 4) of

@@ -4,7 +4,7 @@ use crate::capacity::ServiceMark;
 use crate::policy::Policy;
 use crate::snapshot::{InstanceState, InstanceView, Snapshot};
 use crate::state::{Known, ModelState, State};
-use crate::{NS_PER_MS, Nanos};
+use crate::{NS_PER_MS, Nanos, expect};
 
 /// An instance that dies sooner than this after it became ready counts as a failed start, so that a model
 /// that crashes at once is not started over and over, ns.
@@ -25,9 +25,7 @@ pub(crate) fn absorb(state: &mut State, snapshot: &Snapshot) {
     for (id, view) in &snapshot.instances {
         learn_instance(state, id, view);
     }
-    for (model, view) in state.models.values_mut().zip(snapshot.models.values()) {
-        model.arrivals.observe(snapshot.now_ns, &view.demand);
-    }
+    expect::learn(state, snapshot);
 }
 
 /// Instances of the last snapshot that are not in this one, and were not told to go, died.

@@ -6,11 +6,13 @@
 pub mod action;
 pub mod capacity;
 mod diff;
+pub mod expect;
 mod explain;
 mod fleet;
 pub mod forecast;
 mod learn;
 mod need;
+mod outlook;
 pub mod outside;
 mod plan;
 pub mod policy;

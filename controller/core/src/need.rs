@@ -5,7 +5,7 @@ use crate::fleet::{Fleet, Group};
 use crate::forecast::Forecast;
 use crate::policy::Policy;
 use crate::snapshot::{ModelView, Snapshot};
-use crate::staffing::{Prices, Risk};
+use crate::staffing::{Prices, Risk, Service};
 use crate::state::{ModelState, State};
 use crate::{Nanos, seconds_between};
 use std::collections::BTreeMap;
@@ -20,6 +20,8 @@ pub(crate) struct Need {
     pub(crate) instance_bytes: u64,
     /// Share of answers that would be late with the instances that are there, and with the needed ones.
     pub(crate) late_share: (f64, f64),
+    /// What one instance does with many requests at once, as far as it is useful to fill it.
+    pub(crate) service: Service,
     /// Instances for the requests that are there.
     pub(crate) for_queue: u32,
     /// Those, or the ones for the p90 scenario at the cold-start horizon if that is more.
@@ -59,7 +61,8 @@ fn need_of(model: &mut ModelState, view: &ModelView, group: &Group, snapshot: &S
     let load = present(view, group);
     remember_use(model, view, group, load, now_ns);
     let silent_s = model.needed_ns.first().map_or(f64::MAX, |at| seconds_between(*at, now_ns));
-    let forecast = model.arrivals.forecast(capacity.cold_start_ms_p90 / 1e3, silent_s);
+    let forecast = model.expected.forecast(&model.arrivals, capacity.cold_start_ms_p90 / 1e3, silent_s, now_ns);
+    model.expected.record(forecast.rate_quantile(0.9), forecast.horizon_s(), now_ns);
     let mut service = model.capacity.service(&policy.slo);
     service.concurrency = service.bound(policy.slo.ttft_ms) * policy.usable_share();
     let cold_start_s = capacity.cold_start_ms_p50 / 1e3;
@@ -87,11 +90,13 @@ fn need_of(model: &mut ModelState, view: &ModelView, group: &Group, snapshot: &S
             requests_per_s_p50: forecast.rate_quantile(0.5),
             requests_per_s_p90: forecast.rate_quantile(0.9),
             scenarios: forecast.scenarios.len() as u32,
+            ..ForecastView::default()
         },
         capacity,
         forecast,
         instance_bytes: view.instance_bytes,
         late_share,
+        service,
         for_queue,
         need,
         keep: need,

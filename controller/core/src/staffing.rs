@@ -98,6 +98,11 @@ impl Risk<'_> {
         self.late(instances).0
     }
 
+    /// Late answers per second with so many.
+    pub(crate) fn late_per_s(&self, instances: u32) -> f64 {
+        self.late(instances).1
+    }
+
     /// The count of least cost, at least one.
     pub(crate) fn cheapest(&self, prices: &Prices) -> Staffing {
         let full = self.service.rate(self.service.concurrency).max(1e-9);
@@ -138,7 +143,7 @@ mod tests {
     fn forecast(rates: &[f64]) -> Forecast {
         let scenario =
             |rate: &f64| Scenario { weight: 1.0 / rates.len() as f64, requests: vec![*rate], ..Scenario::default() };
-        Forecast { scenarios: rates.iter().map(scenario).collect(), step_s: 1.0, hazard_per_s: 0.0 }
+        Forecast { scenarios: rates.iter().map(scenario).collect(), step_s: 1.0, ..Forecast::default() }
     }
 
     /// 16 at once take 0.7 s of an instance each.

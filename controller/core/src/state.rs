@@ -4,6 +4,7 @@
 use crate::Nanos;
 use crate::action::Reason;
 use crate::capacity::{CapacityEstimator, ServiceMark};
+use crate::expect::{Expectation, Rota};
 use crate::forecast::ArrivalEstimator;
 use crate::policy::Policy;
 use crate::snapshot::{InstanceId, InstanceState, ModelName, Placement, Snapshot};
@@ -19,6 +20,8 @@ pub struct State {
     /// Instances that this state has ever asked for: the last part of their identity.
     pub(crate) instances_named: u64,
     pub(crate) models: BTreeMap<ModelName, ModelState>,
+    #[serde(default)]
+    pub(crate) rota: Rota,
     /// Asked for, and in no snapshot yet.
     pub(crate) pending: BTreeMap<InstanceId, Pending>,
     /// Told to drain, and not seen draining yet.
@@ -31,6 +34,8 @@ pub struct State {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ModelState {
     pub arrivals: ArrivalEstimator,
+    #[serde(default)]
+    pub expected: Expectation,
     pub capacity: CapacityEstimator,
     /// Entry `k`: when a `k+1`-th instance was last needed.
     pub(crate) needed_ns: Vec<Nanos>,
@@ -112,6 +117,7 @@ impl State {
             self.known.clear();
             for model in self.models.values_mut() {
                 model.arrivals.rebase();
+                model.expected.rebase(0.0);
                 model.needed_ns.clear();
                 model.starved_since_ns = None;
                 model.retry_at_ns = 0;

@@ -7,7 +7,7 @@ use crate::need::{Need, needs};
 use crate::plan::{Plan, solve};
 use crate::snapshot::{ModelName, Snapshot};
 use crate::state::{ModelState, State};
-use crate::{NS_PER_MS, NS_PER_S, Nanos, diff, learn};
+use crate::{NS_PER_MS, NS_PER_S, Nanos, diff, learn, outlook};
 use std::collections::BTreeMap;
 
 /// The next tick while something is held, starting or draining, ns.
@@ -77,6 +77,7 @@ fn decide(
         return None;
     }
     let why = explain::sentence(name, need, model, plan, reason, snapshot.now_ns);
+    let forecast = outlook::view(need, model, &state.policy, want);
     model.failure_untold = false;
     forget_lost(model, plan, name, need);
     Some(Decision {
@@ -84,7 +85,7 @@ fn decide(
         epoch: snapshot.epoch,
         model: name.clone(),
         seen: need.seen.clone(),
-        forecast: need.forecast_view.clone(),
+        forecast,
         capacity: need.capacity.clone(),
         have,
         want,

@@ -5,6 +5,7 @@ use crate::actuate::{ActuateError, EngineEvent, LoadOf, ProcessActuator};
 use crate::catalog::CatalogWatch;
 use crate::clock::monotonic_ns;
 use crate::config::{ConfigError, DaemonConfig};
+use crate::fits::{Fits, Keeping};
 use crate::fleet::Fleet;
 use crate::lock::{LockError, ServeLock};
 use crate::measure::Gauges;
@@ -85,6 +86,8 @@ pub struct Daemon {
     pub(crate) config: Arc<DaemonConfig>,
     pub(crate) epoch: u64,
     pub(crate) state: State,
+    pub(crate) fits: Fits,
+    pub(crate) keeping: Keeping,
     pub(crate) fleet: Fleet,
     pub(crate) actuator: ProcessActuator,
     pub(crate) events: mpsc::Receiver<EngineEvent>,
@@ -123,6 +126,10 @@ impl Daemon {
         let epoch = registry.next_epoch()?;
         let decisions = registry.decisions(None, crate::view::DECISIONS_SHOWN)?;
         let cold_starts = ColdStarts::new(registry.cold_starts()?);
+        let mut state = State::new(config.policy.clone());
+        for kept in registry.forecasts()? {
+            state.restore(&kept.model, kept.predictor, kept.unseen_s);
+        }
         let history = HistoryWriter::start(&config.state_dir)?;
         let catalog = CatalogWatch::start(&config.state_dir)?;
         let config = Arc::new(config);
@@ -139,7 +146,9 @@ impl Daemon {
         let (routes, _) = watch::channel(Arc::new(fleet.routes(&catalog.models().borrow())));
         Ok(Self {
             epoch,
-            state: State::new(config.policy.clone()),
+            state,
+            keeping: Keeping::default(),
+            fits: Fits::default(),
             fleet,
             actuator,
             events,

@@ -1,7 +1,7 @@
 //! Decisions in words, for `foreshock explain`.
 
 use crate::measure::reason_label;
-use controller_core::action::{ActionKind, Decision};
+use controller_core::action::{ActionKind, Decision, ForecastView};
 use std::borrow::Borrow;
 use std::fmt::Write;
 
@@ -46,6 +46,7 @@ fn render_one(text: &mut String, decision: &Decision, newest_ns: u64) -> std::fm
         "  forecast  in {:.2} s: {:.2}/s (median), {:.2}/s (90%), from {} scenarios",
         forecast.horizon_s, forecast.requests_per_s_p50, forecast.requests_per_s_p90, forecast.scenarios
     )?;
+    render_learned(text, forecast)?;
     let capacity = &decision.capacity;
     let basis =
         if capacity.samples == 0 { "assumed".to_owned() } else { format!("measured, {} samples", capacity.samples) };
@@ -70,10 +71,41 @@ fn render_one(text: &mut String, decision: &Decision, newest_ns: u64) -> std::fm
     Ok(())
 }
 
+/// What has been learned of the model, whom it comes from, and what alternatives would cost. Decisions of earlier
+/// versions say nothing of it.
+fn render_learned(text: &mut String, forecast: &ForecastView) -> std::fmt::Result {
+    for one in &forecast.horizons {
+        writeln!(
+            text,
+            "  learned   in {:.0} s: {:.2}/s (10%), {:.2}/s (median), {:.2}/s (90%), {:.2}/s (99%)",
+            one.ahead_s, one.requests_per_s_p10, one.requests_per_s_p50, one.requests_per_s_p90, one.requests_per_s_p99
+        )?;
+    }
+    for expert in &forecast.experts {
+        writeln!(text, "  expert    {:.0} %: {}", expert.weight * 100.0, expert.name)?;
+    }
+    if let Some(coverage) = forecast.coverage_p90 {
+        let regret = forecast.regret.map(|regret| format!("; loss {:+.1} % beside the best expert's", regret * 100.0));
+        let regret = regret.unwrap_or_default();
+        writeln!(text, "  record    {:.0} % of outcomes at or below the 90% quantile{regret}", coverage * 100.0)?;
+    }
+    for price in &forecast.prices {
+        writeln!(
+            text,
+            "  price     {} instances: {:.2} a second, {:.2} of it held and {:.2} missed",
+            price.instances,
+            price.holding_cost_per_s + price.miss_cost_per_s,
+            price.holding_cost_per_s,
+            price.miss_cost_per_s
+        )?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use controller_core::action::{CapacityView, ForecastView, Reason, Seen};
+    use controller_core::action::{CapacityView, ExpertView, HorizonView, PriceView, Reason, Seen};
 
     #[test]
     fn a_decision_reads_as_text() {
@@ -82,7 +114,14 @@ mod tests {
             epoch: 1,
             model: "m".to_owned(),
             seen: Seen { arrivals_total: 1, held: 1, ..Seen::default() },
-            forecast: ForecastView::default(),
+            forecast: ForecastView {
+                horizons: vec![HorizonView { ahead_s: 10.0, requests_per_s_p90: 2.5, ..HorizonView::default() }],
+                experts: vec![ExpertView { name: "regression".to_owned(), weight: 0.4 }],
+                coverage_p90: Some(0.91),
+                regret: Some(-0.02),
+                prices: vec![PriceView { instances: 1, miss_cost_per_s: 0.5, holding_cost_per_s: 1.0 }],
+                ..ForecastView::default()
+            },
             capacity: CapacityView::default(),
             have: 0,
             want: 1,
@@ -95,6 +134,10 @@ mod tests {
           why       1 request is held and nothing serves m
           seen      1 arrivals in all, 0.00/s; 0.0 not named yet; 1 held, 0 in flight; 0 ready, 0 starting, 0 draining; idle 0.0 s
           forecast  in 0.00 s: 0.00/s (median), 0.00/s (90%), from 0 scenarios
+          learned   in 10 s: 0.00/s (10%), 0.00/s (median), 2.50/s (90%), 0.00/s (99%)
+          expert    40 %: regression
+          record    91 % of outcomes at or below the 90% quantile; loss -2.0 % beside the best expert's
+          price     1 instances: 1.50 a second, 1.00 of it held and 0.50 missed
           capacity  0.00/s and 0.0 at once per instance; cold start 0 ms (median), 0 ms (90%); assumed
         ");
         assert!(render_explain::<Decision>(&[]).starts_with("No decision"));

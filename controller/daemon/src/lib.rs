@@ -12,6 +12,7 @@ pub mod clock;
 pub mod config;
 mod daemon;
 mod explain;
+mod fits;
 pub mod fleet;
 pub mod foreign;
 mod lock;

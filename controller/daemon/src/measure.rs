@@ -124,6 +124,9 @@ pub struct Gauges {
     models: BTreeSet<ModelName>,
     rates: BTreeMap<ModelName, (Nanos, u64)>,
     busy_ns: BTreeMap<String, u64>,
+    /// When instances were last looked at, and device time that is less than a second, by model.
+    held_at_ns: Option<Nanos>,
+    held_ns: BTreeMap<ModelName, u64>,
 }
 
 /// Arrival rates are taken over at least this long.
@@ -148,6 +151,7 @@ impl Gauges {
         self.rates(snapshot);
         forecasts(state, snapshot);
         self.busy(snapshot);
+        self.held(snapshot);
         let is_present = |model: &ModelName| {
             let mut instances = snapshot.instances.values();
             snapshot.models.contains_key(model) || instances.any(|instance| &instance.model == model)
@@ -173,6 +177,21 @@ impl Gauges {
         }
     }
 
+    /// Device time of all instances since the last look: what they cost, whether they work or idle.
+    fn held(&mut self, snapshot: &Snapshot) {
+        self.held_ns.retain(|model, _| self.models.contains(model));
+        let since_ns = self.held_at_ns.replace(snapshot.now_ns).unwrap_or(snapshot.now_ns);
+        let elapsed_ns = snapshot.now_ns.saturating_sub(since_ns);
+        for instance in snapshot.instances.values() {
+            let devices = instance.placement.cores().len() as u64;
+            let held_ns = self.held_ns.entry(instance.model.clone()).or_insert(0);
+            *held_ns = held_ns.saturating_add(elapsed_ns.saturating_mul(devices));
+            let seconds = *held_ns / 1_000_000_000;
+            *held_ns -= seconds * 1_000_000_000;
+            counter!(telemetry::DEVICE_SECONDS_TOTAL.name, "model" => instance.model.clone()).increment(seconds);
+        }
+    }
+
     /// Whole seconds only can be counted, so what is less stays for the next time.
     fn busy(&mut self, snapshot: &Snapshot) {
         self.busy_ns.retain(|instance, _| snapshot.instances.contains_key(instance));
@@ -188,17 +207,26 @@ impl Gauges {
     }
 }
 
-/// The forecast at each model's cold-start horizon, which is where warming ahead is decided.
+/// Quantiles of the forecast that are shown, and their labels.
+const SHOWN: [(&str, f64); 3] = [("0.1", 0.1), ("0.5", 0.5), ("0.9", 0.9)];
+
+/// The forecast at each model's cold-start horizon, which is where warming ahead is decided, and how it has done.
 fn forecasts(state: &State, snapshot: &Snapshot) {
     for (model, view) in &snapshot.models {
-        let Some(arrivals) = state.arrivals(model) else { continue };
         let (_, cold_start_ms_p90) = cold_start_quantiles_ms(&view.cold_start_ms);
-        // For how long the model has been silent bears on the next arrival's probability, not on rates.
-        let forecast = arrivals.forecast(cold_start_ms_p90 / 1e3, 0.0);
-        for (quantile, q) in [("0.5", 0.5), ("0.9", 0.9)] {
+        let horizon_s = cold_start_ms_p90 / 1e3;
+        let (Some(forecast), Some(expected)) = (state.forecast(model, horizon_s), state.expected(model)) else {
+            continue;
+        };
+        for (quantile, q) in SHOWN {
             let labels = [("model", model.clone()), ("quantile", quantile.to_owned())];
             gauge!(telemetry::FORECAST_REQUESTS_PER_SECOND.name, &labels).set(forecast.rate_quantile(q));
         }
+        if let Some(coverage) = expected.coverage() {
+            gauge!(telemetry::FORECAST_COVERAGE_RATIO.name, "model" => model.clone()).set(coverage);
+        }
+        let regret = expected.reading(horizon_s).map_or(0.0, |reading| reading.regret);
+        gauge!(telemetry::FORECAST_REGRET_RATIO.name, "model" => model.clone()).set(regret);
     }
 }
 
@@ -207,7 +235,7 @@ fn forget(model: &str) {
     let model = model.to_owned();
     gauge!(telemetry::WANTED_INSTANCES.name, "model" => model.clone()).set(0.0);
     gauge!(telemetry::ACTUAL_REQUESTS_PER_SECOND.name, "model" => model.clone()).set(0.0);
-    for quantile in ["0.5", "0.9"] {
+    for (quantile, _) in SHOWN {
         let labels = [("model", model.clone()), ("quantile", quantile.to_owned())];
         gauge!(telemetry::FORECAST_REQUESTS_PER_SECOND.name, &labels).set(0.0);
     }

@@ -49,6 +49,8 @@ impl Daemon {
             if due <= Instant::now() {
                 ticked = Instant::now();
                 due = self.tick(&models).max(ticked + TICK_SPACING);
+                self.fits.turn(&mut self.state).await;
+                self.keeping.turn(&self.state, &mut self.history);
             }
             let changed = tokio::select! {
                 biased;
@@ -67,6 +69,7 @@ impl Daemon {
                 due = due.min(ticked + TICK_SPACING);
             }
         }
+        self.keeping.end(&self.state, &mut self.history);
         if !self.config.advise && self.config.drain_on_shutdown {
             self.drain_all(&models).await?;
         }

@@ -36,6 +36,22 @@ impl Calendar {
         }
     }
 
+    /// Nothing was seen for so long: each slot of it is taken to be as the one a day before, where that is remembered.
+    pub(crate) fn skip(&mut self, over_s: f64) {
+        if self.slots.is_empty() || !over_s.is_finite() {
+            return;
+        }
+        let most_s = SLOT_S * (WEEK + 2 * DAY) as f64;
+        let mut left_s = over_s.clamp(0.0, most_s);
+        while left_s > 1.0 {
+            let part_s = left_s.min(SLOT_S - self.filling_s);
+            let like = self.slots.len().checked_sub(DAY).and_then(|day_ago| self.slots.get(day_ago));
+            let rate = like.or(self.slots.back()).copied().unwrap_or(0.0);
+            self.push(f64::from(rate) * part_s, part_s);
+            left_s -= part_s;
+        }
+    }
+
     /// By how much the rate changed, 1/s, over the stretch `ahead_s` from now, `period` slots ago; none where that is
     /// not remembered.
     pub(crate) fn change(&self, ahead_s: f64, period: usize) -> Option<f64> {
@@ -59,6 +75,21 @@ impl Calendar {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_not_seen_is_as_the_day_before() {
+        let mut calendar = Calendar::default();
+        for minute in 0..2 * DAY * 10 {
+            calendar.push(6.0 * (minute / 10 % DAY) as f64, 60.0);
+        }
+        calendar.skip(5.5 * 3600.0);
+        calendar.skip(f64::NAN);
+        let change = calendar.change(600.0, DAY).map(|change| (change * 10.0).round());
+        assert_eq!((calendar.slots.len(), change), (2 * DAY + 33, Some(1.0)));
+        assert_eq!(calendar.slots.back().map(|rate| rate.round()), Some(3.0));
+        calendar.skip(1e12);
+        assert_eq!(calendar.slots.len(), WEEK + 2 * DAY);
+    }
 
     #[test]
     fn the_change_of_yesterday_is_found_and_what_is_not_remembered_is_none() {

@@ -9,7 +9,7 @@
 
 use crate::calendar::Calendar;
 use crate::mixture::{Aggregation, Likelihood};
-use crate::points::{POINTS, Points, Scales, memory_bins};
+use crate::points::{self, POINTS, Points, Scales, memory_bins};
 use crate::regression::{Features, Regression};
 use crate::residuals::Residuals;
 use crate::scenario::rank_of;
@@ -23,7 +23,7 @@ const SPREADS: usize = 4;
 const PLAIN: usize = 0;
 /// Errors remembered by long and short memory.
 const MEMORY: (usize, usize) = (800, 64);
-const EXPERTS: usize = POINTS * SPREADS + 1;
+pub(crate) const EXPERTS: usize = POINTS * SPREADS + 1;
 /// How long a good expert's memory usually is, s, and the spread of that in doublings.
 const USUAL_MEMORY: (f64, f64) = (240.0, 1.5);
 /// No expert begins with less than this against the likeliest.
@@ -38,6 +38,8 @@ const SHARED: f64 = 0.4;
 const CORRECTION: f64 = 0.01;
 /// Weight of the newest error in the usual one.
 const USUAL: f64 = 0.02;
+/// What the two rules begin with.
+const EVEN: [f64; 2] = [0.5; 2];
 /// Bins before errors are remembered, and before weights are learned.
 const WARM: (f64, f64) = (8.0, 20.0);
 
@@ -46,6 +48,7 @@ const WARM: (f64, f64) = (8.0, 20.0);
 pub(crate) struct Horizon {
     /// Bins from the last one seen to the one forecast.
     pub(crate) ahead: usize,
+    prior: Vec<f64>,
     windows: Vec<Residuals>,
     rules: Vec<Rule>,
     regression: Regression,
@@ -53,13 +56,17 @@ pub(crate) struct Horizon {
     usual: f64,
 }
 
-/// How the experts are combined at one quantile.
+/// How the experts are combined at one quantile, and what came of it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Rule {
     guarded: Aggregation,
     quick: Likelihood,
     between: Aggregation,
     correction: f64,
+    /// Discounted: outcomes, those at or below what was stated, and the loss of stating it.
+    outcomes: f64,
+    within: f64,
+    loss: f64,
 }
 
 /// A forecast that waits for its outcome.
@@ -70,11 +77,18 @@ struct Issue {
     units: Vec<[f64; SPREADS]>,
     features: Features,
     local: (f64, f64),
-    /// By quantile: what the experts said, the two mixes, what they came to, and what was stated.
-    said: Vec<Vec<f32>>,
+    /// What the experts said, quantile by quantile; then by quantile the two mixes, what they came to, and what was
+    /// stated.
+    said: Vec<f32>,
     mixes: Vec<[f32; 2]>,
     mixed: Vec<f64>,
     stated: Vec<f64>,
+}
+
+impl Issue {
+    fn said(&self, quantile: usize) -> &[f32] {
+        &self.said[quantile * EXPERTS..(quantile + 1) * EXPERTS]
+    }
 }
 
 impl Horizon {
@@ -83,12 +97,13 @@ impl Horizon {
         let memory = [MEMORY.0, MEMORY.0, MEMORY.1, MEMORY.0];
         let rule = Rule {
             guarded: Aggregation::new(&prior),
-            quick: Likelihood::new(&prior),
-            between: Aggregation::new(&[0.5; 2]),
-            correction: 0.0,
+            quick: Likelihood::new(prior.len()),
+            between: Aggregation::new(&EVEN),
+            ..Rule::default()
         };
         Self {
             ahead,
+            prior,
             windows: (0..POINTS * SPREADS).map(|at| Residuals::new(memory[at % SPREADS])).collect(),
             rules: vec![rule; QUANTILES.len()],
             ..Self::default()
@@ -129,30 +144,46 @@ impl Horizon {
         fresh
     }
 
+    /// What is worth storing of it: no forecast that waits for its outcome, and of errors the newest.
+    pub(crate) fn kept(&self, errors: usize) -> Self {
+        Self {
+            ahead: self.ahead,
+            prior: self.prior.clone(),
+            windows: self.windows.iter().map(|window| window.newest(errors)).collect(),
+            rules: self.rules.clone(),
+            regression: self.regression.borrowed(),
+            issued: VecDeque::new(),
+            usual: self.usual,
+        }
+    }
+
     /// Moves weights and corrections.
     fn weigh(&mut self, issue: &Issue, count: f64) {
         let unit = self.usual.max(0.1);
         // By how much each expert did better than the mix by its linearised loss, at each quantile and on average.
-        let mut gains = vec![vec![0.0; EXPERTS]; QUANTILES.len()];
+        let mut gains = vec![0.0; EXPERTS * QUANTILES.len()];
         let mut shared = vec![0.0; EXPERTS];
         for (at, q) in QUANTILES.into_iter().enumerate() {
             let mix = f64::from(issue.mixes[at][0]);
-            let slope = slope(q, count, mix);
-            for expert in 0..EXPERTS {
-                let gain = slope * (mix - f64::from(issue.said[at][expert])) / unit;
-                gains[at][expert] = gain;
-                shared[expert] += gain / QUANTILES.len() as f64;
+            let slope = slope(q, count, mix) / unit;
+            let own = &mut gains[at * EXPERTS..(at + 1) * EXPERTS];
+            for ((own, shared), said) in own.iter_mut().zip(&mut shared).zip(issue.said(at)) {
+                *own = slope * (mix - f64::from(*said));
+                *shared += *own / QUANTILES.len() as f64;
             }
         }
         for (at, q) in QUANTILES.into_iter().enumerate() {
             let rule = &mut self.rules[at];
-            let blend = gains[at].iter().zip(&shared).map(|(own, all)| own + SHARED * (all - own));
-            rule.guarded.learn(blend);
-            rule.quick.learn(issue.said[at].iter().map(|said| pinball(q, count, f64::from(*said))));
+            let own = &gains[at * EXPERTS..(at + 1) * EXPERTS];
+            rule.guarded.learn(&self.prior, own.iter().zip(&shared).map(|(own, all)| own + SHARED * (all - own)));
+            rule.quick.learn(issue.said(at).iter().map(|said| pinball(q, count, f64::from(*said))));
             let (mixed, slope) = (issue.mixed[at], slope(q, count, issue.mixed[at]));
-            rule.between.learn(issue.mixes[at].iter().map(|mix| slope * (mixed - f64::from(*mix)) / unit));
-            let missed = f64::from(count > issue.stated[at]);
-            rule.correction += CORRECTION * unit * (missed - (1.0 - q));
+            rule.between.learn(&EVEN, issue.mixes[at].iter().map(|mix| slope * (mixed - f64::from(*mix)) / unit));
+            let stated = issue.stated[at];
+            rule.correction += CORRECTION * unit * (f64::from(count > stated) - (1.0 - q));
+            rule.outcomes = Likelihood::discounted(rule.outcomes, 1.0);
+            rule.within = Likelihood::discounted(rule.within, f64::from(count <= stated));
+            rule.loss = Likelihood::discounted(rule.loss, pinball(q, count, stated));
         }
     }
 
@@ -168,6 +199,7 @@ impl Horizon {
             units: units.to_vec(),
             features,
             local,
+            said: Vec::with_capacity(EXPERTS * QUANTILES.len()),
             ..Issue::default()
         };
         for (at, q) in QUANTILES.into_iter().enumerate() {
@@ -176,12 +208,12 @@ impl Horizon {
                 said_points[point] + units[point][spread] * window.quantile(q)
             });
             let by_regression = self.regression.predict(at, &features).map_or(local.0, |z| local.0 + local.1 * z);
-            let said: Vec<f32> = by_windows.chain([by_regression]).map(|count| sound(count) as f32).collect();
-            let rule = &self.rules[at];
-            let guarded = rule.guarded.mix(&said);
-            let mixes = [guarded, rule.quick.mix(&said, self.ahead).unwrap_or(guarded)].map(|mix| mix as f32);
+            issue.said.extend(by_windows.chain([by_regression]).map(|count| sound(count) as f32));
+            let (rule, said) = (&self.rules[at], issue.said(at));
+            let guarded = rule.guarded.mix(said);
+            let quick = rule.quick.mix(said, &self.prior, self.ahead).unwrap_or(guarded);
+            let mixes = [guarded as f32, quick as f32];
             let mixed = rule.between.mix(&mixes);
-            issue.said.push(said);
             issue.mixes.push(mixes);
             issue.mixed.push(mixed);
             issue.stated.push(sound(mixed + rule.correction));
@@ -192,24 +224,47 @@ impl Horizon {
         stated
     }
 
-    pub(crate) fn refit(&mut self) {
-        self.regression.refit(&QUANTILES);
+    /// Forecasts whose outcomes will not be seen say nothing.
+    pub(crate) fn withdraw(&mut self) {
+        self.issued.clear();
     }
 
-    /// Share of weight on each kind of expert at one quantile: means, trend, seasons, regression.
-    pub(crate) fn shares(&self, quantile: usize) -> [f64; 4] {
-        let mut shares = [0.0; 4];
-        let Some(rule) = self.rules.get(quantile) else { return shares };
-        for (expert, weight) in rule.guarded.weights().iter().enumerate() {
-            let kind = match expert / SPREADS {
-                POINTS => 3,
-                point if point + 2 >= POINTS => 2,
-                point if point + 3 >= POINTS => 1,
-                _ => 0,
-            };
-            shares[kind] += weight;
-        }
-        shares
+    /// The regression, to be fitted elsewhere and given back.
+    pub(crate) fn regression(&self) -> &Regression {
+        &self.regression
+    }
+
+    pub(crate) fn regression_mut(&mut self) -> &mut Regression {
+        &mut self.regression
+    }
+
+    /// Share of outcomes at or below what was stated for a quantile, and by which share the loss was above that of the
+    /// expert that did best in hindsight, both with the past discounted; none before there are outcomes.
+    pub(crate) fn skill(&self, quantile: usize) -> Option<(f64, f64)> {
+        let rule = self.rules.get(quantile).filter(|rule| rule.outcomes > 0.0)?;
+        let least = rule.quick.least_loss();
+        let regret = if least > 1e-9 { rule.loss / least - 1.0 } else { 0.0 };
+        Some((rule.within / rule.outcomes, regret))
+    }
+
+    /// What each expert counts for in what is stated of a quantile, in order of the experts; the weights sum to 1.
+    pub(crate) fn weights(&self, quantile: usize) -> Vec<f64> {
+        let Some(rule) = self.rules.get(quantile) else { return Vec::new() };
+        let guarded = rule.guarded.weights();
+        let Some(likely) = rule.quick.likely(&self.prior, self.ahead) else { return guarded.to_vec() };
+        let likely: Vec<f64> = likely.collect();
+        let sum: f64 = likely.iter().sum();
+        let [by_guarded, by_quick] = [0, 1].map(|rule_at| rule.between.weights()[rule_at]);
+        guarded.iter().zip(&likely).map(|(one, other)| by_guarded * one + by_quick * other / sum).collect()
+    }
+}
+
+/// An expert in words, by its place.
+pub(crate) fn expert_name(expert: usize) -> String {
+    let by = ["spread as ever", "spread by level", "spread by level lately", "spread by errors lately"];
+    match points::NAMES.get(expert / SPREADS) {
+        Some(point) => format!("{point}, {}", by[expert % SPREADS]),
+        None => "regression".to_owned(),
     }
 }
 

@@ -6,6 +6,7 @@
 use crate::calendar::Calendar;
 use crate::horizon::Horizon;
 use crate::points::Points;
+use crate::regression::Regression;
 use crate::signals::Signals;
 use crate::{QUANTILES, sound};
 use serde::{Deserialize, Serialize};
@@ -79,8 +80,31 @@ impl Level {
         2.0 * (std::f64::consts::FRAC_PI_6 * (3.0 * self.rank_product).clamp(-1.0, 1.0)).sin()
     }
 
+    /// What is worth storing: see [`Horizon::kept`].
+    pub(crate) fn kept(&self, errors: usize) -> Self {
+        Self {
+            bin_s: self.bin_s,
+            points: self.points.clone(),
+            calendar: self.calendar.clone(),
+            horizons: self.horizons.iter().map(|one| one.kept(errors)).collect(),
+            stated: self.stated.clone(),
+            fitted_at_bin: self.fitted_at_bin,
+            near_ranks: VecDeque::new(),
+            rank_product: self.rank_product,
+        }
+    }
+
+    /// Goes on after a time in which nothing was seen.
+    pub(crate) fn skip(&mut self, over_s: f64) {
+        self.calendar.skip(over_s);
+        self.near_ranks.clear();
+        for horizon in &mut self.horizons {
+            horizon.withdraw();
+        }
+    }
+
     /// An empty level that begins with what errors looked like here, and with the regressions.
-    pub(crate) fn borrowed(&self) -> Self {
+    pub fn borrowed(&self) -> Self {
         let horizons: Vec<Horizon> = self.horizons.iter().map(|one| one.borrowed(self.bin_s)).collect();
         let stated = vec![vec![0.0; QUANTILES.len()]; horizons.len()];
         Self { bin_s: self.bin_s, horizons, stated, ..Self::default() }
@@ -97,9 +121,8 @@ impl Level {
         self.horizons.iter().map(|horizon| horizon.ahead)
     }
 
-    /// Share of weight on means, trend, seasons and regression at a horizon and a quantile, by their places.
-    pub fn shares(&self, horizon: usize, quantile: usize) -> [f64; 4] {
-        self.horizons[horizon].shares(quantile)
+    pub(crate) fn horizon(&self, at: usize) -> &Horizon {
+        &self.horizons[at]
     }
 
     /// Whether enough has been seen since the last fit for another.
@@ -110,11 +133,43 @@ impl Level {
     }
 
     /// Fits the regressions anew. Its work is bounded (tens of milliseconds), but not small: call it off the path
-    /// of anything that waits, on a copy if need be.
+    /// of anything that waits, or take the work elsewhere by [`Level::refit_due`].
     pub fn refit(&mut self) {
-        self.fitted_at_bin = self.points.bins();
-        for horizon in &mut self.horizons {
-            horizon.refit();
+        if let Some(refit) = self.take_refit() {
+            self.refitted(refit.fit());
         }
+    }
+
+    /// The regressions with what they are to be fitted to, if a fit is due.
+    pub(crate) fn refit_due(&mut self) -> Option<LevelRefit> {
+        if self.refit_is_due() { self.take_refit() } else { None }
+    }
+
+    fn take_refit(&mut self) -> Option<LevelRefit> {
+        self.fitted_at_bin = self.points.bins();
+        let regressions: Vec<Regression> = self.horizons.iter().map(|one| one.regression().clone()).collect();
+        (!regressions.is_empty()).then_some(LevelRefit { regressions })
+    }
+
+    /// Takes over what was fitted.
+    pub(crate) fn refitted(&mut self, refit: LevelRefit) {
+        for (horizon, fitted) in self.horizons.iter_mut().zip(refit.regressions) {
+            horizon.regression_mut().adopt(fitted);
+        }
+    }
+}
+
+/// The regressions of one level, apart from it.
+#[derive(Clone, Debug)]
+pub(crate) struct LevelRefit {
+    regressions: Vec<Regression>,
+}
+
+impl LevelRefit {
+    pub(crate) fn fit(mut self) -> Self {
+        for regression in &mut self.regressions {
+            regression.refit(&QUANTILES);
+        }
+        self
     }
 }

@@ -6,12 +6,14 @@
 //! same forecast on every machine. State is plain data that can be stored.
 
 mod calendar;
+mod filling;
 mod horizon;
 mod idle;
 mod level;
 mod mixture;
 mod points;
 mod predictor;
+mod reading;
 mod regression;
 mod residuals;
 mod scenario;
@@ -21,7 +23,8 @@ mod signals;
 pub use horizon::pinball;
 pub use idle::IdleTimes;
 pub use level::Level;
-pub use predictor::{Arrived, Predictor};
+pub use predictor::{Arrived, Predictor, Refit};
+pub use reading::Reading;
 pub use scenario::{Forecast, Scenario};
 pub use sessions::Sessions;
 pub use signals::Signals;

@@ -16,6 +16,8 @@ const MOST: f64 = 20.0;
 const KEPT: f64 = 0.998;
 /// How much less than a likelihood of independent errors is believed: errors follow each other.
 const TEMPER: f64 = 0.7;
+/// Logarithm of the likelihood against the best expert's below which an expert counts for nothing.
+const UNLIKELY: f64 = -25.0;
 
 /// Bernstein online aggregation of a fixed number of experts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -23,7 +25,6 @@ pub(crate) struct Aggregation {
     regret: Vec<f64>,
     variance: Vec<f64>,
     range: Vec<f64>,
-    prior: Vec<f64>,
     weights: Vec<f64>,
 }
 
@@ -31,8 +32,7 @@ impl Aggregation {
     /// Weights to begin with, which sum to 1. The bound's log K is then the logarithm of one over the best expert's.
     pub(crate) fn new(prior: &[f64]) -> Self {
         let zero = vec![0.0; prior.len()];
-        let (prior, weights) = (prior.to_vec(), prior.to_vec());
-        Self { regret: zero.clone(), variance: zero.clone(), range: zero, prior, weights }
+        Self { regret: zero.clone(), variance: zero.clone(), range: zero, weights: prior.to_vec() }
     }
 
     /// Weights by expert; they sum to 1.
@@ -45,11 +45,12 @@ impl Aggregation {
         said.iter().zip(&self.weights).map(|(said, weight)| f64::from(*said) * weight).sum()
     }
 
-    /// Takes in by how much each expert did better than the mix, in units of the usual error.
-    pub(crate) fn learn(&mut self, gains: impl Iterator<Item = f64>) {
+    /// Takes in by how much each expert did better than the mix, in units of the usual error. `prior` is what it was
+    /// made with.
+    pub(crate) fn learn(&mut self, prior: &[f64], gains: impl Iterator<Item = f64>) {
         let log_experts = (self.weights.len().max(2) as f64).ln();
         let mut highest = f64::MIN;
-        for (expert, gain) in gains.enumerate().take(self.weights.len()) {
+        for (expert, (gain, prior)) in gains.zip(prior).enumerate().take(self.weights.len()) {
             let gain = if gain.is_finite() { gain.clamp(-MOST, MOST) } else { 0.0 };
             self.variance[expert] += gain * gain;
             self.range[expert] = self.range[expert].max(gain.abs());
@@ -57,7 +58,7 @@ impl Aggregation {
             let rate = by_variance.min(0.5 / self.range[expert].max(1e-6));
             self.regret[expert] += gain - rate * gain * gain;
             // Kept as a logarithm until the highest is known, so that nothing overflows.
-            self.weights[expert] = (self.prior[expert] * rate).ln() + rate * self.regret[expert];
+            self.weights[expert] = (prior * rate).ln() + rate * self.regret[expert];
             highest = highest.max(self.weights[expert]);
         }
         let mut sum = 0.0;
@@ -76,37 +77,55 @@ impl Aggregation {
 pub(crate) struct Likelihood {
     losses: Vec<f64>,
     rounds: f64,
-    prior: Vec<f64>,
 }
 
 impl Likelihood {
-    pub(crate) fn new(prior: &[f64]) -> Self {
-        Self { losses: vec![0.0; prior.len()], rounds: 0.0, prior: prior.to_vec() }
+    pub(crate) fn new(experts: usize) -> Self {
+        Self { losses: vec![0.0; experts], rounds: 0.0 }
+    }
+
+    /// The discounted loss of the expert that did best.
+    pub(crate) fn least_loss(&self) -> f64 {
+        self.losses.iter().copied().fold(f64::MAX, f64::min)
+    }
+
+    /// A loss beside the experts', discounted as theirs are.
+    pub(crate) fn discounted(sum: f64, loss: f64) -> f64 {
+        KEPT * sum + if loss.is_finite() { loss } else { 0.0 }
     }
 
     /// Takes in each expert's loss.
     pub(crate) fn learn(&mut self, losses: impl Iterator<Item = f64>) {
         self.rounds = KEPT * self.rounds + 1.0;
         for (sum, loss) in self.losses.iter_mut().zip(losses) {
-            *sum = KEPT * *sum + if loss.is_finite() { loss } else { 0.0 };
+            *sum = Self::discounted(*sum, loss);
         }
     }
 
     /// The weighted mean of what the experts say; none before there is anything to go by. Forecasts `ahead` bins
     /// ahead overlap, so their errors are believed less.
-    pub(crate) fn mix(&self, said: &[f32], ahead: usize) -> Option<f64> {
-        if self.rounds < 3.0 {
-            return None;
-        }
-        let least = self.losses.iter().copied().fold(f64::MAX, f64::min).max(1e-12);
-        let power = -TEMPER * self.rounds / (ahead.max(1) as f64).sqrt();
+    pub(crate) fn mix(&self, said: &[f32], prior: &[f64], ahead: usize) -> Option<f64> {
         let (mut sum, mut mixed) = (0.0, 0.0);
-        for ((said, loss), prior) in said.iter().zip(&self.losses).zip(&self.prior) {
-            let weight = prior * (power * (loss.max(1e-12) / least).ln()).exp();
+        for (said, weight) in said.iter().zip(self.likely(prior, ahead)?) {
             sum += weight;
             mixed += weight * f64::from(*said);
         }
         Some(mixed / sum)
+    }
+
+    /// Weights by expert, not yet made to sum to 1; none before there is anything to go by.
+    pub(crate) fn likely<'a>(&'a self, prior: &'a [f64], ahead: usize) -> Option<impl Iterator<Item = f64> + 'a> {
+        if self.rounds < 3.0 {
+            return None;
+        }
+        let least = self.least_loss().max(1e-12);
+        let power = -TEMPER * self.rounds / (ahead.max(1) as f64).sqrt();
+        // Most experts are so much worse that their weight is nothing; that is told without their logarithm.
+        let hopeless = least * (UNLIKELY / power).exp();
+        let weight = move |(loss, prior): (&f64, &f64)| {
+            if *loss > hopeless { 0.0 } else { prior * (power * (loss.max(1e-12) / least).ln()).exp() }
+        };
+        Some(self.losses.iter().zip(prior).map(weight))
     }
 }
 
@@ -128,7 +147,7 @@ mod tests {
                 for (sum, loss) in single.iter_mut().zip(row) {
                     *sum += loss;
                 }
-                rule.learn(row.iter().map(|loss| mix - loss));
+                rule.learn(&[0.25; 4], row.iter().map(|loss| mix - loss));
                 prop_assert!((rule.weights().iter().sum::<f64>() - 1.0).abs() < 1e-9);
             }
             let best = single.iter().copied().fold(f64::MAX, f64::min);

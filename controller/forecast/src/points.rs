@@ -14,6 +14,18 @@ const NEWEST: [f64; 6] = [1.0, 0.5, 0.25, 0.1, 0.05, 0.02];
 const HOLT: (f64, f64, f64) = (0.3, 0.05, 0.9);
 /// Experts that name a number.
 pub(crate) const POINTS: usize = NEWEST.len() + 3;
+/// Them in words.
+pub(crate) const NAMES: [&str; POINTS] = [
+    "last bin",
+    "mean of the last 2 bins",
+    "mean of the last 4 bins",
+    "mean of the last 10 bins",
+    "mean of the last 20 bins",
+    "mean of the last 50 bins",
+    "mean with a trend",
+    "recent mean, moved as a day ago",
+    "recent mean, moved as a week ago",
+];
 /// Place of the mean that others are seen relative to, and of the one that the seasons move.
 const LOCAL: usize = 3;
 const RECENT: usize = 2;

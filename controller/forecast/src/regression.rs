@@ -46,6 +46,11 @@ impl Regression {
         Self { coefficients: self.coefficients.clone(), ..Self::default() }
     }
 
+    /// Takes over what another one was fitted to.
+    pub(crate) fn adopt(&mut self, fitted: Self) {
+        self.coefficients = fitted.coefficients;
+    }
+
     /// The prediction for one quantile, by its place; none before the first fit.
     pub(crate) fn predict(&self, quantile: usize, features: &Features) -> Option<f64> {
         let coefficients = self.coefficients.get(quantile)?;
@@ -81,27 +86,27 @@ fn step(
     from: &[f64; FEATURES],
     near: f64,
 ) -> Option<[f64; FEATURES]> {
-    let mut normal = Array2::<f64>::zeros((FEATURES, FEATURES));
-    let mut right = Array1::<f64>::zeros(FEATURES);
+    // Plain arrays of known size, since this loop is nearly all the work that a fit is.
+    let (mut normal, mut right) = ([[0.0; FEATURES]; FEATURES], [0.0; FEATURES]);
     for (features, outcome) in samples {
         let outcome = f64::from(*outcome);
-        let weight = 1.0 / (near + (outcome - dot(from, features)).abs());
+        let features = features.map(f64::from);
+        let said: f64 = from.iter().zip(&features).map(|(a, b)| a * b).sum();
+        let weight = 1.0 / (near + (outcome - said).abs());
         let pull = weight * outcome + 2.0 * quantile - 1.0;
-        for row in 0..FEATURES {
-            let feature = f64::from(features[row]);
-            right[row] += pull * feature;
-            for column in 0..=row {
-                normal[[row, column]] += weight * feature * f64::from(features[column]);
+        for ((row, right), feature) in normal.iter_mut().zip(&mut right).zip(&features) {
+            *right += pull * feature;
+            let weighted = weight * feature;
+            for (sum, other) in row.iter_mut().zip(&features) {
+                *sum += weighted * other;
             }
         }
     }
-    for row in 0..FEATURES {
-        normal[[row, row]] += if row == 0 { RIDGE.1 } else { RIDGE.0 };
-        for column in 0..row {
-            normal[[column, row]] = normal[[row, column]];
-        }
+    for (at, row) in normal.iter_mut().enumerate() {
+        row[at] += if at == 0 { RIDGE.1 } else { RIDGE.0 };
     }
-    let solution = normal.solvec_into(right.insert_axis(Axis(1))).ok()?;
+    let mut normal = Array2::from_shape_fn((FEATURES, FEATURES), |(row, column)| normal[row][column]);
+    let solution = normal.solvec_into(Array1::from(right.to_vec()).insert_axis(Axis(1))).ok()?;
     let mut found = [0.0; FEATURES];
     for (to, value) in found.iter_mut().zip(solution.iter()) {
         *to = *value;

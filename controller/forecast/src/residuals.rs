@@ -6,8 +6,9 @@
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
-/// A bounded window of errors, in units of the expert's scale.
+/// A bounded window of errors, in units of the expert's scale. Stored in order of time alone.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(from = "(usize, Vec<f32>)", into = "(usize, Vec<f32>)")]
 pub(crate) struct Residuals {
     most: usize,
     by_time: VecDeque<f32>,
@@ -26,15 +27,33 @@ impl Residuals {
         if !error.is_finite() {
             return;
         }
-        if self.by_time.len() == self.most
+        let to = self.by_size.partition_point(|other| *other < error);
+        if self.by_time.len() >= self.most
             && let Some(oldest) = self.by_time.pop_front()
         {
-            let at = self.by_size.partition_point(|other| *other < oldest);
-            self.by_size.remove(at);
+            let from = self.by_size.partition_point(|other| *other < oldest);
+            self.replace(from, to, error);
+        } else {
+            self.by_size.insert(to, error);
         }
         self.by_time.push_back(error);
-        let at = self.by_size.partition_point(|other| *other < error);
-        self.by_size.insert(at, error);
+    }
+
+    /// Only what lies between the two places moves.
+    fn replace(&mut self, from: usize, to: usize, error: f32) {
+        if to > from {
+            self.by_size.copy_within(from + 1..to, from);
+            self.by_size[to - 1] = error;
+        } else {
+            self.by_size.copy_within(to..from, to + 1);
+            self.by_size[to] = error;
+        }
+    }
+
+    /// The same window with no more than its newest errors.
+    pub(crate) fn newest(&self, most: usize) -> Self {
+        let skipped = self.by_time.len().saturating_sub(most);
+        Self::from((self.most, self.by_time.iter().skip(skipped).copied().collect()))
     }
 
     /// The `q` quantile of the next error by the rank q(n + 1), which is right on average for a sample of n (the
@@ -46,6 +65,21 @@ impl Residuals {
         let high = (low + 1).min(last);
         let (low_error, high_error) = (f64::from(self.by_size[low]), f64::from(self.by_size[high]));
         low_error + (rank - low as f64) * (high_error - low_error)
+    }
+}
+
+impl From<(usize, Vec<f32>)> for Residuals {
+    fn from((most, errors): (usize, Vec<f32>)) -> Self {
+        let by_time: VecDeque<f32> = errors.into_iter().filter(|error| error.is_finite()).take(most).collect();
+        let mut by_size: Vec<f32> = by_time.iter().copied().collect();
+        by_size.sort_by(f32::total_cmp);
+        Self { most, by_time, by_size }
+    }
+}
+
+impl From<Residuals> for (usize, Vec<f32>) {
+    fn from(window: Residuals) -> Self {
+        (window.most, window.by_time.into())
     }
 }
 

@@ -19,19 +19,14 @@ const KEPT: f64 = 0.9995;
 const DOUBT: f64 = 2.0;
 
 /// Think times and the conversations that are live.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sessions {
     /// When each live conversation had its last turn, s.
     live: BTreeMap<u64, f64>,
     /// By stretch of silence: turns that came in it, and conversations that were silent through it or came back in it.
+    /// Empty where there never was a conversation.
     turns: Vec<f64>,
     waited: Vec<f64>,
-}
-
-impl Default for Sessions {
-    fn default() -> Self {
-        Self { live: BTreeMap::new(), turns: vec![0.0; BINS], waited: vec![0.0; BINS] }
-    }
 }
 
 impl Sessions {
@@ -63,6 +58,8 @@ impl Sessions {
 
     fn learn(&mut self, silent_s: f64, came_back: bool) {
         let bin = bin_of(silent_s);
+        self.turns.resize(BINS, 0.0);
+        self.waited.resize(BINS, 0.0);
         for count in self.turns.iter_mut().chain(&mut self.waited) {
             *count *= KEPT;
         }
@@ -72,6 +69,11 @@ impl Sessions {
             *waited += 1.0;
         }
         self.turns[bin] += f64::from(came_back);
+    }
+
+    /// Think times without the conversations: for a clock that starts anew.
+    pub(crate) fn kept(&self) -> Self {
+        Self { live: BTreeMap::new(), turns: self.turns.clone(), waited: self.waited.clone() }
     }
 
     /// Conversations that are being followed.
@@ -92,7 +94,8 @@ impl Sessions {
             .map(|bin| {
                 let (start, end) = (crate::idle::start_of(bin), crate::idle::start_of(bin + 1));
                 let share = ((end.min(silent_s + within_s) - start.max(silent_s)) / (end - start)).clamp(0.0, 1.0);
-                1.0 - share * self.turns[bin] / (self.waited[bin] + DOUBT)
+                let count = |counts: &[f64]| counts.get(bin).copied().unwrap_or(0.0);
+                1.0 - share * count(&self.turns) / (count(&self.waited) + DOUBT)
             })
             .product();
         1.0 - stays

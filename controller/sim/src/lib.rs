@@ -30,6 +30,13 @@ pub(crate) const NS_PER_S: u64 = 1_000_000_000;
 /// Nanoseconds of one millisecond.
 pub(crate) const NS_PER_MS: u64 = 1_000_000;
 
+/// Does the fits that are due, which a live controller has done beside its loop. Here they take no time.
+pub(crate) fn refit(state: &mut controller_core::State) {
+    while let Some((model, refit)) = state.refit_due() {
+        state.refitted(&model, refit.fit());
+    }
+}
+
 /// Seconds as nanoseconds; negative counts as 0.
 pub fn ns(seconds: f64) -> u64 {
     (seconds.max(0.0) * NS_PER_S as f64) as u64

@@ -330,6 +330,7 @@ impl<'a> World<'a> {
             let again = (self.planner)(&mut self.state, &snapshot);
             ensure(again.actions.is_empty(), Invariant::Idempotent, self.now_ns, || format!("{:?}", again.actions))?;
         }
+        crate::refit(&mut self.state);
         self.next_tick_ns = effects.next_tick_ns.max(self.now_ns + NS_PER_MS);
         self.explained(&effects)?;
         self.apply(&effects, &faults)?;

@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Outside crates that a pure crate may use: data types, error types and arithmetic alone.
 const PURE_CRATES: &[&str] = &["controller-core", "controller-forecast", "engine-core"];
-const PURE_DEPENDENCIES: &[&str] = &["serde", "thiserror", "engine-core", "linfa-linalg", "ndarray"];
+const PURE_DEPENDENCIES: &[&str] =
+    &["serde", "thiserror", "engine-core", "controller-forecast", "linfa-linalg", "ndarray"];
 
 #[derive(Deserialize)]
 struct Metadata {

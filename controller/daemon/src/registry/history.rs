@@ -6,6 +6,7 @@
 
 use super::{Registry, RegistryError};
 use controller_core::action::Decision;
+use controller_core::expect::Predictor;
 use rusqlite::params;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -104,6 +105,7 @@ impl Registry {
 enum Entry {
     Decisions(Vec<Decision>),
     ColdStart { model: String, revision: String, cold_start_ms: f64 },
+    Forecast { model: String, predictor: Box<Predictor> },
 }
 
 /// The queue to the writer thread. Dropping it writes what is queued, then ends the thread.
@@ -140,6 +142,11 @@ impl HistoryWriter {
         self.push(Entry::ColdStart { model: model.to_owned(), revision: revision.to_owned(), cold_start_ms });
     }
 
+    /// Queues what has been learned of a model. Never waits.
+    pub fn forecast(&mut self, model: &str, predictor: Predictor) {
+        self.push(Entry::Forecast { model: model.to_owned(), predictor: Box::new(predictor) });
+    }
+
     fn push(&mut self, entry: Entry) {
         let Some(queue) = &self.queue else { return };
         if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = queue.try_send(entry) {
@@ -170,6 +177,7 @@ fn write_all(mut registry: Registry, queue: &Receiver<Entry>) {
             Entry::ColdStart { model, revision, cold_start_ms } => {
                 registry.record_cold_start(model, revision, *cold_start_ms)
             }
+            Entry::Forecast { model, predictor } => registry.record_forecast(model, predictor),
         };
         match (outcome, failing) {
             (Err(error), false) => {

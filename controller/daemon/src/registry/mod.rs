@@ -6,12 +6,14 @@
 
 mod adapters;
 mod error;
+mod forecasts;
 mod history;
 mod models;
 mod schema;
 
 pub use adapters::AdapterRecord;
 pub use error::RegistryError;
+pub use forecasts::KeptForecast;
 pub use history::{HistoryWriter, KeptDecisions};
 pub use models::{Added, ModelRecord};
 

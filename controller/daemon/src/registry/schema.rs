@@ -51,6 +51,9 @@ const MIGRATIONS: &[&str] = &[
      CREATE TRIGGER adapters_delete AFTER DELETE ON adapters BEGIN
          UPDATE meta SET value = value + 1 WHERE key = 'models_version'; END;",
     "ALTER TABLE models ADD COLUMN engine TEXT;",
+    "CREATE TABLE forecasts (
+         model TEXT PRIMARY KEY, stored_unix_s INTEGER NOT NULL, predictor TEXT NOT NULL
+     ) WITHOUT ROWID;",
 ];
 
 /// Schema version that this code writes.

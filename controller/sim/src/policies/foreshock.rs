@@ -100,6 +100,7 @@ impl Policy for Ticker {
     fn tick(&mut self, view: &View<'_>) -> Tick {
         let snapshot = self.snapshot(view);
         let effects = (self.planner)(&mut self.state, &snapshot);
+        crate::refit(&mut self.state);
         self.models = snapshot.models;
         let unexplained = effects.actions.iter().find(|action| {
             let mut stands_in = effects.decisions.iter().filter(|decision| decision.actions.contains(action));
