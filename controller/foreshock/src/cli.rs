@@ -28,6 +28,8 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Models, instances, demand, latencies and GPUs of a running serve, live.
     Top(TopArgs),
+    /// A trace against scaling policies in a simulated fleet: a table, JSON and plots.
+    Simulate(SimulateArgs),
     /// Watch an engine that somebody else runs, without touching it: demand, service, and the load that it will bear.
     Attach(AttachArgs),
 }
@@ -337,4 +339,62 @@ pub struct AttachArgs {
     /// Serve /metrics on this address.
     #[arg(long)]
     pub listen: Option<SocketAddr>,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct SimulateArgs {
+    /// Trace: CSV as of Azure (with an optional column Model), JSON lines as of Mooncake, or counts per bin; may be gzipped.
+    #[arg(long, conflicts_with_all = ["generate", "prometheus"])]
+    pub trace: Option<PathBuf>,
+    /// A made-up trace: poisson:RATE, bursty:RATE:TIMES, diurnal:PEAK:PERIOD_S, flash-crowd:RATE:TIMES or sparse:MODELS:RATE.
+    #[arg(long, value_parser = crate::simulate::shape, conflicts_with = "prometheus")]
+    pub generate: Option<crate::simulate::NamedShape>,
+    /// The load of an existing deployment, from the Prometheus that scrapes it: the counters of foreshock or of vLLM.
+    #[arg(long, value_name = "URL")]
+    pub prometheus: Option<String>,
+    /// Length of a made-up trace, or of the history that is asked for, hours.
+    #[arg(long, default_value_t = 1.0)]
+    pub hours: f64,
+    /// Policy, or `all`; may be given several times: foreshock, static-peak, knative, hpa, keda, ray-serve, hybrid-histogram,
+    /// serverless-llm, dynamo, oracle.
+    #[arg(long, default_value = "foreshock")]
+    pub policy: Vec<String>,
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Mend what is wrong with the trace's lines, and count it.
+    #[arg(long)]
+    pub repair: bool,
+    /// Begin this far into the trace, seconds.
+    #[arg(long, default_value_t = 0.0)]
+    pub from_s: f64,
+    /// Length of the part that is simulated, seconds [default: to the end].
+    #[arg(long)]
+    pub for_s: Option<f64>,
+    /// Devices of the fleet, one instance on each.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub devices: u32,
+    /// Median cold start, seconds.
+    #[arg(long, default_value_t = 10.0)]
+    pub cold_start_s: f64,
+    /// Target for the time to first token, milliseconds.
+    #[arg(long, default_value_t = 2_000.0)]
+    pub ttft_ms: f64,
+    /// Target for the mean time between tokens of a request, milliseconds.
+    #[arg(long, default_value_t = 60.0)]
+    pub itl_ms: f64,
+    /// Price of a device, per hour.
+    #[arg(long, default_value_t = 2.0)]
+    pub price_per_h: f64,
+    /// How full an instance is to be, as a share of its batch [default: the policy's own].
+    #[arg(long)]
+    pub fill: Option<f64>,
+    /// How long an instance is kept, in times of the policy's default.
+    #[arg(long)]
+    pub keep: Option<f64>,
+    /// Devices, nodes, instances, disks and the controller fail, something at least once a minute.
+    #[arg(long)]
+    pub faults: bool,
+    /// Folder for simulation.json and the plots.
+    #[arg(long, default_value = "simulation")]
+    pub out: PathBuf,
 }

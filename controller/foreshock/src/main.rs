@@ -6,10 +6,12 @@ mod config;
 mod cuda;
 mod engine;
 mod explain;
+mod http;
 mod logging;
 mod models;
 mod recorder;
 mod serve;
+mod simulate;
 mod top;
 
 use clap::Parser;
@@ -23,6 +25,7 @@ fn main() -> ExitCode {
         cli::Command::Models(args) => models::run(args),
         cli::Command::Explain(args) => explain::run(args),
         cli::Command::Top(args) => top::run(&args),
+        cli::Command::Simulate(args) => simulate::run(args),
         cli::Command::Attach(args) => attach::run(&args),
     };
     match outcome {

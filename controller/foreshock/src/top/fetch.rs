@@ -1,19 +1,17 @@
-//! Asks the admin port, with a deadline on everything. Requests are HTTP/1.0, whose answers end with the
-//! connection: all that a client of one's own server needs.
+//! Asks the admin port.
 
 use super::board::{Answers, Board};
 use super::series::{self, Series};
+use crate::http::{self, Limits};
 use serde_json::Value;
 use std::collections::VecDeque;
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use telemetry::{ACTUAL_REQUESTS_PER_SECOND, ITL_SECONDS, TTFT_SECONDS};
 
-/// Longest time for a connection, and for a pause within an answer.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// Longest answer that is read.
-const ANSWER_LIMIT_BYTES: u64 = 32 << 20;
+/// A serve that takes longer hangs, and one that says more is none.
+const LIMITS: Limits = Limits { patience: Duration::from_secs(2), answer_bytes: 32 << 20 };
 /// Latencies are of the last so many seconds.
 const WINDOW: Duration = Duration::from_secs(30);
 /// Decisions asked for.
@@ -65,21 +63,12 @@ impl Watcher {
 
     /// The body of an answer; an error's body is no more than that nothing is known.
     fn get(&self, path: &str) -> io::Result<String> {
-        let mut socket = TcpStream::connect_timeout(&self.admin, PATIENCE)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        socket.set_write_timeout(Some(PATIENCE))?;
-        write!(socket, "GET {path} HTTP/1.0\r\nhost: {}\r\n\r\n", self.admin)?;
-        let mut answer = Vec::new();
-        socket.take(ANSWER_LIMIT_BYTES).read_to_end(&mut answer)?;
-        let answer = String::from_utf8_lossy(&answer);
-        let strange = || io::Error::other("it does not speak HTTP");
-        let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(strange)?;
-        match head.split(' ').nth(1) {
-            Some("200") => Ok(body.to_owned()),
+        let (status, body) = http::get(self.admin, &self.admin.to_string(), path, LIMITS)?;
+        match status {
+            200 => Ok(body),
             // Before its first tick, serve has no snapshot.
-            Some("503") => Ok("null".to_owned()),
-            Some(status) => Err(io::Error::other(format!("{path} answers {status}"))),
-            None => Err(strange()),
+            503 => Ok("null".to_owned()),
+            status => Err(io::Error::other(format!("{path} answers {status}"))),
         }
     }
 }
