@@ -108,6 +108,8 @@ const PEER_BUILD: Tool = Tool {
     why: "to build the peers of benchmarks",
 };
 
+const FIO: Tool = Tool { found: || have("fio"), packages: &["fio"], why: "to measure what the disk can do" };
+
 /// Everything, for development and tests.
 pub fn all() -> Result<()> {
     system_packages(&[LINKER, PYTHON, VENV, PROMETHEUS, NETWORK])?;
@@ -128,6 +130,12 @@ pub fn for_deploy() -> Result<()> {
 /// What building the peers of benchmarks needs.
 pub fn for_bench() -> Result<()> {
     system_packages(&[LINKER, PYTHON, PEER_BUILD])?;
+    fetch(&DEMO)
+}
+
+/// What the store's benchmark needs.
+pub fn for_bench_load() -> Result<()> {
+    system_packages(&[LINKER, PYTHON, FIO])?;
     fetch(&DEMO)
 }
 

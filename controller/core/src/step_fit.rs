@@ -168,9 +168,8 @@ fn solve(products: &[[f64; 3]; 3], with_busy: &[f64; 3], parts: u8) -> Option<(f
         }
         for row in (0..3).filter(|row| used(*row) && *row != pivot) {
             let factor = matrix[row][pivot] / own;
-            for column in 0..3 {
-                matrix[row][column] -= factor * matrix[pivot][column];
-            }
+            let subtracted = matrix[pivot];
+            matrix[row].iter_mut().zip(subtracted).for_each(|(value, pivot)| *value -= factor * pivot);
             right[row] -= factor * right[pivot];
         }
     }

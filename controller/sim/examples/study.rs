@@ -44,7 +44,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         ["points", path, models, cold_start_s, requests, kinds @ ..] => {
             let ask = ask(path, models, cold_start_s, requests)?;
             let kinds: Vec<Kind> = kinds.iter().map(|kind| kind.parse()).collect::<Result<_, _>>()?;
-            return Ok(points(&ask, &kinds));
+            points(&ask, &kinds);
+            return Ok(());
         }
         _ => return Err("usage: study tick SIZE... | study policies TRACE MODELS COLD_START_S REQUESTS TRIALS".into()),
     };

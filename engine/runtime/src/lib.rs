@@ -12,6 +12,7 @@ pub mod kernels;
 mod load;
 mod load_encoder;
 mod models;
+mod packer;
 pub mod sampling;
 
 pub use adapters::{Adapters, LoadedAdapter};
@@ -22,4 +23,5 @@ pub use load::{Compute, KV_BLOCK_TOKENS, LoadError, LoadOptions, estimate_instan
 #[doc(hidden)]
 pub use load_encoder::load_encoder_on;
 pub use load_encoder::{estimate_encoder_bytes, load_encoder};
+pub use packer::CpuBands;
 pub use sampling::{History, SampleError, adjust, all_finite, logprobs, sample};

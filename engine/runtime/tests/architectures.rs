@@ -5,8 +5,8 @@
 mod folder;
 
 use engine_core::{Batch, BatchSequence, NO_BLOCK};
-use engine_runtime::{Compute, KV_BLOCK_TOKENS, LoadOptions, load};
-use engine_store::{Checkpoint, Gguf};
+use engine_runtime::{Compute, CpuBands, KV_BLOCK_TOKENS, LoadOptions, load};
+use engine_store::{Checkpoint, Gguf, Segments, Store};
 use folder::Dtype;
 use std::collections::BTreeMap;
 
@@ -271,11 +271,23 @@ fn check(case: Case) {
     }
 }
 
+/// The same checkpoint, by way of the store.
+fn stored(checkpoint: &Checkpoint) -> Checkpoint {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = Store::open(folder.path().join("store")).expect("a store");
+    let manifest = store.ingest(checkpoint, "one", &CpuBands, &mut |_| {}).expect("ingested");
+    let segments = Segments::open(folder.path().join("segments")).expect("a folder");
+    let loaded = engine_store::load(&store, &manifest, &segments, engine_store::LoadOptions::default());
+    checkpoint.clone().with_loaded(loaded.expect("loaded")).expect("the same model")
+}
+
 fn check_logits(case: Case, checkpoint: &Checkpoint, tokens: &[u32], expected: &[f64]) {
+    let stored = stored(checkpoint);
     for (compute, tolerance) in [(Compute::F32, 1e-4), (Compute::Fast, 2e-2)] {
         for prefill in [35, 20] {
             let found = device_logits(checkpoint, compute, tokens, prefill);
             assert_eq!(found.len(), VOCAB);
+            assert_eq!(device_logits(&stored, compute, tokens, prefill), found, "from the store, bit by bit");
             for (id, (found, expected)) in found.iter().zip(expected).enumerate() {
                 let error = (f64::from(*found) - expected).abs();
                 let name = case.architecture;

@@ -5,13 +5,15 @@ mod error;
 
 pub use error::CheckpointError;
 
-use crate::{Folder, GgmlType, Gguf, ModelConfig, Quantisation, Summary, TensorData};
+use crate::{Folder, GgmlType, Gguf, Loaded, ModelConfig, Quantisation, Summary, TensorData};
 use std::path::Path;
 
 /// An opened checkpoint. Cloning shares the mappings.
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
     source: Source,
+    /// Its tensors, where the store has read them.
+    loaded: Option<Loaded>,
 }
 
 #[derive(Clone, Debug)]
@@ -55,7 +57,22 @@ impl Checkpoint {
                 return Err(CheckpointError::Quantised { path: path.to_owned(), quantisation });
             }
         };
-        Ok(Self { source })
+        Ok(Self { source, loaded: None })
+    }
+
+    /// The same, with tensors that the store has loaded in place of the checkpoint's own.
+    ///
+    /// # Errors
+    /// Names a tensor that the store has not, or not like this: then it was made of another checkpoint.
+    pub fn with_loaded(self, loaded: Loaded) -> Result<Self, CheckpointError> {
+        let other = |tensor: &TensorShape<'_>| {
+            let data = loaded.tensor_data(tensor.name);
+            data.is_none_or(|data| data.kind() != tensor.kind || data.dims() != tensor.dims)
+        };
+        if let Some(tensor) = self.tensors().find(other) {
+            return Err(CheckpointError::Stored { name: tensor.name.to_owned() });
+        }
+        Ok(Self { loaded: Some(loaded), ..self })
     }
 
     /// Checks that the model can be loaded and returns its hyperparameters.
@@ -92,9 +109,12 @@ impl Checkpoint {
         }
     }
 
-    /// A tensor's bytes. A matrix is a share in the mapping, unless quantisation at load was asked for: then this
-    /// call computes it, on all cores that the process may use.
+    /// A tensor's bytes, with what a packer has put after them where the store has loaded them. A matrix is a share in
+    /// memory, unless quantisation at load was asked for: then this call computes it, on all cores that the process may use.
     pub fn tensor_data(&self, name: &str) -> Result<TensorData, CheckpointError> {
+        if let Some(data) = self.loaded.as_ref().and_then(|loaded| loaded.tensor_data(name)) {
+            return Ok(data);
+        }
         match &self.source {
             Source::Gguf(gguf) => Ok(gguf.tensor_data(name)?),
             Source::Folder(folder) => folder.tensor_data(name),
@@ -103,6 +123,9 @@ impl Checkpoint {
 
     /// Starts reading the weights and mapping their pages in the background.
     pub fn will_need(&self) {
+        if self.loaded.is_some() {
+            return;
+        }
         match &self.source {
             Source::Gguf(gguf) => gguf.will_need(),
             Source::Folder(folder) => folder.will_need(),
@@ -125,7 +148,7 @@ impl Checkpoint {
 
 impl From<&Gguf> for Checkpoint {
     fn from(gguf: &Gguf) -> Self {
-        Self { source: Source::Gguf(gguf.clone()) }
+        Self { source: Source::Gguf(gguf.clone()), loaded: None }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The bytes of a checkpoint: a shared read-only map of the file, or bytes given by a test.
+//! The bytes of a checkpoint: a shared read-only map of the file, a segment of shared memory, or bytes that were made.
 
 use memmap2::{Advice, Mmap, MmapOptions, UncheckedAdvice};
 use std::{fs::File, io, ops::Range, path::Path, sync::Arc};
@@ -8,6 +8,8 @@ use std::{fs::File, io, ops::Range, path::Path, sync::Arc};
 pub(crate) enum Mapping {
     File(Arc<Mmap>),
     Memory(Arc<Vec<u8>>),
+    /// Memory that other processes share, and that outlives this one.
+    Segment(Arc<Mmap>),
 }
 
 impl Mapping {
@@ -30,7 +32,7 @@ impl Mapping {
 
     pub(crate) fn bytes(&self) -> &[u8] {
         match self {
-            Self::File(map) => map,
+            Self::File(map) | Self::Segment(map) => map,
             Self::Memory(bytes) => bytes,
         }
     }

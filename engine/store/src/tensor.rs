@@ -83,6 +83,11 @@ impl GgmlType {
         TYPES.iter().find(|row| row.0 == number).map(|row| row.1)
     }
 
+    /// By the name that [`fmt::Display`] gives it.
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        TYPES.iter().map(|row| row.1).find(|kind| kind.to_string() == name)
+    }
+
     fn row(self) -> &'static (u32, GgmlType, u64, u64) {
         &TYPES[self as usize]
     }

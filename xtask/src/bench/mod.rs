@@ -1,6 +1,7 @@
 //! `cargo xtask bench NAME`: ours beside a peer, in turns on the same machine, every sample kept. A peer is
 //! installed and started here, so that anyone can run the comparison again.
 
+mod cold;
 mod engine;
 mod first_token;
 mod forecast;
@@ -35,6 +36,9 @@ pub enum Name {
     /// What `foreshock attach` says of an unmodified llama-server: batch, queue, and the load at which its latency
     /// objective will break, predicted from seven tenths of that load.
     Knee,
+    /// The store: bytes per second from cold disk beside fio's direct reads of the same files, and the time to adopt a
+    /// model that is in memory.
+    Load,
     /// Scaling policies over request traces: attainment against device-seconds, ours beside the best baseline.
     Policies,
     /// What a tick of the controller costs as models and devices grow.
@@ -49,8 +53,8 @@ pub enum Name {
 pub fn run(name: Name, models: &[String], traces: Option<&Path>, statsforecast: bool) -> Result<()> {
     ensure!(models.is_empty() || matches!(name, Name::Engine), "--model chooses among the models of `bench engine`");
     ensure!(!statsforecast || matches!(name, Name::Forecast), "--statsforecast is an option of `bench forecast`");
-    // A peer has to be installed and the product built for all but what the simulator measures by itself.
-    if !matches!(name, Name::Forecast | Name::Policies | Name::Tick) {
+    // A peer has to be installed and the product built for all but what a crate's own example measures.
+    if !matches!(name, Name::Forecast | Name::Load | Name::Policies | Name::Tick) {
         crate::setup::for_bench()?;
         crate::test::build_binary()?;
     }
@@ -61,6 +65,7 @@ pub fn run(name: Name, models: &[String], traces: Option<&Path>, statsforecast: 
         Name::Gateway => gateway::measure()?,
         Name::Probes => probes::measure()?,
         Name::Knee => knee::measure()?,
+        Name::Load => cold::measure()?,
         Name::Policies => policies::measure(traces.context("`bench policies` needs --traces DIR")?)?,
         Name::Tick => tick::measure()?,
         Name::Witness => witness::measure()?,

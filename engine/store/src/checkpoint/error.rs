@@ -17,6 +17,8 @@ pub enum CheckpointError {
     Field { path: PathBuf, field: String, message: String },
     #[error("{}: tensor {name:?} {message}", folder.display())]
     Tensor { folder: PathBuf, name: String, message: String },
+    #[error("tensor {name:?} in the store is not this checkpoint's: add the model again")]
+    Stored { name: String },
     #[error(
         "{} has no tokenizer.json (tokenizer.model and vocab.json are not read): save the tokenizer anew with \
          transformers' AutoTokenizer, which writes it",

@@ -28,13 +28,16 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    /// A validated two-dimensional tensor (`dims` = [columns, rows]) of a runnable type.
+    /// A validated two-dimensional tensor (`dims` = [columns, rows]) of a runnable type, with or without what
+    /// [`crate::CpuBands`] puts after it.
     pub fn new(data: TensorData) -> Self {
         let (cols, rows) = (data.dims()[0] as usize, data.dims()[1] as usize);
-        let (kind, row_bytes) = (data.kind(), data.len() / rows);
+        let kind = data.kind();
+        let row_bytes = (cols as u64 / kind.block_len() * kind.block_bytes()) as usize;
         let whole = rows / BAND * BAND;
         let tail = match rows - whole {
             0 => Vec::new(),
+            _ if data.len() >= (whole + BAND) * row_bytes => Vec::new(),
             _ => (whole..whole + BAND)
                 .flat_map(|row| data[row.min(rows - 1) * row_bytes..][..row_bytes].iter().copied())
                 .collect(),
