@@ -26,6 +26,8 @@ const BANDS: [(f64, f64, f64); 7] = [
     (0.04, 1.880_794, 0.97),
     (0.01, 2.575_829, 0.995),
 ];
+/// Time over which a trend goes on, s: what was a slope over half a minute says little of the next.
+const TREND_S: f64 = 10.0;
 /// No rate is believed above this, 1/s; it keeps arithmetic finite whatever a counter says.
 const MAX_RATE_PER_S: f64 = 1e6;
 /// A rate that is none, 1/s.
@@ -247,7 +249,8 @@ impl ArrivalEstimator {
         let outlook = self.outlook();
         for (at, (weight, score, _)) in BANDS.into_iter().enumerate() {
             let rate = |step: usize| {
-                let mean = (outlook.level_per_s + outlook.slope * ((step as f64 + 1.0) * step_s + FAST_S)).max(0.0);
+                let ahead_s = damped_s((step as f64 + 1.0) * step_s + FAST_S);
+                let mean = (outlook.level_per_s + outlook.slope * ahead_s).max(0.0);
                 let fast = (mean + score * (outlook.spread_per_rate * mean).sqrt()).clamp(0.0, MAX_RATE_PER_S);
                 known[step].map_or(fast, |ranks| ranks[at].clamp(fast, MAX_RATE_PER_S))
             };
@@ -291,6 +294,11 @@ struct Outlook {
     slope: f64,
     /// Variance of the rate that is believed, per unit of rate.
     spread_per_rate: f64,
+}
+
+/// The time for which a trend that wears off counts (a damped trend: Gardner and McKenzie, 1985).
+fn damped_s(ahead_s: f64) -> f64 {
+    TREND_S * (1.0 - (-ahead_s / TREND_S).exp())
 }
 
 /// How far a difference between the fast and the slow rate is news rather than noise, 0..1: z²/(z² + 4) of
