@@ -173,7 +173,6 @@ impl Expectation {
         if trust > 1e-3 {
             let paid_back = self.predictor.payback_per_s(now_s, 0.0);
             forecast.hazard_per_s += trust * (paid_back - forecast.hazard_per_s);
-            forecast.warming_per_s = trust * self.predictor.payback_per_s(now_s, horizon_s);
         }
         forecast
     }

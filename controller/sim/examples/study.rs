@@ -47,7 +47,12 @@ fn main() -> Result<(), Box<dyn Error>> {
             points(&ask, &kinds);
             return Ok(());
         }
-        _ => return Err("usage: study tick SIZE... | study policies TRACE MODELS COLD_START_S REQUESTS TRIALS".into()),
+        _ => {
+            let over = "TRACE MODELS COLD_START_S REQUESTS";
+            let usage =
+                format!("usage: study tick SIZE... | study policies {over} TRIALS | study points {over} POLICY...");
+            return Err(usage.into());
+        }
     };
     println!("{json}");
     Ok(())

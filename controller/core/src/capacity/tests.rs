@@ -183,12 +183,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Whatever the engine and its load, the estimate is near what the engine does at that batch, and the batch is within
-    /// what was seen, what fits and what pays. An engine that was never seen but full of prompts is left out: all its
-    /// steps are alike, and how much of one the prompts take cannot be told from the rest.
+    /// what was seen, what fits and what pays. What a batch takes
+    /// that was never seen is assumed on the careful side, so that the estimate may be half of what is true.
     #[test]
     fn near_the_truth(
         fixed_ms in 5.0..60.0f64, per_sequence_ms in 0.1..4.0f64, per_prompt_token_ms in 0.01..0.3f64,
-        max_batch in 4usize..32, fill in 0.15..0.9f64, prompt_tokens in 50.0..2000.0f64, output_tokens in 40.0..300.0f64,
+        max_batch in 4usize..32, fill in 0.1..1.5f64, prompt_tokens in 50.0..2000.0f64, output_tokens in 40.0..300.0f64,
     ) {
         let (prompt_tokens, output_tokens) = (prompt_tokens.round(), output_tokens.round());
         let engine = Engine { fixed_ms, per_sequence_ms, per_prompt_token_ms, max_batch, counts_steps: true };
@@ -197,7 +197,7 @@ proptest! {
         let found = served(&engine, &traffic);
         let truth = engine.per_s(&traffic, found.concurrency_per_instance);
         let ratio = found.requests_per_s_per_instance / truth;
-        prop_assert!((0.5..1.5).contains(&ratio), "{} {:?} {:?} {:?}", ratio, found, engine, traffic);
+        prop_assert!((0.3..1.5).contains(&ratio), "{} {:?} {:?} {:?}", ratio, found, engine, traffic);
         prop_assert!(found.concurrency_per_instance >= 1.0 && found.concurrency_per_instance <= 4.0 * max_batch as f64);
     }
 
