@@ -24,7 +24,7 @@ pub(crate) struct Need {
     pub(crate) service: Service,
     /// Instances for the requests that are there.
     pub(crate) for_queue: u32,
-    /// Those, or the ones for the p90 scenario at the cold-start horizon if that is more.
+    /// Those, or the ones that the forecast at the cold-start horizon is worth if that is more.
     pub(crate) need: u32,
     /// Instances worth having: at least the needed ones, and those whose loss would cost more than keeping them.
     pub(crate) keep: u32,
