@@ -34,8 +34,6 @@ const USEFUL_GAIN: f64 = 1.15;
 const BELIEVED_BEYOND: f64 = 4.0;
 /// Steps within which an engine that can takes in what waits.
 const ADMITTING_STEPS: f64 = 4.0;
-/// Busy time behind such a queue from which what was served there says what the engine can do, s.
-const CROWDED_S: f64 = 20.0;
 /// No batch is believed to be larger.
 const MAX_BATCH: f64 = 4096.0;
 /// Of an engine that takes one request after the other, the share of its time that passes beside its work.
@@ -60,9 +58,6 @@ pub struct CapacityEstimator {
     decode_tokens: f64,
     /// The batch beyond which requests wait in the engine; 0 while none was seen to.
     full_at: f64,
-    /// Busy time behind a queue at least as long as the batch, s, and requests served in it; older ones forgotten.
-    crowded_s: f64,
-    crowded_served: f64,
     samples: u32,
 }
 
@@ -93,11 +88,6 @@ impl ServiceMark {
             running: view.running,
             waiting: view.waiting,
         })
-    }
-
-    /// Whether there is more to do than the engine can: a queue as long as the batch is no chance of the moment.
-    fn is_crowded(&self) -> bool {
-        self.waiting >= self.running.max(1)
     }
 
     /// What was done since an earlier look; none where totals fell (another process under the same name) or stood still.
@@ -133,7 +123,6 @@ impl CapacityEstimator {
         self.fit.observe(&look);
         self.learn_lengths(&look, (finished as f64).min(1e9), f64::from(after.running) - f64::from(before.running));
         self.learn_batch(&look, before, after);
-        self.learn_crowded(&look, finished as f64, before, after);
     }
 
     /// A request that goes on counts half, or long ones would be missed until they end and then come all at once.
@@ -153,26 +142,9 @@ impl CapacityEstimator {
         let waits = before.waiting > 0 && after.waiting > 0 && look.prefill_tokens == 0.0;
         if waits && before.running == after.running && running > 0.0 && look.steps >= ADMITTING_STEPS {
             self.full_at = running;
-        } else if self.full_at > 0.0 || (before.is_crowded() && after.is_crowded()) {
+        } else if self.full_at > 0.0 {
             self.full_at = self.full_at.max(running);
         }
-    }
-
-    /// What the engine serves when it has more to do than it can.
-    fn learn_crowded(&mut self, look: &Look, finished: f64, before: &ServiceMark, after: &ServiceMark) {
-        if !before.is_crowded() || !after.is_crowded() {
-            return;
-        }
-        let keep = (-look.busy_s / MEMORY_BUSY_S).exp();
-        self.crowded_s = keep * self.crowded_s + look.busy_s;
-        self.crowded_served = keep * self.crowded_served + finished.min(1e9);
-    }
-
-    /// Requests per second that it has been seen to serve and no more, when there were more; without end where that
-    /// was not seen.
-    fn most_per_s(&self) -> f64 {
-        let seen = self.crowded_s >= CROWDED_S && self.crowded_served >= 1.0;
-        if seen { self.crowded_served / self.crowded_s } else { f64::INFINITY }
     }
 
     fn lengths(&self) -> Option<Lengths> {
@@ -191,13 +163,13 @@ impl CapacityEstimator {
         let limit = if self.full_at > 0.0 { believed.min(self.full_at) } else { believed };
         let concurrency = useful(&cost, lengths, slo).min(limit).floor().clamp(1.0, MAX_BATCH);
         let Some(lengths) = lengths else { return Service { concurrency, ..PRIOR } };
-        // In a batch each request takes its steps, and everybody's prompts and shares of the steps. Where all looks were
-        // alike their split is a guess, but with more to do than it could the engine showed what they come to.
+        // In a batch each request takes its steps, and everybody's prompts and shares of the steps.
         let prompt_s = cost.per_prompt_token_s * lengths.prefill_tokens;
-        let alone_s = cost.fixed_s * lengths.decode_tokens;
-        let each_s = prompt_s + cost.per_sequence_s * lengths.decode_tokens;
-        let least_s = 1.0 / self.most_per_s() - alone_s / concurrency;
-        self.against_prior(Service { alone_s, each_s: each_s.max(least_s), concurrency })
+        self.against_prior(Service {
+            alone_s: cost.fixed_s * lengths.decode_tokens,
+            each_s: prompt_s + cost.per_sequence_s * lengths.decode_tokens,
+            concurrency,
+        })
     }
 
     /// An engine that decodes nothing, such as one that embeds, takes requests one after the other: their time over
