@@ -81,14 +81,55 @@ fn a_graceful_stop_lets_running_streams_end() -> Result<()> {
     let expected = stream::post(serve.data, "/v1/completions", &request(150))?;
     expected.complete()?;
     let data = serve.data;
+    let in_flight = |serve: &Foreshock| serve.metric_sum("foreshock_in_flight_requests", &[]);
+    // The first stream's end may be counted a moment after its client has it.
+    serve.wait_until("the first stream is over", |serve| Ok(in_flight(serve)? == 0.0))?;
     let running = std::thread::spawn(move || stream::post(data, "/v1/completions", &request(150)));
-    serve.wait_until("the stream runs", |serve| {
-        Ok(serve.metric_sum("foreshock_engine_running_sequences", &[])? > 0.0)
-    })?;
+    serve.wait_until("the stream runs", |serve| Ok(in_flight(serve)? > 0.0))?;
     ensure!(serve.terminate()?.success(), "SIGTERM is no clean exit");
     let answer = running.join().expect("client panicked")?;
     answer.complete()?;
     ensure!(answer.text() == expected.text(), "the stream was changed by the stop: {:?}", answer.text());
     ensure!(TcpStream::connect(data).is_err(), "still listening after its end");
     Ok(())
+}
+
+#[test]
+fn whoever_was_connected_when_the_stop_began_gets_an_answer() -> Result<()> {
+    let serve = Foreshock::start(&["--idle-seconds", "60"])?;
+    serve.add_model("smollm2")?;
+    let data = serve.data;
+    // One request after another from several clients until connections are refused: whatever the moment at which
+    // the stop meets them, those that got a connection get the whole stream or the error in its shape.
+    let ask = move || -> Result<usize> {
+        let mut answered = 0;
+        while let Ok(probe) = TcpStream::connect(data) {
+            drop(probe);
+            let answer = match http::post_json(
+                data,
+                "/v1/completions",
+                &json!({"model": "smollm2", "prompt": "Hi", "max_tokens": 2}),
+            ) {
+                Ok(answer) => answer,
+                Err(error) if refused(&error) => break,
+                Err(error) => return Err(error),
+            };
+            ensure!(matches!(answer.status, 200 | 503), "{} {}", answer.status, answer.text());
+            answer.json().with_context(|| format!("no whole JSON: {}", answer.text()))?;
+            answered += 1;
+        }
+        Ok(answered)
+    };
+    let clients: Vec<_> = (0..8).map(|_| std::thread::spawn(ask)).collect();
+    serve.wait_until("requests run", |serve| Ok(serve.metric_sum("foreshock_in_flight_requests", &[])? > 0.0))?;
+    ensure!(serve.terminate()?.success(), "SIGTERM is no clean exit");
+    for client in clients {
+        ensure!(client.join().expect("client panicked")? > 0, "a client had no answer at all");
+    }
+    Ok(())
+}
+
+/// Whether the request never left: a client without a connection has lost nothing.
+fn refused(error: &anyhow::Error) -> bool {
+    error.to_string().starts_with("connecting to")
 }

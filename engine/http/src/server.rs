@@ -9,6 +9,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{SockFilter, SockRef};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -23,6 +24,10 @@ use warp::reply::Response;
 
 /// What a connection buffers in either direction, and so the longest head that is read.
 const CONNECTION_BUFFER_BYTES: usize = 64 << 10;
+
+/// In a shutdown, how long a connection that has not asked for anything yet may take to do so: its request may be on
+/// its way, or read already and not yet looked at.
+const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
 
 /// Bounds of a server.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -79,7 +84,9 @@ pub async fn serve(
         tokio::spawn(connection(stream, peer, filter.clone(), options, phase.subscribe(), place));
     }
     // Refuse new connections at once instead of letting them wait in the backlog.
-    drop(listener);
+    for (stream, peer, place) in accepted_by_the_kernel(listener, &places) {
+        tokio::spawn(connection(stream, peer, filter.clone(), options, phase.subscribe(), place));
+    }
     phase.send_replace(Phase::Draining);
     if timeout(options.drain_deadline, places.acquire_many(options.max_connections)).await.is_ok() {
         return;
@@ -109,6 +116,41 @@ async fn accept(
     }
 }
 
+/// The connections whose handshakes the kernel completed before the listener closes. Their clients have sent, or
+/// will send, a request that closing would answer with a reset.
+fn accepted_by_the_kernel(
+    listener: TcpListener,
+    places: &Arc<Semaphore>,
+) -> Vec<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+    let mut left = Vec::new();
+    let Ok(listener) = listener.into_std() else { return left };
+    // From here on the kernel drops what comes for the listener, so that nobody gets in between the last accept
+    // and the close: who tries again after a SYN without an answer is refused. BPF_RET | BPF_K, 0: keep no byte.
+    let nothing_passes = [SockFilter::new(0x06, 0, 0, 0)];
+    if let Err(error) = SockRef::from(&listener).attach_filter(&nothing_passes) {
+        tracing::debug!(%error, "cannot close the door before the last accept");
+    }
+    while let Ok(place) = places.clone().try_acquire_owned()
+        && let Ok((stream, peer)) = listener.accept()
+    {
+        if stream.set_nonblocking(true).is_ok()
+            && let Ok(stream) = TcpStream::from_std(stream)
+        {
+            left.push((stream, peer, place));
+        }
+    }
+    left
+}
+
+/// Resolves when a connection has to end with the answer in hand: in a shutdown, once it has `asked` for
+/// something, or has had the time to.
+async fn told_to_end(mut phase: watch::Receiver<Phase>, mut asked: watch::Receiver<bool>) {
+    // An error is a sender that is gone: nothing is left to wait for.
+    if phase.wait_for(|phase| *phase >= Phase::Draining).await.is_ok() {
+        let _ = timeout(FIRST_REQUEST_GRACE, asked.wait_for(|asked| *asked)).await;
+    }
+}
+
 async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
@@ -122,7 +164,9 @@ async fn connection(
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
     let service = warp::service(filter);
+    let (asked, was_asked) = watch::channel(false);
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        asked.send_replace(true);
         request.extensions_mut().insert(PeerAddr(peer));
         let mut service = service.clone();
         service.call(request)
@@ -135,7 +179,9 @@ async fn connection(
         .max_buf_size(CONNECTION_BUFFER_BYTES)
         .serve_connection(io, service);
     let mut connection = pin!(connection);
-    let mut draining = false;
+    let mut told_to_end = pin!(told_to_end(phase.clone(), was_asked));
+    let mut closing = pin!(phase.wait_for(|phase| *phase >= Phase::Closing));
+    let mut ending = false;
     loop {
         tokio::select! {
             result = connection.as_mut() => {
@@ -144,14 +190,11 @@ async fn connection(
                 }
                 return;
             }
-            // The sender lives as long as `serve`; with it gone there is nothing to wait for.
-            changed = phase.wait_for(|phase| *phase >= if draining { Phase::Closing } else { Phase::Draining }) => {
-                if draining || changed.is_err() {
-                    return;
-                }
-                draining = true;
+            () = &mut told_to_end, if !ending => {
+                ending = true;
                 connection.as_mut().graceful_shutdown();
             }
+            _ = &mut closing => return,
         }
     }
 }
