@@ -15,7 +15,7 @@ use crate::action::CapacityView;
 use crate::outside::Slo;
 use crate::snapshot::{InstanceState, InstanceView};
 use crate::staffing::Service;
-use crate::step_fit::{Look, MEMORY_BUSY_S, StepCost, StepFit};
+use crate::step_fit::{Look, MEMORY_BUSY_S, SEQUENCE_SHARE, StepCost, StepFit};
 use serde::{Deserialize, Serialize};
 
 /// Assumed of one instance: a small model on one core that answers with some dozen tokens, two requests per second.
@@ -44,6 +44,26 @@ const MAX_TIME_S: f64 = 1e3;
 /// Where even one sequence by itself is slower than the target, further ones may slow it by this factor.
 const SLOWED_BY: f64 = 2.0;
 
+/// Batch from which on an engine's steps tell what a sequence adds to them.
+const TELLING_BATCH: f64 = 3.0;
+/// Models that what is assumed of engines counts for, beside those that are measured.
+const ASSUMED_MODELS: f64 = 1.0;
+
+/// How a step grows with its batch, where an engine has not been seen with different ones.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Shape {
+    /// Share that one sequence has in a step by itself.
+    sequence_share: f64,
+    /// Batch up to which the curve is believed.
+    batch: f64,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Self { sequence_share: SEQUENCE_SHARE, batch: PRIOR_CONCURRENCY }
+    }
+}
+
 /// Measured service of one model's instances, alike over instances.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -59,6 +79,10 @@ pub struct CapacityEstimator {
     /// The batch beyond which requests wait in the engine; 0 while none was seen to.
     full_at: f64,
     samples: u32,
+    /// As of the last look.
+    cost: Option<StepCost>,
+    /// What engines of the fleet are like.
+    lent: Shape,
 }
 
 /// An instance's totals at the last look, to take the next delta from.
@@ -121,6 +145,7 @@ impl CapacityEstimator {
         let Some(finished) = after.requests.checked_sub(before.requests) else { return };
         self.samples = self.samples.saturating_add(1);
         self.fit.observe(&look);
+        self.cost = self.fit.cost(self.lent.sequence_share);
         self.learn_lengths(&look, (finished as f64).min(1e9), f64::from(after.running) - f64::from(before.running));
         self.learn_batch(&look, before, after);
     }
@@ -157,9 +182,9 @@ impl CapacityEstimator {
 
     /// What an instance does with how many requests at once, and up to how many it is useful to fill it.
     pub(crate) fn service(&self, slo: &Slo) -> Service {
-        let Some(cost) = self.fit.cost() else { return self.without_steps() };
+        let Some(cost) = self.cost else { return self.without_steps() };
         let lengths = self.lengths();
-        let believed = (BELIEVED_BEYOND * self.fit.largest()).max(PRIOR_CONCURRENCY);
+        let believed = (BELIEVED_BEYOND * self.fit.largest()).max(self.lent.batch);
         let limit = if self.full_at > 0.0 { believed.min(self.full_at) } else { believed };
         let concurrency = useful(&cost, lengths, slo).min(limit).floor().clamp(1.0, MAX_BATCH);
         let Some(lengths) = lengths else { return Service { concurrency, ..PRIOR } };
@@ -170,6 +195,26 @@ impl CapacityEstimator {
             each_s: prompt_s + cost.per_sequence_s * lengths.decode_tokens,
             concurrency,
         })
+    }
+
+    /// How the engines of a fleet's models are, as far as they have been seen with batches: what a model is believed to
+    /// be like that has been seen with single requests alone. Engines of one fleet run on alike devices, where the share
+    /// of a sequence in a step follows from the device more than from the model.
+    pub(crate) fn of_fleet<'a>(fleet: impl Iterator<Item = &'a Self>) -> Shape {
+        let assumed = Shape::default();
+        let (mut share, mut doublings, mut models) = (assumed.sequence_share, assumed.batch.log2(), ASSUMED_MODELS);
+        for one in fleet {
+            let Some(cost) = one.cost.filter(|_| one.fit.largest() >= TELLING_BATCH) else { continue };
+            share += cost.per_sequence_s / (cost.fixed_s + cost.per_sequence_s).max(1e-12);
+            doublings += one.fit.largest().log2();
+            models += 1.0;
+        }
+        Shape { sequence_share: share / models, batch: (doublings / models).exp2() }
+    }
+
+    /// Believes this where the model's own engines have not shown it.
+    pub(crate) fn lend(&mut self, shape: Shape) {
+        self.lent = shape;
     }
 
     /// An engine that decodes nothing, such as one that embeds, takes requests one after the other: their time over

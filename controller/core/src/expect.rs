@@ -3,13 +3,15 @@
 //!
 //! Both are fed the same deltas. Demand is planned for at each rank of the higher of the two: a burst shows in the fast
 //! one within a tick, and the calibrated quantiles of the learned one hold the rest of the time. How long to hold an
-//! idle instance is asked of the gaps between arrivals where there have been gaps as long as this one, and of the
-//! ski-rental rule where there have not.
+//! idle instance is asked of the gaps between arrivals where there have been many as long as this one, and of the rate
+//! at which silences end where there have not.
 //!
 //! Learning is bounded in each tick, in bins and in levels over all models; the fits are due work that somebody else
 //! does between ticks (see [`State::refit_due`]).
 
+use crate::burst::Bursts;
 use crate::forecast::{ArrivalEstimator, Delta, Forecast};
+use crate::silence::Silences;
 use crate::snapshot::{ModelName, Snapshot};
 use crate::state::{ModelState, State};
 use crate::{NS_PER_S, Nanos};
@@ -27,8 +29,8 @@ const MODELS_WITH_LEVEL: usize = 256;
 const LENDING_BINS: u64 = 300;
 /// Gaps that a new model is lent of the fleet's.
 const LENT_GAPS: f64 = 1.0;
-/// Gaps longer than the silence so far that weigh as much as the ski-rental rule.
-const TRUSTED_GAPS: f64 = 2.0;
+/// Gaps longer than the silence so far that weigh as much as the rate at which silences end.
+const TRUSTED_GAPS: f64 = 10.0;
 /// Widths of bins that are learned from. The narrowest is of a second: nine tenths of the work for horizons at which no
 /// plan is made, since what the fast estimator says holds there.
 const WIDTHS: std::ops::Range<usize> = 1..Predictor::WIDTHS;
@@ -48,6 +50,10 @@ pub struct Expectation {
     /// Shares of requests that were counted here and turned out to be other models': 0 or less.
     owed: f64,
     record: Record,
+    #[serde(default)]
+    pub(crate) bursts: Bursts,
+    #[serde(default)]
+    pub(crate) silences: Silences,
 }
 
 /// How often the 0.9 quantile that the plan went by held.
@@ -85,7 +91,7 @@ pub(crate) fn learn(state: &mut State, snapshot: &Snapshot) {
     for (name, view) in &snapshot.models {
         let Some(model) = state.models.get_mut(name) else { continue };
         if let Some(delta) = model.arrivals.observe(snapshot.now_ns, &view.demand) {
-            model.expected.take(&delta);
+            model.expected.take(&delta, model.arrivals.burst());
         }
         wanting |= WIDTHS.clone().any(|width| model.expected.predictor.wants_level(width));
     }
@@ -141,7 +147,7 @@ fn digest(models: &mut BTreeMap<ModelName, ModelState>, last: &mut ModelName) {
 }
 
 impl Expectation {
-    fn take(&mut self, delta: &Delta) {
+    fn take(&mut self, delta: &Delta, burst: Option<(f64, f64)>) {
         let net = self.owed + delta.requests;
         self.owed = net.clamp(-MOST_OWED, 0.0);
         let requests = net.max(0.0);
@@ -152,6 +158,8 @@ impl Expectation {
             signals: Signals::default(),
         };
         self.predictor.take(seconds(delta.at_ns), arrived);
+        self.bursts.take(delta.at_ns, requests, burst);
+        self.silences.take(delta.at_ns, requests);
         if let Some(open) = self.record.open.as_mut().filter(|open| delta.at_ns > open.from_ns) {
             open.arrived += requests;
         }
@@ -166,7 +174,8 @@ impl Expectation {
         now_ns: Nanos,
     ) -> Forecast {
         let learned = |ahead_s, ranks| self.predictor.rate_quantiles(ahead_s, AVERAGED_S, ranks);
-        let mut forecast = arrivals.forecast(horizon_s, silent_s, learned);
+        let mut forecast = arrivals.forecast(horizon_s, self.bursts.left(), learned);
+        forecast.hazard_per_s = self.silences.hazard_per_s(silent_s);
         let now_s = seconds(now_ns);
         let gaps = self.predictor.idle_times().longer_gaps(self.predictor.silent_s(now_s));
         let trust = gaps / (gaps + TRUSTED_GAPS);
@@ -218,6 +227,8 @@ impl Expectation {
         self.predictor.resume(unseen_s);
         self.owed = 0.0;
         self.record.open = None;
+        self.bursts.rebase();
+        self.silences.rebase();
     }
 }
 

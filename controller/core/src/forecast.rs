@@ -5,6 +5,7 @@
 //! smoothing; the index of dispersion of the counts (variance over mean, 1 for Poisson) gives the spread.
 //! Scenarios are paths over time; quantiles are views of them. `expect` joins these with the learned forecast.
 
+use crate::burst::Left;
 use crate::snapshot::Demand;
 use crate::{NS_PER_MS, Nanos, seconds_between};
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,8 @@ const LEAST_RATE_PER_S: f64 = 1e-6;
 const UNIDENTIFIED_LEAST: f64 = 0.5;
 /// How long such a request must have been waiting before it warms a model at zero, ns.
 const UNIDENTIFIED_NS: Nanos = 50 * NS_PER_MS;
+/// How far a rise has to be news to be called a burst.
+const BURST_NEWS: f64 = 0.5;
 /// Bounds of the index of dispersion.
 const DISPERSION: (f64, f64) = (1.0, 20.0);
 
@@ -226,29 +229,35 @@ impl ArrivalEstimator {
         self.output_tokens_per_request += share * (output.min(1e9) - self.output_tokens_per_request);
     }
 
-    /// The forecast over `horizon_s`, given that the model has been silent for `silent_s`. `learned` gives, for a time
+    /// The slow rate and the excess over it, 1/s, where the rate has risen by more than chance explains.
+    pub(crate) fn burst(&self) -> Option<(f64, f64)> {
+        let apart = self.fast_per_s - self.slow_per_s;
+        let news = significance(apart, self.slow_per_s, self.dispersion.max(DISPERSION.0));
+        (apart > 0.0 && news >= BURST_NEWS).then_some((self.slow_per_s, apart * news))
+    }
+
+    /// The forecast over `horizon_s`, given what is left of a burst by then. `learned` gives, for a time
     /// ahead in s, the rates that are known by other means to be at these ranks, where they are; each path is the higher
     /// of the two at its rank. A model that has had no request for long has no paths.
     pub(crate) fn forecast(
         &self,
         horizon_s: f64,
-        silent_s: f64,
+        left: Left,
         learned: impl Fn(f64, Ranks) -> Option<Ranks>,
     ) -> Forecast {
         let horizon_s = horizon_s.clamp(0.1, 600.0);
         let step_s = horizon_s / STEPS as f64;
-        let hazard_per_s = self.hazard_per_s(silent_s);
-        let mut forecast = Forecast { scenarios: Vec::new(), step_s, hazard_per_s };
+        let mut forecast = Forecast { scenarios: Vec::new(), step_s, hazard_per_s: 0.0 };
         let known: [Option<Ranks>; STEPS] = std::array::from_fn(|step| learned((step as f64 + 1.0) * step_s, RANKS));
         if self.slow_per_s + self.fast_per_s < LEAST_RATE_PER_S && known[0].is_none() {
             return forecast;
         }
-        let outlook = self.outlook();
+        let outlook = self.outlook(left);
         for (at, (weight, score, _)) in BANDS.into_iter().enumerate() {
             let rate = |step: usize| {
                 let ahead_s = damped_s((step as f64 + 1.0) * step_s + FAST_S);
                 let mean = (outlook.level_per_s + outlook.slope * ahead_s).max(0.0);
-                let fast = (mean + score * (outlook.spread_per_rate * mean).sqrt()).clamp(0.0, MAX_RATE_PER_S);
+                let fast = (mean + score * outlook.spread_per_s).clamp(0.0, MAX_RATE_PER_S);
                 known[step].map_or(fast, |ranks| ranks[at].clamp(fast, MAX_RATE_PER_S))
             };
             let requests: Vec<f64> = (0..STEPS).map(|step| rate(step) * step_s).collect();
@@ -262,25 +271,22 @@ impl ArrivalEstimator {
         forecast
     }
 
-    fn outlook(&self) -> Outlook {
+    fn outlook(&self, left: Left) -> Outlook {
         let dispersion = self.dispersion.max(DISPERSION.0);
         let apart = self.fast_per_s - self.slow_per_s;
         let news = significance(apart, self.slow_per_s, dispersion);
-        let believed = apart * news;
+        // What has fallen stays down; how sure that is, is the fast rate's own variance.
+        let (share, spread_per_s) = match apart > 0.0 {
+            true => (left.share(), apart * news * left.spread()),
+            false => (1.0, (dispersion * self.fast_per_s * news / (2.0 * FAST_S)).sqrt()),
+        };
+        let believed = apart * news * share;
+        let settled = dispersion * self.slow_per_s / (2.0 * SLOW_S);
         Outlook {
             level_per_s: self.slow_per_s + believed,
             slope: believed / (SLOW_S - FAST_S),
-            spread_per_rate: dispersion * (news / (2.0 * FAST_S) + (1.0 - news) / (2.0 * SLOW_S)),
+            spread_per_s: (settled + spread_per_s * spread_per_s).sqrt(),
         }
-    }
-
-    /// Rate of the next arrival after a silence of t seconds. Half an imagined arrival since the last one is
-    /// added to the evidence (a gamma prior), so that a first request is not taken for the last one; and the
-    /// silence itself speaks against any rate above 1/t. With the second rule no instance is held idle for
-    /// longer than losing it would cost, the bound of the ski-rental problem, whatever the traffic was before.
-    fn hazard_per_s(&self, silent_s: f64) -> f64 {
-        let silent_s = silent_s.max(1e-3);
-        (self.slow_per_s * silent_s + 0.5).min(1.0) / silent_s
     }
 }
 
@@ -289,8 +295,8 @@ struct Outlook {
     level_per_s: f64,
     /// 1/s².
     slope: f64,
-    /// Variance of the rate that is believed, per unit of rate.
-    spread_per_rate: f64,
+    /// Standard deviation of the rate that is believed.
+    spread_per_s: f64,
 }
 
 /// The time for which a trend that wears off counts (a damped trend: Gardner and McKenzie, 1985).

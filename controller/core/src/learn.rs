@@ -1,7 +1,9 @@
 //! Takes a snapshot into the state: what appeared, what died, what failed, what was served, what arrived.
 
-use crate::capacity::ServiceMark;
+use crate::burst::Bursts;
+use crate::capacity::{CapacityEstimator, ServiceMark};
 use crate::policy::Policy;
+use crate::silence::Silences;
 use crate::snapshot::{InstanceState, InstanceView, Snapshot};
 use crate::state::{Known, ModelState, State};
 use crate::{NS_PER_MS, Nanos, expect};
@@ -26,6 +28,20 @@ pub(crate) fn absorb(state: &mut State, snapshot: &Snapshot) {
         learn_instance(state, id, view);
     }
     expect::learn(state, snapshot);
+    lend(state);
+}
+
+/// What the fleet is like is what is believed of a model that has not shown what it is like itself.
+fn lend(state: &mut State) {
+    let shape = CapacityEstimator::of_fleet(state.models.values().map(|model| &model.capacity));
+    let left = Bursts::of_fleet(state.models.values().map(|model| &model.expected.bursts));
+    let silences = state.models.values().map(|model| &model.expected.silences);
+    let habit = Silences::of_fleet(silences, state.last_now_ns);
+    for model in state.models.values_mut() {
+        model.capacity.lend(shape);
+        model.expected.bursts.lend(left);
+        model.expected.silences.lend(habit);
+    }
 }
 
 /// Instances of the last snapshot that are not in this one, and were not told to go, died.

@@ -4,6 +4,7 @@
 //! ordered maps throughout, so the same state and snapshot give the same effects on every machine.
 
 pub mod action;
+mod burst;
 pub mod capacity;
 mod diff;
 pub mod expect;
@@ -17,6 +18,7 @@ pub mod outside;
 mod plan;
 pub mod policy;
 mod room;
+mod silence;
 pub mod snapshot;
 mod staffing;
 pub mod state;

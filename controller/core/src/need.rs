@@ -36,8 +36,6 @@ pub(crate) struct Need {
     pub(crate) holding_cost_per_s: f64,
     pub(crate) miss_cost: f64,
     pub(crate) restart_cost: f64,
-    /// When the first instance that is only kept will have cost as much as losing it.
-    pub(crate) keep_until_ns: Option<Nanos>,
 }
 
 impl Need {
@@ -62,6 +60,8 @@ fn need_of(model: &mut ModelState, view: &ModelView, group: &Group, snapshot: &S
     remember_use(model, view, group, load, now_ns);
     let silent_s = model.needed_ns.first().map_or(f64::MAX, |at| seconds_between(*at, now_ns));
     let forecast = model.expected.forecast(&model.arrivals, capacity.cold_start_ms_p90 / 1e3, silent_s, now_ns);
+    model.expected.bursts.look_ahead(forecast.horizon_s());
+    model.expected.silences.longer_than(capacity.cold_start_ms_p50 / 1e3);
     model.expected.record(forecast.rate_quantile(0.9), forecast.horizon_s(), now_ns);
     let mut service = model.capacity.service(&policy.slo);
     service.concurrency = service.bound(policy.slo.ttft_ms) * policy.usable_share();
@@ -103,9 +103,8 @@ fn need_of(model: &mut ModelState, view: &ModelView, group: &Group, snapshot: &S
         load,
         starved_since_ns: model.starved_since_ns,
         holding_cost_per_s,
-        miss_cost: policy.miss_cost_of(cold_start_s, holding_cost_per_s),
+        miss_cost: policy.miss_cost_of(cold_start_s, holding_cost_per_s, model.expected.silences.together()),
         restart_cost: policy.restart_cost_of(cold_start_s, holding_cost_per_s),
-        keep_until_ns: None,
     };
     keep_alive(&mut found, model, group, now_ns);
     found
@@ -155,8 +154,9 @@ fn for_queue(load: u64, capacity: &CapacityView, policy: &Policy) -> u32 {
 }
 
 /// Phase 3: which instances beyond the needed ones are worth keeping. The `k`-th, last needed `t` seconds
-/// ago, is kept while (rate at which it is needed again) x (cost of not having it) exceeds the cost of holding it. By the
-/// rule of `hazard_per_s` that rate falls as 1/t.
+/// ago, is kept while (rate at which it is needed again) x (cost of not having it) exceeds the cost of holding it. For the
+/// first that rate is forecast; for a further one it falls as 1/t, so that none is held idle for longer than losing it
+/// would cost (ski rental).
 fn keep_alive(found: &mut Need, model: &ModelState, group: &Group, now_ns: Nanos) {
     let have = group.have();
     while found.keep < have {
@@ -172,9 +172,6 @@ fn keep_alive(found: &mut Need, model: &ModelState, group: &Group, now_ns: Nanos
             return;
         }
         found.keep += 1;
-        let worth_s = (loss / found.holding_cost_per_s).min(1e6);
-        let until_ns = since_ns.saturating_add((worth_s * 1e9) as u64);
-        found.keep_until_ns = Some(found.keep_until_ns.map_or(until_ns, |earlier| earlier.min(until_ns)));
     }
 }
 

@@ -80,13 +80,16 @@ impl Policy {
         cost.max(1e-9)
     }
 
-    /// Cost of not having the first instance when a request comes: the miss, the wait for a cold start, and what the
-    /// instance holds while it starts and serves nobody.
-    pub fn miss_cost_of(&self, cold_start_s: f64, holding_cost_per_s: f64) -> f64 {
-        price(self.miss_cost) + (price(self.wait_cost_per_s) + holding_cost_per_s) * cold_start_s
+    /// Cost of not having the first instance when so many requests come together: the miss of each, the wait of the
+    /// first for a cold start and of the others for half of one, and what the instance holds while it starts and serves
+    /// nobody.
+    pub fn miss_cost_of(&self, cold_start_s: f64, holding_cost_per_s: f64, together: f64) -> f64 {
+        let waited_s = cold_start_s * (1.0 + together) / 2.0;
+        price(self.miss_cost) * together + price(self.wait_cost_per_s) * waited_s + holding_cost_per_s * cold_start_s
     }
 
-    /// Cost of not having a further instance when it is wanted again: the start alone, since the others serve meanwhile.
+    /// Cost of not having a further instance when it is wanted again: the start, and the wait of those whom the others do
+    /// not serve in time meanwhile.
     pub fn restart_cost_of(&self, cold_start_s: f64, holding_cost_per_s: f64) -> f64 {
         price(self.start_cost) + (price(self.wait_cost_per_s) * 0.5 + holding_cost_per_s) * cold_start_s
     }

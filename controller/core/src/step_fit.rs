@@ -25,7 +25,7 @@ const SIZES: usize = 8;
 const MEASURED_S: f64 = 0.5;
 /// Assumed share that one sequence has in a step by itself. A device that is bound by its memory has less, so what is
 /// said of batches beyond those measured is too little rather than too much.
-const SEQUENCE_SHARE: f64 = 0.3;
+pub(crate) const SEQUENCE_SHARE: f64 = 0.3;
 /// Weight of the assumptions against measurements that say nothing else.
 const ASSUMED_WEIGHT: f64 = 0.01;
 /// A pivot below this share of its diagonal is no direction that was measured.
@@ -41,7 +41,7 @@ pub(crate) struct Look {
 }
 
 /// Time of a step by its parts, s.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct StepCost {
     pub(crate) fixed_s: f64,
     pub(crate) per_sequence_s: f64,
@@ -129,15 +129,16 @@ impl StepFit {
         measured.map(|sums| sums.largest).fold(0.0, f64::max)
     }
 
-    /// The parts of a step's time, none of them negative; none while nothing was decoded.
-    pub(crate) fn cost(&self) -> Option<StepCost> {
+    /// The parts of a step's time, none of them negative; none while nothing was decoded. Where batches have not differed
+    /// a sequence is assumed to have the given share in a step by itself.
+    pub(crate) fn cost(&self, sequence_share: f64) -> Option<StepCost> {
         let Sums { mut products, with_busy, .. } = self.all();
         let steps2 = products[0][0];
         if steps2 <= 0.0 || products[1][1] <= 0.0 {
             return None;
         }
         // As if it had been measured, once, that a sequence has its assumed share of a step and a prompt token none.
-        let split = [-SEQUENCE_SHARE, 1.0 - SEQUENCE_SHARE];
+        let split = [-sequence_share, 1.0 - sequence_share];
         for (row, a) in split.into_iter().enumerate() {
             for (column, b) in split.into_iter().enumerate() {
                 products[row][column] += ASSUMED_WEIGHT * steps2 * a * b;
@@ -199,7 +200,7 @@ mod tests {
         for (batch, prefill_tokens) in looks {
             fit.observe(&look(cost, 10.0, *batch, *prefill_tokens));
         }
-        fit.cost().expect("something was decoded")
+        fit.cost(SEQUENCE_SHARE).expect("something was decoded")
     }
 
     #[test]
@@ -228,11 +229,11 @@ mod tests {
         let mut fit = StepFit::default();
         fit.observe(&Look { busy_s: 1.0, steps: 10.0, decode_tokens: 10.0, prefill_tokens: 0.0 });
         fit.observe(&Look { busy_s: 0.5, steps: 10.0, decode_tokens: 80.0, prefill_tokens: 0.0 });
-        let cost = fit.cost().expect("decoded");
+        let cost = fit.cost(SEQUENCE_SHARE).expect("decoded");
         assert!(cost.fixed_s > 0.0 && cost.per_sequence_s == 0.0 && cost.per_prompt_token_s == 0.0, "{cost:?}");
-        assert_eq!(StepFit::default().cost(), None);
+        assert_eq!(StepFit::default().cost(SEQUENCE_SHARE), None);
         fit = StepFit::default();
         fit.observe(&Look { busy_s: 1.0, steps: 10.0, decode_tokens: 0.0, prefill_tokens: 500.0 });
-        assert_eq!(fit.cost(), None);
+        assert_eq!(fit.cost(SEQUENCE_SHARE), None);
     }
 }

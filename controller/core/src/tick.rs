@@ -16,8 +16,6 @@ const SOON_NS: Nanos = 100 * NS_PER_MS;
 const SERVING_NS: Nanos = 250 * NS_PER_MS;
 /// The next tick while nothing moves, ns.
 const LATER_NS: Nanos = NS_PER_S;
-/// The least time between ticks, ns.
-const LEAST_NS: Nanos = 10 * NS_PER_MS;
 
 /// Decides what to do about a snapshot, and remembers what it asked for. Pure: equal state and snapshot give
 /// equal effects. Calling it again with the same snapshot asks for nothing more. A snapshot older than the
@@ -130,7 +128,7 @@ fn decide_unregistered(snapshot: &Snapshot, plan: &Plan, name: ModelName, action
     }
 }
 
-/// Soon while anything is in motion, else within a second, and no later than the end of a keep-alive.
+/// Soon while anything is in motion, else within a second: the end of a keep-alive waits as long.
 fn next_tick_ns(
     state: &State,
     snapshot: &Snapshot,
@@ -148,7 +146,5 @@ fn next_tick_ns(
         (false, true) => SERVING_NS,
         (false, false) => LATER_NS,
     };
-    let due_ns = now_ns.saturating_add(wait_ns);
-    let expiry_ns = needs.values().filter_map(|need| need.keep_until_ns).min().unwrap_or(Nanos::MAX);
-    due_ns.min(expiry_ns).max(now_ns.saturating_add(LEAST_NS))
+    now_ns.saturating_add(wait_ns)
 }

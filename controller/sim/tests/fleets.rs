@@ -35,6 +35,9 @@ fn drawn(seed: u64) -> (Config, Trace) {
         faults: FaultPlan::harsh(),
         strict: true,
         devices_per_node: random.between(1, u64::from(devices) / 6) as u32,
+        // Where cold starts are long and a crowd comes at once, the last instance is worth holding for the better part
+        // of an hour.
+        settle_s: 3_600.0,
         ..Config::new(devices, [2.0, 10.0, 30.0][random.between(0, 2) as usize])
     };
     (config, generate(shape, 3600.0, seed))
