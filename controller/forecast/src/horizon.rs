@@ -1,38 +1,46 @@
 //! One horizon: every expert's quantiles, their mix, and its correction.
 //!
-//! An expert is a point ([`crate::points`]) with a scale and a window of past errors in units of that scale, so each
-//! gives a whole distribution; the regression gives its quantiles directly. They are mixed per quantile, and what the
-//! mix is still off by is made good by adaptive conformal correction (Gibbs and Candes, "Adaptive conformal inference
-//! under distribution shift", 2021, in the form of Angelopoulos, Candes and Tibshirani's quantile tracker, "Conformal
-//! PID control for time series prediction", 2023): each miss moves the quantile out, each hit moves it in, in the ratio
-//! that keeps the stated share in the long run whatever the load does.
+//! An expert is a point ([`crate::points`]) with the spread of its errors ([`crate::spread`]) under one of several ideas
+//! of what errors are proportional to, so each gives a whole distribution; the counts of the past and the regression
+//! give their quantiles directly. They are mixed by groups of quantiles, and what the mix is still off by is made good by
+//! adaptive conformal correction (Gibbs and Candes, "Adaptive conformal inference under distribution shift", 2021, in
+//! the form of Angelopoulos, Candes and Tibshirani's quantile tracker, "Conformal PID control for time series
+//! prediction", 2023): each miss moves the quantile out, each hit moves it in, in the ratio that keeps the stated share
+//! in the long run whatever the load does.
 
 use crate::calendar::Calendar;
 use crate::mixture::{Aggregation, Likelihood};
-use crate::points::{self, POINTS, Points, Scales, memory_bins};
+use crate::points::{self, POINTS, Points, is_seasonal, memory_bins};
 use crate::regression::{Features, Regression};
-use crate::residuals::Residuals;
 use crate::scenario::rank_of;
+use crate::seasons::{Seasons, Went};
+use crate::spread::Spread;
 use crate::{QUANTILES, sound};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
-/// Ways to turn one point into a distribution: plain errors; errors by the root of the level, of long and short
-/// memory; errors by what they have been lately.
+const COUNT: usize = QUANTILES.len();
+/// What errors are proportional to: nothing; the root of the level, over long and short memory; what they were lately.
 const SPREADS: usize = 4;
 const PLAIN: usize = 0;
-/// Errors remembered by long and short memory.
-const MEMORY: (usize, usize) = (800, 64);
-pub(crate) const EXPERTS: usize = POINTS * SPREADS + 1;
+/// Errors over which the scale of each is remembered.
+const MEMORY: [f32; SPREADS] = [800.0, 800.0, 25.0, 400.0];
+/// The counts of long and short memory as they are, and the regression.
+const DIRECT: usize = points::WINDOWS + 1;
+pub(crate) const EXPERTS: usize = POINTS * SPREADS + DIRECT;
 /// How long a good expert's memory usually is, s, and the spread of that in doublings.
 const USUAL_MEMORY: (f64, f64) = (240.0, 1.5);
 /// No expert begins with less than this against the likeliest.
 const LEAST_LIKELY: f64 = 0.02;
-/// What seasons begin with against others of the same memory, and the regression against the likeliest mean.
-const LATE: (f64, f64) = (0.2, 0.3);
+/// What seasons begin with against others of the same memory, and each direct one against the likeliest mean.
+const LATE: (f64, [f64; DIRECT]) = (0.5, [0.3, 0.3, 0.3]);
 /// Place of the median among the quantiles.
 const MEDIAN: usize = 3;
-/// How much an expert's weight at one quantile owes to its skill over all of them.
+/// Quantiles that are weighed together, and the loss of each for normal errors of unit size.
+const GROUP: [usize; COUNT] = [0, 0, 0, 1, 1, 2, 2, 3, 3];
+const GROUPS: usize = 4;
+const NORMAL_LOSS: [f64; COUNT] = [0.103, 0.175, 0.318, 0.399, 0.318, 0.175, 0.103, 0.048, 0.027];
+/// How much an expert's weight at one group owes to its skill over all of them.
 const SHARED: f64 = 0.4;
 /// Step of the conformal correction, in units of the usual error.
 const CORRECTION: f64 = 0.01;
@@ -41,7 +49,7 @@ const USUAL: f64 = 0.02;
 /// What the two rules begin with.
 const EVEN: [f64; 2] = [0.5; 2];
 /// Bins before errors are remembered, and before weights are learned.
-const WARM: (f64, f64) = (8.0, 20.0);
+const WARM: (f64, f64) = (4.0, 12.0);
 
 /// What is known of one horizon.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -49,21 +57,28 @@ pub(crate) struct Horizon {
     /// Bins from the last one seen to the one forecast.
     pub(crate) ahead: usize,
     prior: Vec<f64>,
-    windows: Vec<Residuals>,
+    spreads: Vec<Spread>,
     rules: Vec<Rule>,
+    marks: [Mark; COUNT],
     regression: Regression,
+    seasons: Seasons,
     issued: VecDeque<Issue>,
     usual: f64,
 }
 
-/// How the experts are combined at one quantile, and what came of it.
+/// How the experts are combined over a group of quantiles.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Rule {
     guarded: Aggregation,
     quick: Likelihood,
     between: Aggregation,
+}
+
+/// What a quantile is corrected by, and what came of it, discounted: outcomes, those at or below what was stated, the
+/// loss of stating it, and the loss of the expert that did best.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Mark {
     correction: f64,
-    /// Discounted: outcomes, those at or below what was stated, and the loss of stating it.
     outcomes: f64,
     within: f64,
     loss: f64,
@@ -74,15 +89,18 @@ struct Rule {
 struct Issue {
     bins: f64,
     points: Vec<f64>,
-    units: Vec<[f64; SPREADS]>,
+    /// Standard deviations that were stated, and the units that they are in.
+    widths: Vec<f32>,
+    units: Vec<[f32; SPREADS]>,
     features: Features,
     local: (f64, f64),
+    went: Went,
     /// What the experts said, quantile by quantile; then by quantile the two mixes, what they came to, and what was
     /// stated.
     said: Vec<f32>,
-    mixes: Vec<[f32; 2]>,
-    mixed: Vec<f64>,
-    stated: Vec<f64>,
+    mixes: [[f32; 2]; COUNT],
+    mixed: [f64; COUNT],
+    stated: [f64; COUNT],
 }
 
 impl Issue {
@@ -94,18 +112,17 @@ impl Issue {
 impl Horizon {
     pub(crate) fn new(ahead: usize, bin_s: f64) -> Self {
         let prior = prior(bin_s);
-        let memory = [MEMORY.0, MEMORY.0, MEMORY.1, MEMORY.0];
         let rule = Rule {
             guarded: Aggregation::new(&prior),
             quick: Likelihood::new(prior.len()),
             between: Aggregation::new(&EVEN),
-            ..Rule::default()
         };
         Self {
             ahead,
             prior,
-            windows: (0..POINTS * SPREADS).map(|at| Residuals::new(memory[at % SPREADS])).collect(),
-            rules: vec![rule; QUANTILES.len()],
+            spreads: vec![Spread::default(); POINTS * SPREADS],
+            rules: vec![rule; GROUPS],
+            seasons: Seasons::new(bin_s),
             ..Self::default()
         }
     }
@@ -119,109 +136,149 @@ impl Horizon {
         let issue = self.issued.pop_front()?;
         let error = (count - issue.mixed[MEDIAN]).abs();
         self.usual = if self.usual == 0.0 { error } else { self.usual + USUAL * (error - self.usual) };
-        self.regression.push(issue.features, (count - issue.local.0) / issue.local.1);
+        self.regression.push(&issue.features, (count - issue.local.0) / issue.local.1);
+        self.seasons.learn(&issue.went, count);
         if issue.bins > WARM.0 {
-            for (at, window) in self.windows.iter_mut().enumerate() {
-                let (point, spread) = (at / SPREADS, at % SPREADS);
-                window.push((count - issue.points[point]) / issue.units[point][spread]);
-            }
+            self.spread(&issue, count);
         }
         if issue.bins > WARM.1 {
             self.weigh(&issue, count);
+            self.mark(&issue, count);
         }
         Some(rank_of(&issue.stated, count))
+    }
+
+    /// Takes errors in.
+    fn spread(&mut self, issue: &Issue, count: f64) {
+        for (at, spread) in self.spreads.iter_mut().enumerate() {
+            let (point, idea) = (at / SPREADS, at % SPREADS);
+            let error = (count - issue.points[point]) as f32;
+            let width = issue.widths[at];
+            let (unit, grain) = (issue.units[point][idea], 0.5 / width);
+            spread.learn(error / unit, error / width, MEMORY[idea], grain, self.ahead as f32);
+        }
     }
 
     /// A fresh horizon with the same shapes of errors, where those are in relative units, and the same regression.
     pub(crate) fn borrowed(&self, bin_s: f64) -> Self {
         let mut fresh = Self::new(self.ahead, bin_s);
-        for (at, (to, from)) in fresh.windows.iter_mut().zip(&self.windows).enumerate() {
+        for (at, (to, from)) in fresh.spreads.iter_mut().zip(&self.spreads).enumerate() {
             if at % SPREADS != PLAIN {
-                *to = from.clone();
+                *to = from.borrowed();
             }
         }
         fresh.regression = self.regression.borrowed();
         fresh
     }
 
-    /// What is worth storing of it: no forecast that waits for its outcome, and of errors the newest.
-    pub(crate) fn kept(&self, errors: usize) -> Self {
-        Self {
-            ahead: self.ahead,
-            prior: self.prior.clone(),
-            windows: self.windows.iter().map(|window| window.newest(errors)).collect(),
-            rules: self.rules.clone(),
-            regression: self.regression.borrowed(),
-            issued: VecDeque::new(),
-            usual: self.usual,
-        }
+    /// What is worth storing of it: no forecast that waits for its outcome.
+    pub(crate) fn kept(&self) -> Self {
+        Self { regression: self.regression.borrowed(), issued: VecDeque::new(), ..self.clone() }
     }
 
-    /// Moves weights and corrections.
+    /// Moves weights.
     fn weigh(&mut self, issue: &Issue, count: f64) {
         let unit = self.usual.max(0.1);
-        // By how much each expert did better than the mix by its linearised loss, at each quantile and on average.
-        let mut gains = vec![0.0; EXPERTS * QUANTILES.len()];
-        let mut shared = vec![0.0; EXPERTS];
+        // By how much each expert did better than the mix by its linearised loss, in each group and on average; and each
+        // one's loss.
+        let mut gains = [[0.0; EXPERTS]; GROUPS];
+        let mut losses = [[0.0; EXPERTS]; GROUPS];
+        let mut shared = [[0.0; EXPERTS]; 2];
+        let mut between = [[0.0; 2]; GROUPS];
         for (at, q) in QUANTILES.into_iter().enumerate() {
-            let mix = f64::from(issue.mixes[at][0]);
-            let slope = slope(q, count, mix) / unit;
-            let own = &mut gains[at * EXPERTS..(at + 1) * EXPERTS];
-            for ((own, shared), said) in own.iter_mut().zip(&mut shared).zip(issue.said(at)) {
-                *own = slope * (mix - f64::from(*said));
-                *shared += *own / QUANTILES.len() as f64;
+            let (mix, group) = (f64::from(issue.mixes[at][0]), GROUP[at]);
+            let norm = 1.0 / (NORMAL_LOSS[at] * COUNT as f64);
+            let by_mix = norm * slope(q, count, mix) / unit;
+            for (expert, said) in issue.said(at).iter().enumerate() {
+                let said = f64::from(*said);
+                let (gain, loss) = (by_mix * (mix - said), norm * pinball(q, count, said));
+                gains[group][expert] += gain;
+                losses[group][expert] += loss;
+                shared[0][expert] += gain;
+                shared[1][expert] += loss;
+            }
+            let mixed = issue.mixed[at];
+            let slope = norm * slope(q, count, mixed) / unit;
+            for (to, mix) in between[group].iter_mut().zip(issue.mixes[at]) {
+                *to += slope * (mixed - f64::from(mix));
             }
         }
-        for (at, q) in QUANTILES.into_iter().enumerate() {
-            let rule = &mut self.rules[at];
-            let own = &gains[at * EXPERTS..(at + 1) * EXPERTS];
-            rule.guarded.learn(&self.prior, own.iter().zip(&shared).map(|(own, all)| own + SHARED * (all - own)));
-            rule.quick.learn(issue.said(at).iter().map(|said| pinball(q, count, f64::from(*said))));
-            let (mixed, slope) = (issue.mixed[at], slope(q, count, issue.mixed[at]));
-            rule.between.learn(&EVEN, issue.mixes[at].iter().map(|mix| slope * (mixed - f64::from(*mix)) / unit));
-            let stated = issue.stated[at];
-            rule.correction += CORRECTION * unit * (f64::from(count > stated) - (1.0 - q));
-            rule.outcomes = Likelihood::discounted(rule.outcomes, 1.0);
-            rule.within = Likelihood::discounted(rule.within, f64::from(count <= stated));
-            rule.loss = Likelihood::discounted(rule.loss, pinball(q, count, stated));
+        for (group, rule) in self.rules.iter_mut().enumerate() {
+            let weigh = |own: f64, all: f64| own * GROUP_SHARE[group] * (1.0 - SHARED) + SHARED * all;
+            let by = gains[group].iter().zip(&shared[0]).map(|(own, all)| weigh(*own, *all));
+            rule.guarded.learn(&self.prior, by);
+            rule.quick.learn(losses[group].iter().zip(&shared[1]).map(|(own, all)| weigh(*own, *all)));
+            rule.between.learn(&EVEN, between[group].iter().map(|gain| gain * GROUP_SHARE[group]));
         }
     }
 
-    /// States the quantiles of the bin `ahead` bins from the last one, in requests per bin, in rising order.
-    pub(crate) fn issue(&mut self, points: &Points, bin_s: f64, calendar: &Calendar) -> Vec<f64> {
-        let said_points = points.at(self.ahead, bin_s, calendar);
-        let units = said_points.map(|level| units(points.scales(level)));
-        let features = points.features(self.ahead, bin_s, calendar);
-        let local = points.local();
-        let mut issue = Issue {
+    /// Moves corrections, and keeps the record.
+    fn mark(&mut self, issue: &Issue, count: f64) {
+        let unit = self.usual.max(0.1);
+        for ((mark, q), stated) in self.marks.iter_mut().zip(QUANTILES).zip(issue.stated) {
+            mark.correction += CORRECTION * unit * (f64::from(count > stated) - (1.0 - q));
+            mark.outcomes = Likelihood::discounted(mark.outcomes, 1.0);
+            mark.within = Likelihood::discounted(mark.within, f64::from(count <= stated));
+            mark.loss = Likelihood::discounted(mark.loss, pinball(q, count, stated));
+        }
+    }
+
+    /// States the quantiles of the bin `ahead` bins from the last one, in requests per bin, in rising order. `now_s` is
+    /// when that one ended.
+    pub(crate) fn issue(&mut self, points: &Points, now_s: f64, bin_s: f64, calendar: &Calendar) -> [f64; COUNT] {
+        let mut issue = self.said(points, now_s, bin_s, calendar);
+        for (group, rule) in self.rules.iter().enumerate() {
+            let likely = rule.quick.weights(&self.prior, self.ahead);
+            for at in (0..COUNT).filter(|at| GROUP[*at] == group) {
+                let said = issue.said(at);
+                let guarded = rule.guarded.mix(said);
+                let quick = likely.as_ref().map_or(guarded, |likely| dot(said, likely));
+                let mixes = [guarded as f32, quick as f32];
+                let mixed = rule.between.mix(&mixes);
+                (issue.mixes[at], issue.mixed[at]) = (mixes, mixed);
+                issue.stated[at] = sound(mixed + self.marks[at].correction);
+            }
+        }
+        issue.stated.sort_by(f64::total_cmp);
+        let stated = issue.stated;
+        self.issued.push_back(issue);
+        stated
+    }
+
+    /// What the experts say.
+    fn said(&self, points: &Points, now_s: f64, bin_s: f64, calendar: &Calendar) -> Issue {
+        let went = self.seasons.moves(self.ahead, now_s, bin_s, points, calendar);
+        let said_points = points.at(self.ahead, &went.moves);
+        let wider = (1.0 + went.moves.wider) as f32;
+        let units = said_points.map(|level| {
+            let scales = points.scales(level);
+            let root = scales.root as f32 * wider;
+            [1.0, root, root, scales.lately as f32 * wider]
+        });
+        let widths: Vec<f32> = (self.spreads.iter().enumerate())
+            .map(|(at, spread)| (units[at / SPREADS][at % SPREADS] * spread.scale()).max(1e-6))
+            .collect();
+        let (features, local) = (points.features(&went.moves), points.local());
+        let mut said = Vec::with_capacity(EXPERTS * COUNT);
+        for (at, q) in QUANTILES.into_iter().enumerate() {
+            let by_points = (self.spreads.iter().zip(&widths).enumerate())
+                .map(|(expert, (spread, width))| said_points[expert / SPREADS] as f32 + width * spread.shape()[at]);
+            said.extend(by_points.map(|count| count.max(0.0)));
+            said.extend(points.counts(q).map(|count| count as f32));
+            let by_regression = self.regression.predict(at, &features).map_or(local.0, |z| local.0 + local.1 * z);
+            said.push(sound(by_regression) as f32);
+        }
+        Issue {
             bins: points.bins(),
             points: said_points.to_vec(),
+            widths,
             units: units.to_vec(),
             features,
             local,
-            said: Vec::with_capacity(EXPERTS * QUANTILES.len()),
+            went,
+            said,
             ..Issue::default()
-        };
-        for (at, q) in QUANTILES.into_iter().enumerate() {
-            let by_windows = self.windows.iter().enumerate().map(|(at, window)| {
-                let (point, spread) = (at / SPREADS, at % SPREADS);
-                said_points[point] + units[point][spread] * window.quantile(q)
-            });
-            let by_regression = self.regression.predict(at, &features).map_or(local.0, |z| local.0 + local.1 * z);
-            issue.said.extend(by_windows.chain([by_regression]).map(|count| sound(count) as f32));
-            let (rule, said) = (&self.rules[at], issue.said(at));
-            let guarded = rule.guarded.mix(said);
-            let quick = rule.quick.mix(said, &self.prior, self.ahead).unwrap_or(guarded);
-            let mixes = [guarded as f32, quick as f32];
-            let mixed = rule.between.mix(&mixes);
-            issue.mixes.push(mixes);
-            issue.mixed.push(mixed);
-            issue.stated.push(sound(mixed + rule.correction));
         }
-        issue.stated.sort_by(f64::total_cmp);
-        let stated = issue.stated.clone();
-        self.issued.push_back(issue);
-        stated
     }
 
     /// Forecasts whose outcomes will not be seen say nothing.
@@ -238,33 +295,41 @@ impl Horizon {
         &mut self.regression
     }
 
-    /// Share of outcomes at or below what was stated for a quantile, and by which share the loss was above that of the
-    /// expert that did best in hindsight, both with the past discounted; none before there are outcomes.
+    /// Share of outcomes at or below what was stated for a quantile, with the past discounted, and by which share the
+    /// loss of the mix over its group of quantiles was above that of the expert that did best in hindsight; none before
+    /// there are outcomes.
     pub(crate) fn skill(&self, quantile: usize) -> Option<(f64, f64)> {
-        let rule = self.rules.get(quantile).filter(|rule| rule.outcomes > 0.0)?;
-        let least = rule.quick.least_loss();
-        let regret = if least > 1e-9 { rule.loss / least - 1.0 } else { 0.0 };
-        Some((rule.within / rule.outcomes, regret))
+        let mark = self.marks.get(quantile).filter(|mark| mark.outcomes > 0.0)?;
+        let least = self.rules[GROUP[quantile]].quick.least_loss();
+        let regret = if least > 1e-9 { mark.loss / least - 1.0 } else { 0.0 };
+        Some((mark.within / mark.outcomes, regret))
     }
 
     /// What each expert counts for in what is stated of a quantile, in order of the experts; the weights sum to 1.
     pub(crate) fn weights(&self, quantile: usize) -> Vec<f64> {
-        let Some(rule) = self.rules.get(quantile) else { return Vec::new() };
+        let Some(rule) = GROUP.get(quantile).map(|group| &self.rules[*group]) else { return Vec::new() };
         let guarded = rule.guarded.weights();
-        let Some(likely) = rule.quick.likely(&self.prior, self.ahead) else { return guarded.to_vec() };
-        let likely: Vec<f64> = likely.collect();
-        let sum: f64 = likely.iter().sum();
+        let Some(likely) = rule.quick.weights(&self.prior, self.ahead) else { return guarded.to_vec() };
         let [by_guarded, by_quick] = [0, 1].map(|rule_at| rule.between.weights()[rule_at]);
-        guarded.iter().zip(&likely).map(|(one, other)| by_guarded * one + by_quick * other / sum).collect()
+        guarded.iter().zip(&likely).map(|(one, other)| by_guarded * one + by_quick * other).collect()
     }
+}
+
+/// Groups over the quantiles in each.
+const GROUP_SHARE: [f64; GROUPS] = [9.0 / 3.0, 9.0 / 2.0, 9.0 / 2.0, 9.0 / 2.0];
+
+fn dot(said: &[f32], weights: &[f64]) -> f64 {
+    said.iter().zip(weights).map(|(said, weight)| f64::from(*said) * weight).sum()
 }
 
 /// An expert in words, by its place.
 pub(crate) fn expert_name(expert: usize) -> String {
     let by = ["spread as ever", "spread by level", "spread by level lately", "spread by errors lately"];
-    match points::NAMES.get(expert / SPREADS) {
-        Some(point) => format!("{point}, {}", by[expert % SPREADS]),
-        None => "regression".to_owned(),
+    match (points::NAMES.get(expert / SPREADS), expert % SPREADS) {
+        (Some(point), idea) => format!("{point}, {}", by[idea]),
+        (None, 0) => "counts of the past".to_owned(),
+        (None, 1) => "counts of late".to_owned(),
+        (None, _) => "regression".to_owned(),
     }
 }
 
@@ -275,16 +340,12 @@ fn prior(bin_s: f64) -> Vec<f64> {
     let of_point = |point: usize| {
         let apart = (memory_bins(point) * bin_s / USUAL_MEMORY.0).log2() / USUAL_MEMORY.1;
         let likely = (-0.5 * apart * apart).exp().max(LEAST_LIKELY);
-        if point + 2 >= POINTS { LATE.0 * likely } else { likely }
+        if is_seasonal(point) { LATE.0 * likely } else { likely }
     };
     let mut prior: Vec<f64> = (0..POINTS * SPREADS).map(|expert| of_point(expert / SPREADS)).collect();
-    prior.push(LATE.1);
+    prior.extend(LATE.1);
     let sum: f64 = prior.iter().sum();
     prior.into_iter().map(|likely| likely / sum).collect()
-}
-
-fn units(scales: Scales) -> [f64; SPREADS] {
-    [1.0, scales.root, scales.root, scales.lately]
 }
 
 /// Pinball loss of stating `stated` as the `q` quantile of what turned out to be `count`.

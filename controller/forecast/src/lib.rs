@@ -7,6 +7,7 @@
 
 mod calendar;
 mod filling;
+mod hours;
 mod horizon;
 mod idle;
 mod level;
@@ -17,8 +18,11 @@ mod reading;
 mod regression;
 mod residuals;
 mod scenario;
+mod seasons;
 mod sessions;
+mod shift;
 mod signals;
+mod spread;
 
 pub use horizon::pinball;
 pub use idle::IdleTimes;

@@ -102,19 +102,9 @@ impl Likelihood {
         }
     }
 
-    /// The weighted mean of what the experts say; none before there is anything to go by. Forecasts `ahead` bins
-    /// ahead overlap, so their errors are believed less.
-    pub(crate) fn mix(&self, said: &[f32], prior: &[f64], ahead: usize) -> Option<f64> {
-        let (mut sum, mut mixed) = (0.0, 0.0);
-        for (said, weight) in said.iter().zip(self.likely(prior, ahead)?) {
-            sum += weight;
-            mixed += weight * f64::from(*said);
-        }
-        Some(mixed / sum)
-    }
-
-    /// Weights by expert, not yet made to sum to 1; none before there is anything to go by.
-    pub(crate) fn likely<'a>(&'a self, prior: &'a [f64], ahead: usize) -> Option<impl Iterator<Item = f64> + 'a> {
+    /// Weights by expert, which sum to 1; none before there is anything to go by. Forecasts `ahead` bins ahead overlap,
+    /// so their errors are believed less.
+    pub(crate) fn weights(&self, prior: &[f64], ahead: usize) -> Option<Vec<f64>> {
         if self.rounds < 3.0 {
             return None;
         }
@@ -122,10 +112,13 @@ impl Likelihood {
         let power = -TEMPER * self.rounds / (ahead.max(1) as f64).sqrt();
         // Most experts are so much worse that their weight is nothing; that is told without their logarithm.
         let hopeless = least * (UNLIKELY / power).exp();
-        let weight = move |(loss, prior): (&f64, &f64)| {
+        let weight = |(loss, prior): (&f64, &f64)| {
             if *loss > hopeless { 0.0 } else { prior * (power * (loss.max(1e-12) / least).ln()).exp() }
         };
-        Some(self.losses.iter().zip(prior).map(weight))
+        let mut weights: Vec<f64> = self.losses.iter().zip(prior).map(weight).collect();
+        let sum: f64 = weights.iter().sum();
+        weights.iter_mut().for_each(|weight| *weight /= sum);
+        Some(weights)
     }
 }
 

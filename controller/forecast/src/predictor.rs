@@ -19,8 +19,6 @@ const TOKENS_OVER: f64 = 16.0;
 const ONE_REQUEST: f64 = 0.5;
 /// How far ahead the turns of live conversations are looked at, s.
 const SESSION_WINDOWS_S: [f64; 3] = [10.0, 60.0, 300.0];
-/// Errors of each expert that are stored.
-const KEPT_ERRORS: usize = 32;
 
 /// What has arrived since the observation before.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -174,7 +172,7 @@ impl Predictor {
     /// What is worth storing: all but what waits for its outcome, the sessions that are live, and old errors.
     pub fn kept(&self) -> Self {
         Self {
-            widths: self.widths.each_ref().map(|one| one.kept(KEPT_ERRORS)),
+            widths: self.widths.each_ref().map(|one| one.kept()),
             sessions: self.sessions.kept(),
             at_s: None,
             last_arrival_s: None,

@@ -22,6 +22,7 @@ impl Residuals {
     }
 
     /// Takes in an error, in place of the oldest where the window is full. What is not finite is left out.
+    pub(crate) fn push_within(&mut self, error: f64, most: usize) { self.most = most; self.push(error) }
     pub(crate) fn push(&mut self, error: f64) {
         let error = error as f32;
         if !error.is_finite() {
