@@ -47,7 +47,7 @@ const CORRECTION: f64 = 0.01;
 /// Weight of the newest error in the usual one.
 const USUAL: f64 = 0.02;
 /// What the two rules begin with.
-const EVEN: [f64; 2] = [0.5; 2];
+fn even() -> [f64; 3] { let e = crate::tune("EVEN", 0.1); let b = crate::tune("BAYES", 0.6); [e, 1.0 - e - b, b] }
 /// Bins before errors are remembered, and before weights are learned.
 const WARM: (f64, f64) = (4.0, 12.0);
 
@@ -64,6 +64,7 @@ pub(crate) struct Horizon {
     seasons: Seasons,
     issued: VecDeque<Issue>,
     usual: f64,
+    density: Vec<f64>,
 }
 
 /// How the experts are combined over a group of quantiles.
@@ -98,7 +99,7 @@ struct Issue {
     /// What the experts said, quantile by quantile; then by quantile the two mixes, what they came to, and what was
     /// stated.
     said: Vec<f32>,
-    mixes: [[f32; 2]; COUNT],
+    mixes: [[f32; 3]; COUNT],
     mixed: [f64; COUNT],
     stated: [f64; COUNT],
 }
@@ -115,7 +116,7 @@ impl Horizon {
         let rule = Rule {
             guarded: Aggregation::new(&prior),
             quick: Likelihood::new(prior.len()),
-            between: Aggregation::new(&EVEN),
+            between: Aggregation::new(&even()),
         };
         Self {
             ahead,
@@ -144,6 +145,7 @@ impl Horizon {
         if issue.bins > WARM.1 {
             self.weigh(&issue, count);
             self.mark(&issue, count);
+            self.learn_density(&issue, count);
         }
         Some(rank_of(&issue.stated, count))
     }
@@ -155,7 +157,7 @@ impl Horizon {
             let error = (count - issue.points[point]) as f32;
             let width = issue.widths[at];
             let (unit, grain) = (issue.units[point][idea], 0.5 / width);
-            spread.learn(error / unit, error / width, MEMORY[idea], grain, self.ahead as f32);
+            spread.learn(error / unit, error / width, [crate::tune("M0",800.),crate::tune("M1",800.),crate::tune("M2",25.),crate::tune("M3",400.)][idea] as f32, [crate::tune("SM0", 500.0), crate::tune("SM1", 500.0), crate::tune("SM2", 35.0), crate::tune("SM3", 500.0)][idea] as f32, grain, self.ahead as f32);
         }
     }
 
@@ -184,7 +186,7 @@ impl Horizon {
         let mut gains = [[0.0; EXPERTS]; GROUPS];
         let mut losses = [[0.0; EXPERTS]; GROUPS];
         let mut shared = [[0.0; EXPERTS]; 2];
-        let mut between = [[0.0; 2]; GROUPS];
+        let mut between = [[0.0; 3]; GROUPS];
         for (at, q) in QUANTILES.into_iter().enumerate() {
             let (mix, group) = (f64::from(issue.mixes[at][0]), GROUP[at]);
             let norm = 1.0 / (NORMAL_LOSS[at] * COUNT as f64);
@@ -204,11 +206,34 @@ impl Horizon {
             }
         }
         for (group, rule) in self.rules.iter_mut().enumerate() {
-            let weigh = |own: f64, all: f64| own * GROUP_SHARE[group] * (1.0 - SHARED) + SHARED * all;
+            let weigh = |own: f64, all: f64| own * GROUP_SHARE[group] * (1.0 - crate::tune("SHARED", SHARED)) + crate::tune("SHARED", SHARED) * all;
             let by = gains[group].iter().zip(&shared[0]).map(|(own, all)| weigh(*own, *all));
             rule.guarded.learn(&self.prior, by);
             rule.quick.learn(losses[group].iter().zip(&shared[1]).map(|(own, all)| weigh(*own, *all)));
-            rule.between.learn(&EVEN, between[group].iter().map(|gain| gain * GROUP_SHARE[group]));
+            rule.between.learn(&even(), between[group].iter().map(|gain| gain * GROUP_SHARE[group]));
+        }
+    }
+
+    fn by_density(&self) -> Vec<f64> {
+        let tau = crate::tune("TAU", 0.7) / (self.ahead as f64).powf(crate::tune("TP", 0.5));
+        let top = self.density.iter().copied().fold(f64::MIN, f64::max);
+        let mut w: Vec<f64> = self.density.iter().zip(&self.prior).map(|(l, p)| p * (tau * (l - top)).exp()).collect();
+        if w.is_empty() { return self.prior.clone(); }
+        let s: f64 = w.iter().sum();
+        w.iter_mut().for_each(|x| *x /= s);
+        w
+    }
+
+    fn learn_density(&mut self, issue: &Issue, count: f64) {
+        self.density.resize(EXPERTS, 0.0);
+        let nu = crate::tune("NU", 6.0);
+        let keep = 1.0 - 1.0 / crate::tune("DK", 500.0);
+        for e in 0..EXPERTS {
+            let (lo, m, hi) = (f64::from(issue.said(0)[e]), f64::from(issue.said(3)[e]), f64::from(issue.said(6)[e]));
+            let w = if count > m { (hi - m) / 1.645 } else { (m - lo) / 1.645 }.max(0.2);
+            let z = (count - m) / w;
+            let l = -(((hi - lo) / 3.29).max(0.2)).ln() - (nu + 1.0) / 2.0 * (z * z / nu).ln_1p();
+            self.density[e] = keep * self.density[e] + l;
         }
     }
 
@@ -216,7 +241,7 @@ impl Horizon {
     fn mark(&mut self, issue: &Issue, count: f64) {
         let unit = self.usual.max(0.1);
         for ((mark, q), stated) in self.marks.iter_mut().zip(QUANTILES).zip(issue.stated) {
-            mark.correction += CORRECTION * unit * (f64::from(count > stated) - (1.0 - q));
+            mark.correction += crate::tune("CO", 0.004) * unit * (f64::from(count > stated) - (1.0 - q));
             mark.outcomes = Likelihood::discounted(mark.outcomes, 1.0);
             mark.within = Likelihood::discounted(mark.within, f64::from(count <= stated));
             mark.loss = Likelihood::discounted(mark.loss, pinball(q, count, stated));
@@ -227,13 +252,14 @@ impl Horizon {
     /// when that one ended.
     pub(crate) fn issue(&mut self, points: &Points, now_s: f64, bin_s: f64, calendar: &Calendar) -> [f64; COUNT] {
         let mut issue = self.said(points, now_s, bin_s, calendar);
+        let by_density = self.by_density();
         for (group, rule) in self.rules.iter().enumerate() {
             let likely = rule.quick.weights(&self.prior, self.ahead);
             for at in (0..COUNT).filter(|at| GROUP[*at] == group) {
                 let said = issue.said(at);
                 let guarded = rule.guarded.mix(said);
                 let quick = likely.as_ref().map_or(guarded, |likely| dot(said, likely));
-                let mixes = [guarded as f32, quick as f32];
+                let bayes = dot(said, &by_density); let mixes = [guarded as f32, quick as f32, bayes as f32];
                 let mixed = rule.between.mix(&mixes);
                 (issue.mixes[at], issue.mixed[at]) = (mixes, mixed);
                 issue.stated[at] = sound(mixed + self.marks[at].correction);
@@ -253,7 +279,11 @@ impl Horizon {
         let units = said_points.map(|level| {
             let scales = points.scales(level);
             let root = scales.root as f32 * wider;
-            [1.0, root, root, scales.lately as f32 * wider]
+            let lin = (level as f32 + 1.0) * wider / (scales.root as f32 * 10.0);
+            let a = crate::tune("A1", 0.5) as f32; let a2 = crate::tune("A2", 0.5) as f32;
+            let _ = lin;
+            let pw = |a: f32| wider * (level as f32 + 1.0).powf(a);
+            [1.0, if a == 0.5 { root } else { pw(a) }, if a2 == 0.5 { root } else { pw(a2) }, scales.lately as f32 * wider]
         });
         let widths: Vec<f32> = (self.spreads.iter().enumerate())
             .map(|(at, spread)| (units[at / SPREADS][at % SPREADS] * spread.scale()).max(1e-6))
@@ -310,7 +340,7 @@ impl Horizon {
         let Some(rule) = GROUP.get(quantile).map(|group| &self.rules[*group]) else { return Vec::new() };
         let guarded = rule.guarded.weights();
         let Some(likely) = rule.quick.weights(&self.prior, self.ahead) else { return guarded.to_vec() };
-        let [by_guarded, by_quick] = [0, 1].map(|rule_at| rule.between.weights()[rule_at]);
+        let [by_guarded, by_quick, _] = [0, 1, 2].map(|rule_at| rule.between.weights()[rule_at]);
         guarded.iter().zip(&likely).map(|(one, other)| by_guarded * one + by_quick * other).collect()
     }
 }
@@ -338,12 +368,12 @@ pub(crate) fn expert_name(expert: usize) -> String {
 /// first that there is something that they know.
 fn prior(bin_s: f64) -> Vec<f64> {
     let of_point = |point: usize| {
-        let apart = (memory_bins(point) * bin_s / USUAL_MEMORY.0).log2() / USUAL_MEMORY.1;
+        let apart = (memory_bins(point) * bin_s / crate::tune("UM", USUAL_MEMORY.0)).log2() / crate::tune("UW", USUAL_MEMORY.1);
         let likely = (-0.5 * apart * apart).exp().max(LEAST_LIKELY);
-        if is_seasonal(point) { LATE.0 * likely } else { likely }
+        if is_seasonal(point) { crate::tune("LATE", 0.3) * likely } else { likely }
     };
-    let mut prior: Vec<f64> = (0..POINTS * SPREADS).map(|expert| of_point(expert / SPREADS)).collect();
-    prior.extend(LATE.1);
+    let mut prior: Vec<f64> = (0..POINTS * SPREADS).map(|expert| of_point(expert / SPREADS) * [crate::tune("S0", 0.5), crate::tune("S1", 1.0), crate::tune("S2", 0.6), crate::tune("S3", 0.4)][expert % SPREADS]).collect();
+    prior.extend([crate::tune("C", 0.2), crate::tune("C", 0.2), crate::tune("R", 0.3)]);
     let sum: f64 = prior.iter().sum();
     prior.into_iter().map(|likely| likely / sum).collect()
 }
@@ -356,4 +386,10 @@ pub fn pinball(q: f64, count: f64, stated: f64) -> f64 {
 /// Its slope in `stated`.
 fn slope(q: f64, count: f64, stated: f64) -> f64 {
     if count < stated { 1.0 - q } else { -q }
+}
+impl Horizon {
+    pub(crate) fn dbg(&self, at: usize) -> (Vec<f32>, Vec<f64>, [f32; 3]) {
+        let i = self.issued.back().unwrap();
+        (i.said(at).to_vec(), self.weights(at), i.mixes[at])
+    }
 }

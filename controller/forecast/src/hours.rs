@@ -31,7 +31,7 @@ impl Trust {
         if !said.is_finite() || !came.is_finite() {
             return;
         }
-        let keep = 1.0 - 1.0 / MEMORY;
+        let keep = 1.0 - 1.0 / crate::tune("HM", 1000.0);
         self.product = keep * self.product + said * came;
         self.said = keep * self.said + said * said;
         self.came = keep * self.came + came * came;
@@ -45,7 +45,7 @@ impl Trust {
         }
         let rest = (self.came - self.product * self.product / self.said).max(1e-9) / self.rounds;
         let sure = self.product * self.product / (self.said * rest * ahead.max(1) as f64);
-        (self.product / self.said * (1.0 - SURE / sure).max(0.0)).min(1.0)
+        (self.product / self.said * (1.0 - crate::tune("HS", SURE) / sure).max(0.0)).min(1.0)
     }
 }
 
@@ -69,7 +69,7 @@ impl Hours {
     }
 
     fn mean(&self, at_s: f64) -> f64 {
-        self.places.get(self.place(at_s)).map_or(0.0, |(sum, gathered)| f64::from(sum / gathered.max(0.2)))
+        self.places.get(self.place(at_s)).map_or(0.0, |(sum, gathered)| f64::from(sum / gathered.max(crate::tune("HG", 0.4) as f32)))
     }
 
     /// What is off at a time, as far as it is to be believed.
@@ -87,7 +87,7 @@ impl Hours {
         if *gathered > 0.0 {
             self.trust.learn(said, off);
         }
-        *sum += NEWEST * (off as f32 - *sum);
-        *gathered += NEWEST * (1.0 - *gathered);
+        let n = crate::tune("HN", 0.1) as f32; *sum += n * (off as f32 - *sum);
+        *gathered += n * (1.0 - *gathered);
     }
 }

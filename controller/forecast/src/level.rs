@@ -178,3 +178,7 @@ impl LevelRefit {
         self
     }
 }
+impl Level {
+    pub fn dbg_said(&self, h: usize, at: usize) -> (Vec<f32>, Vec<f64>, [f32; 3]) { self.horizons[h].dbg(at) }
+    pub fn dbg_name(e: usize) -> String { crate::horizon::expert_name(e) }
+}

@@ -42,3 +42,8 @@ const MOST: f64 = 1e9;
 fn sound(count: f64) -> f64 {
     if count.is_finite() { count.clamp(0.0, MOST) } else { 0.0 }
 }
+pub(crate) fn tune(name: &'static str, default: f64) -> f64 {
+    use std::sync::OnceLock; use std::collections::HashMap;
+    static T: OnceLock<HashMap<String, f64>> = OnceLock::new();
+    *T.get_or_init(|| std::env::vars().filter_map(|(k, v)| Some((k.strip_prefix("T_")?.to_owned(), v.parse().ok()?))).collect()).get(name).unwrap_or(&default)
+}

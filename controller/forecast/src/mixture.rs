@@ -15,7 +15,7 @@ const MOST: f64 = 20.0;
 /// What a likelihood keeps of its past at each round: about 500 rounds.
 const KEPT: f64 = 0.998;
 /// How much less than a likelihood of independent errors is believed: errors follow each other.
-const TEMPER: f64 = 0.7;
+const TEMPER: f64 = 1.0;
 /// Logarithm of the likelihood against the best expert's below which an expert counts for nothing.
 const UNLIKELY: f64 = -25.0;
 
@@ -109,7 +109,7 @@ impl Likelihood {
             return None;
         }
         let least = self.least_loss().max(1e-12);
-        let power = -TEMPER * self.rounds / (ahead.max(1) as f64).sqrt();
+        let power = -crate::tune("TEMPER", TEMPER) * self.rounds / (ahead.max(1) as f64).sqrt();
         // Most experts are so much worse that their weight is nothing; that is told without their logarithm.
         let hopeless = least * (UNLIKELY / power).exp();
         let weight = |(loss, prior): (&f64, &f64)| {

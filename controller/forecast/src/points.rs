@@ -91,6 +91,8 @@ pub(crate) struct Points {
     shift: Shift,
     counts: [Residuals; WINDOWS],
     volatility: f64,
+    /// Usual absolute error of the local level, in roots of it.
+    usual: f64,
     long: f64,
     bins: f64,
     signals: [f64; 2],
@@ -121,6 +123,13 @@ impl Points {
         self.level = expected + smooth * (count - expected);
         self.trend = damp * self.trend + slope * (self.level - before - damp * self.trend);
         self.volatility += VOLATILITY * ((count - self.mean(RECENT)).abs() - self.volatility);
+        if self.bins > 0.0 {
+            let (level, root) = (self.mean(LOCAL), (self.mean(LOCAL) + 0.5).sqrt());
+            let error = ((count - level).abs() / root).min(10.0 * self.usual.max(1.0));
+            self.usual += (error - self.usual) * (1.0 / (self.bins + 3.0)).max(crate::tune("UF", 0.02));
+        } else {
+            self.usual = 0.8;
+        }
         self.shift.observe(count);
         for (window, most) in self.counts.iter_mut().zip(COUNTED) {
             window.push_within(count, most);
@@ -142,7 +151,7 @@ impl Points {
     /// The level that the regression's outcomes are relative to, and their unit.
     pub(crate) fn local(&self) -> (f64, f64) {
         let level = self.mean(LOCAL);
-        (level, (level + 0.5).sqrt())
+        (level, (level + 0.5).sqrt() * (1.2533 * self.usual).max(0.5))
     }
 
     /// What each expert says of the bin `ahead` bins from the last one.

@@ -24,7 +24,7 @@ const BORROWED: f64 = 40.0;
 /// What keeps errors near 0 from weighing without bound: at first, and in the end.
 const NEAR: (f64, f64) = (0.3, 0.05);
 /// The quantiles of a count about its level, in roots of it, before anything is known.
-const BEFORE: [f64; QUANTILES.len()] = [-1.7, -1.35, -0.75, 0.0, 0.75, 1.45, 1.9, 2.4, 2.8];
+const BEFORE: [f64; QUANTILES.len()] = [-1.7, -1.3, -0.7, 0.0, 0.7, 1.4, 1.85, 2.35, 2.7];
 
 pub(crate) type Features = [f32; FEATURES];
 
@@ -56,9 +56,9 @@ impl Regression {
             self.begin();
         }
         let features = features.map(f64::from);
-        let keep = 1.0 - 1.0 / SAMPLES.0;
+        let keep = 1.0 - 1.0 / crate::tune("RS", SAMPLES.0);
         self.samples = keep * self.samples + 1.0;
-        let near = NEAR.1 + (NEAR.0 - NEAR.1) / (1.0 + self.samples / 100.0);
+        let near = crate::tune("N1", NEAR.1) + (crate::tune("N0", 0.3) - crate::tune("N1", NEAR.1)) / (1.0 + self.samples / 100.0);
         for ((sums, coefficients), q) in self.sums.iter_mut().zip(&self.coefficients).zip(QUANTILES) {
             let weight = 1.0 / (near + (outcome - dot(coefficients, &features)).abs());
             let pull = weight * outcome + 2.0 * q - 1.0;
@@ -80,7 +80,7 @@ impl Regression {
     fn begin(&mut self) {
         if self.coefficients.len() != QUANTILES.len() {
             self.coefficients = BEFORE.map(constant).to_vec();
-            self.ridge = RIDGE.0;
+            self.ridge = crate::tune("RI", RIDGE.0);
         }
         self.centre = self.coefficients.clone();
         self.sums = vec![Sums { normal: vec![0.0; PAIRS], right: vec![0.0; FEATURES] }; QUANTILES.len()];

@@ -37,7 +37,7 @@ impl Seasons {
     /// For the bin `ahead` bins from the last one, which ended at `now_s`.
     pub(crate) fn moves(&self, ahead: usize, now_s: f64, bin_s: f64, points: &Points, calendar: &Calendar) -> Went {
         let at_s = now_s + (ahead as f64 - 0.5) * bin_s;
-        let unit = points.local().1;
+        let unit = points.scales(points.local().0).root;
         let change = |period| calendar.change(ahead as f64 * bin_s, period).unwrap_or(0.0) * bin_s;
         let long = [change(DAY), change(WEEK)];
         let [day, week] = [0, 1].map(|at| long[at] * self.long[at].share(ahead));
@@ -54,7 +54,7 @@ impl Seasons {
     pub(crate) fn learn(&mut self, went: &Went, count: f64) {
         let off = |mean: f64| (count - mean) / went.unit;
         for (hours, mean) in self.hours.iter_mut().zip(went.means) {
-            hours.learn(went.at_s, off(mean));
+            let c = crate::tune("HC", 4.0) * self.usual.max(0.5); hours.learn(went.at_s, off(mean).clamp(-c, c));
         }
         let recent = off(went.means[1]);
         for (trust, said) in self.long.iter_mut().zip(went.long) {

@@ -26,7 +26,7 @@ const PER_ABSOLUTE: f32 = 1.2533;
 /// What errors are taken to be before there are any, in roots of the level, and the errors that this counts for.
 const BEFORE: (f32, f32) = (1.1, 6.0);
 /// Errors that the normal law counts for; far out there is one in so many that says something.
-const SHAPED: (f32, f32) = (20.0, 1.5);
+const SHAPED: (f32, f32) = (60.0, 1.5);
 /// Errors over which a shape is remembered.
 const SHAPE_MEMORY: f32 = 500.0;
 /// No error is believed beyond this, in units of the scale.
@@ -63,7 +63,7 @@ impl Spread {
     /// Takes in an error in the unit, and the same over the standard deviation that had been stated. `memory` is that
     /// of the scale, in errors; `grain` half of a request in stated standard deviations; `ahead` overlapping forecasts
     /// say less.
-    pub(crate) fn learn(&mut self, error: f32, stated: f32, memory: f32, grain: f32, ahead: f32) {
+    pub(crate) fn learn(&mut self, error: f32, stated: f32, memory: f32, shape: f32, grain: f32, ahead: f32) {
         if !error.is_finite() || !stated.is_finite() {
             return;
         }
@@ -74,8 +74,8 @@ impl Spread {
         let stated = stated.clamp(-MOST, MOST);
         for ((at, (_, density)), q) in self.shape.iter_mut().zip(NORMAL).zip(QUANTILES) {
             let q = q as f32;
-            let before = (SHAPED.0 * ahead.sqrt()).max(SHAPED.1 / q.min(1.0 - q));
-            let step = 1.0 / (density * (self.seen + before).min(SHAPE_MEMORY));
+            let before = (crate::tune("SP", SHAPED.0 as f64) as f32 * ahead.sqrt()).max(SHAPED.1 / q.min(1.0 - q));
+            let step = 1.0 / (density * (self.seen + before).min(shape));
             // A count is whole: what is stated within half a request of it is partly above it.
             let above = ((*at - stated) / (2.0 * grain) + 0.5).clamp(0.0, 1.0);
             *at += step * (q - above);
