@@ -10,9 +10,11 @@ use serde::{Deserialize, Serialize};
 const HOUR_S: f64 = 3600.0;
 const NARROWEST_S: f64 = 10.0;
 /// Weight of the newest hour.
-const NEWEST: f32 = 0.12;
+const NEWEST: f32 = 0.1;
+/// Weight that a place must have gathered before its mean counts in full: that of five hours.
+const GATHERED: f32 = 0.4;
 /// Bins over which trust is remembered.
-const MEMORY: f64 = 2000.0;
+const MEMORY: f64 = 1000.0;
 /// How surely a mean must foretell before it is believed at all, in squared standard errors.
 const SURE: f64 = 3.0;
 
@@ -31,7 +33,7 @@ impl Trust {
         if !said.is_finite() || !came.is_finite() {
             return;
         }
-        let keep = 1.0 - 1.0 / crate::tune("HM", 1000.0);
+        let keep = 1.0 - 1.0 / MEMORY;
         self.product = keep * self.product + said * came;
         self.said = keep * self.said + said * said;
         self.came = keep * self.came + came * came;
@@ -45,7 +47,7 @@ impl Trust {
         }
         let rest = (self.came - self.product * self.product / self.said).max(1e-9) / self.rounds;
         let sure = self.product * self.product / (self.said * rest * ahead.max(1) as f64);
-        (self.product / self.said * (1.0 - crate::tune("HS", SURE) / sure).max(0.0)).min(1.0)
+        (self.product / self.said * (1.0 - SURE / sure).max(0.0)).min(1.0)
     }
 }
 
@@ -69,7 +71,7 @@ impl Hours {
     }
 
     fn mean(&self, at_s: f64) -> f64 {
-        self.places.get(self.place(at_s)).map_or(0.0, |(sum, gathered)| f64::from(sum / gathered.max(crate::tune("HG", 0.4) as f32)))
+        self.places.get(self.place(at_s)).map_or(0.0, |(sum, gathered)| f64::from(sum / gathered.max(GATHERED)))
     }
 
     /// What is off at a time, as far as it is to be believed.
@@ -87,7 +89,7 @@ impl Hours {
         if *gathered > 0.0 {
             self.trust.learn(said, off);
         }
-        let n = crate::tune("HN", 0.1) as f32; *sum += n * (off as f32 - *sum);
-        *gathered += n * (1.0 - *gathered);
+        *sum += NEWEST * (off as f32 - *sum);
+        *gathered += NEWEST * (1.0 - *gathered);
     }
 }

@@ -41,7 +41,7 @@ impl Level {
     pub fn new(bin_s: f64, ahead: &[usize]) -> Self {
         let horizons: Vec<Horizon> = ahead.iter().map(|ahead| Horizon::new((*ahead).max(1), bin_s)).collect();
         let stated = vec![vec![0.0; QUANTILES.len()]; horizons.len()];
-        Self { bin_s, horizons, stated, ..Self::default() }
+        Self { bin_s, points: Points::new(), horizons, stated, ..Self::default() }
     }
 
     /// Width of a bin, s.
@@ -88,7 +88,7 @@ impl Level {
         Self {
             bin_s: self.bin_s,
             at_s: self.at_s,
-            points: self.points.clone(),
+            points: self.points.kept(),
             calendar: self.calendar.clone(),
             horizons: self.horizons.iter().map(|one| one.kept()).collect(),
             stated: self.stated.clone(),
@@ -112,7 +112,7 @@ impl Level {
     pub fn borrowed(&self) -> Self {
         let horizons: Vec<Horizon> = self.horizons.iter().map(|one| one.borrowed(self.bin_s)).collect();
         let stated = vec![vec![0.0; QUANTILES.len()]; horizons.len()];
-        Self { bin_s: self.bin_s, horizons, stated, ..Self::default() }
+        Self { bin_s: self.bin_s, points: Points::new(), horizons, stated, ..Self::default() }
     }
 
     /// Quantiles ([`QUANTILES`]) of the count of the bin at a horizon, by its place in the list given to
@@ -177,8 +177,4 @@ impl LevelRefit {
         }
         self
     }
-}
-impl Level {
-    pub fn dbg_said(&self, h: usize, at: usize) -> (Vec<f32>, Vec<f64>, [f32; 3]) { self.horizons[h].dbg(at) }
-    pub fn dbg_name(e: usize) -> String { crate::horizon::expert_name(e) }
 }

@@ -5,10 +5,12 @@
 //! until the stated share of outcomes lies below it. Pure: no clock, randomness or I/O, the same numbers give the
 //! same forecast on every machine. State is plain data that can be stored.
 
+mod blend;
 mod calendar;
+mod experts;
 mod filling;
-mod hours;
 mod horizon;
+mod hours;
 mod idle;
 mod level;
 mod mixture;
@@ -24,7 +26,7 @@ mod shift;
 mod signals;
 mod spread;
 
-pub use horizon::pinball;
+pub use blend::pinball;
 pub use idle::IdleTimes;
 pub use level::Level;
 pub use predictor::{Arrived, Predictor, Refit};
@@ -41,9 +43,4 @@ const MOST: f64 = 1e9;
 /// A count that is safe to reckon with: finite and not negative.
 fn sound(count: f64) -> f64 {
     if count.is_finite() { count.clamp(0.0, MOST) } else { 0.0 }
-}
-pub(crate) fn tune(name: &'static str, default: f64) -> f64 {
-    use std::sync::OnceLock; use std::collections::HashMap;
-    static T: OnceLock<HashMap<String, f64>> = OnceLock::new();
-    *T.get_or_init(|| std::env::vars().filter_map(|(k, v)| Some((k.strip_prefix("T_")?.to_owned(), v.parse().ok()?))).collect()).get(name).unwrap_or(&default)
 }

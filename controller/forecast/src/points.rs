@@ -15,11 +15,11 @@ const NEWEST: [f64; 7] = [1.0, 0.5, 0.25, 0.12, 0.06, 0.03, 0.012];
 /// Level, trend and damping of the mean with a trend.
 const HOLT: (f64, f64, f64) = (0.3, 0.05, 0.9);
 /// Experts that name a number: the means, the trend, the mean since a shift, two moved by the hour, by day and week.
-pub(crate) const POINTS: usize = NEWEST.len() + 6;
+pub(crate) const POINTS: usize = NEWEST.len() + 4 + MOVED.len();
 const TREND: usize = NEWEST.len();
 const SHIFTED: usize = TREND + 1;
 const HOURLY: usize = SHIFTED + 1;
-const SEASONS: usize = HOURLY + 2;
+const SEASONS: usize = HOURLY + MOVED.len();
 /// Them in words.
 pub(crate) const NAMES: [&str; POINTS] = [
     "last bin",
@@ -32,6 +32,7 @@ pub(crate) const NAMES: [&str; POINTS] = [
     "mean with a trend",
     "mean since the last shift",
     "last bin, moved as in past hours",
+    "mean of the last 2 bins, moved as in past hours",
     "recent mean, moved as in past hours",
     "recent mean, moved as a day ago",
     "recent mean, moved as a week ago",
@@ -40,9 +41,16 @@ pub(crate) const NAMES: [&str; POINTS] = [
 /// moves.
 const LOCAL: usize = 3;
 const RECENT: usize = 2;
-pub(crate) const MOVED: [usize; 2] = [0, RECENT];
+pub(crate) const MOVED: [usize; 3] = [0, 1, RECENT];
 /// Weight of the newest absolute error in the volatility.
 const VOLATILITY: f64 = 0.1;
+/// The same where only the last few bins count.
+const SWING: f64 = 0.4;
+/// The usual absolute error at first, in roots of the level, the least weight of the newest one, and how many times the
+/// usual one it may be.
+const USUAL: (f64, f64, f64) = (0.8, 0.02, 10.0);
+/// Standard deviation of a normal law over its mean absolute value.
+const PER_ABSOLUTE: f64 = 1.2533;
 /// The long mean remembers about so many bins.
 const LONG_BINS: f64 = 3000.0;
 /// No feature is believed beyond this, in units of the scale.
@@ -54,7 +62,7 @@ pub(crate) fn memory_bins(point: usize) -> f64 {
         point if point < TREND => NEWEST[point],
         TREND => HOLT.0,
         SHIFTED => NEWEST[5],
-        HOURLY => NEWEST[MOVED[0]],
+        point if (HOURLY..SEASONS).contains(&point) => NEWEST[MOVED[point - HOURLY]],
         _ => NEWEST[RECENT],
     };
     1.0 / newest
@@ -63,6 +71,8 @@ pub(crate) fn memory_bins(point: usize) -> f64 {
 /// Windows of past counts, in bins.
 const COUNTED: [usize; WINDOWS] = [800, 100];
 pub(crate) const WINDOWS: usize = 2;
+/// Counts that are stored.
+const KEPT_COUNTS: usize = 100;
 
 /// Whether an expert knows seasons.
 pub(crate) fn is_seasonal(point: usize) -> bool {
@@ -91,6 +101,8 @@ pub(crate) struct Points {
     shift: Shift,
     counts: [Residuals; WINDOWS],
     volatility: f64,
+    /// The same over the last few bins.
+    swing: f64,
     /// Usual absolute error of the local level, in roots of it.
     usual: f64,
     long: f64,
@@ -98,16 +110,16 @@ pub(crate) struct Points {
     signals: [f64; 2],
 }
 
-/// Errors are about as large as one of these.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Scales {
-    /// Square root of the level, as for counts of a Poisson process.
-    pub(crate) root: f64,
-    /// What errors have been like lately.
-    pub(crate) lately: f64,
-}
-
 impl Points {
+    pub(crate) fn new() -> Self {
+        Self { counts: COUNTED.map(Residuals::new), ..Self::default() }
+    }
+
+    /// What is worth storing: of the counts the newest.
+    pub(crate) fn kept(&self) -> Self {
+        Self { counts: self.counts.each_ref().map(|window| window.newest(KEPT_COUNTS)), ..self.clone() }
+    }
+
     /// Takes in the count of the bin that has just ended.
     pub(crate) fn observe(&mut self, count: f64, bin_s: f64, signals: Signals) {
         for ((sum, gathered), newest) in self.sums.iter_mut().zip(&mut self.gathered).zip(NEWEST) {
@@ -123,17 +135,16 @@ impl Points {
         self.level = expected + smooth * (count - expected);
         self.trend = damp * self.trend + slope * (self.level - before - damp * self.trend);
         self.volatility += VOLATILITY * ((count - self.mean(RECENT)).abs() - self.volatility);
+        self.swing += SWING * ((count - self.mean(RECENT)).abs() - self.swing);
         if self.bins > 0.0 {
-            let (level, root) = (self.mean(LOCAL), (self.mean(LOCAL) + 0.5).sqrt());
-            let error = ((count - level).abs() / root).min(10.0 * self.usual.max(1.0));
-            self.usual += (error - self.usual) * (1.0 / (self.bins + 3.0)).max(crate::tune("UF", 0.02));
+            let (level, root) = (self.mean(LOCAL), root(self.mean(LOCAL)));
+            let error = ((count - level).abs() / root).min(USUAL.2 * self.usual.max(1.0));
+            self.usual += (error - self.usual) * (1.0 / (self.bins + 3.0)).max(USUAL.1);
         } else {
-            self.usual = 0.8;
+            self.usual = USUAL.0;
         }
         self.shift.observe(count);
-        for (window, most) in self.counts.iter_mut().zip(COUNTED) {
-            window.push_within(count, most);
-        }
+        self.counts.iter_mut().for_each(|window| window.push(count));
         self.bins += 1.0;
         self.long += (count - self.long) * (1.0 / self.bins).max(1.0 / LONG_BINS);
         self.signals = [signals.connections_per_s * bin_s, signals.backlog].map(crate::sound);
@@ -151,7 +162,7 @@ impl Points {
     /// The level that the regression's outcomes are relative to, and their unit.
     pub(crate) fn local(&self) -> (f64, f64) {
         let level = self.mean(LOCAL);
-        (level, (level + 0.5).sqrt() * (1.2533 * self.usual).max(0.5))
+        (level, root(level) * (PER_ABSOLUTE * self.usual).max(0.5))
     }
 
     /// What each expert says of the bin `ahead` bins from the last one.
@@ -183,10 +194,11 @@ impl Points {
         self.counts.each_ref().map(|window| window.quantile(q))
     }
 
-    /// The scales at a level.
-    pub(crate) fn scales(&self, level: f64) -> Scales {
-        let root = (level.max(0.0) + 0.5).sqrt();
-        Scales { root, lately: self.volatility.max(0.1 * root) }
+    /// What errors at a level are proportional to: nothing, its root, and what they have been lately; the latter two
+    /// `wider` times that.
+    pub(crate) fn units(&self, level: f64, wider: f32) -> [f32; 3] {
+        let root = root(level);
+        [1.0, root as f32 * wider, self.volatility.max(0.1 * root) as f32 * wider]
     }
 
     /// What the regression goes by, relative to the local level.
@@ -206,6 +218,11 @@ impl Points {
             (level - self.long) / self.long.max(1.0),
             moves.hour[0] / unit,
             moves.wider,
+            moves.hour[2] / unit,
+            apart(self.mean(0)).abs().sqrt(),
+            (self.swing / unit).min(5.0) - 1.0,
+            self.trend / unit,
+            self.usual,
             moves.day / unit,
             moves.week / unit,
             // Connections come before requests, and a backlog before both. Where nobody counts them they are 0 for ever.
@@ -214,4 +231,9 @@ impl Points {
         ];
         numbers.map(|number| if number.is_finite() { number.clamp(-MOST, MOST) as f32 } else { 0.0 })
     }
+}
+
+/// What counts at a level are off by when they come from a Poisson process, or nearly.
+pub(crate) fn root(level: f64) -> f64 {
+    (level.max(0.0) + 0.5).sqrt()
 }

@@ -13,7 +13,7 @@ use ndarray::{Array1, Array2, Axis};
 use serde::{Deserialize, Serialize};
 
 /// Numbers that a prediction is made from.
-pub(crate) const FEATURES: usize = 16;
+pub(crate) const FEATURES: usize = 21;
 const PAIRS: usize = FEATURES * (FEATURES + 1) / 2;
 /// Samples over which the past is remembered, and fewest that are fitted.
 const SAMPLES: (f64, f64) = (2500.0, 30.0);
@@ -56,9 +56,9 @@ impl Regression {
             self.begin();
         }
         let features = features.map(f64::from);
-        let keep = 1.0 - 1.0 / crate::tune("RS", SAMPLES.0);
+        let keep = 1.0 - 1.0 / SAMPLES.0;
         self.samples = keep * self.samples + 1.0;
-        let near = crate::tune("N1", NEAR.1) + (crate::tune("N0", 0.3) - crate::tune("N1", NEAR.1)) / (1.0 + self.samples / 100.0);
+        let near = NEAR.1 + (NEAR.0 - NEAR.1) / (1.0 + self.samples / 100.0);
         for ((sums, coefficients), q) in self.sums.iter_mut().zip(&self.coefficients).zip(QUANTILES) {
             let weight = 1.0 / (near + (outcome - dot(coefficients, &features)).abs());
             let pull = weight * outcome + 2.0 * q - 1.0;
@@ -80,7 +80,7 @@ impl Regression {
     fn begin(&mut self) {
         if self.coefficients.len() != QUANTILES.len() {
             self.coefficients = BEFORE.map(constant).to_vec();
-            self.ridge = crate::tune("RI", RIDGE.0);
+            self.ridge = RIDGE.0;
         }
         self.centre = self.coefficients.clone();
         self.sums = vec![Sums { normal: vec![0.0; PAIRS], right: vec![0.0; FEATURES] }; QUANTILES.len()];

@@ -16,13 +16,17 @@ pub(crate) struct Residuals {
 }
 
 impl Residuals {
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.by_time.len()
+    }
+
     /// An empty window of at most so many errors.
     pub(crate) fn new(most: usize) -> Self {
         Self { most, ..Self::default() }
     }
 
     /// Takes in an error, in place of the oldest where the window is full. What is not finite is left out.
-    pub(crate) fn push_within(&mut self, error: f64, most: usize) { self.most = most; self.push(error) }
     pub(crate) fn push(&mut self, error: f64) {
         let error = error as f32;
         if !error.is_finite() {

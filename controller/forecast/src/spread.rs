@@ -63,7 +63,7 @@ impl Spread {
     /// Takes in an error in the unit, and the same over the standard deviation that had been stated. `memory` is that
     /// of the scale, in errors; `grain` half of a request in stated standard deviations; `ahead` overlapping forecasts
     /// say less.
-    pub(crate) fn learn(&mut self, error: f32, stated: f32, memory: f32, shape: f32, grain: f32, ahead: f32) {
+    pub(crate) fn learn(&mut self, error: f32, stated: f32, memory: f32, grain: f32, ahead: f32) {
         if !error.is_finite() || !stated.is_finite() {
             return;
         }
@@ -74,8 +74,8 @@ impl Spread {
         let stated = stated.clamp(-MOST, MOST);
         for ((at, (_, density)), q) in self.shape.iter_mut().zip(NORMAL).zip(QUANTILES) {
             let q = q as f32;
-            let before = (crate::tune("SP", SHAPED.0 as f64) as f32 * ahead.sqrt()).max(SHAPED.1 / q.min(1.0 - q));
-            let step = 1.0 / (density * (self.seen + before).min(shape));
+            let before = (SHAPED.0 * ahead.sqrt()).max(SHAPED.1 / q.min(1.0 - q));
+            let step = 1.0 / (density * (self.seen + before).min(SHAPE_MEMORY));
             // A count is whole: what is stated within half a request of it is partly above it.
             let above = ((*at - stated) / (2.0 * grain) + 0.5).clamp(0.0, 1.0);
             *at += step * (q - above);
