@@ -93,3 +93,28 @@ impl Hours {
         *gathered += NEWEST * (1.0 - *gathered);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is said of the 7th minute and of the 30th after ten hours of minutes.
+    fn check(off: impl Fn(usize) -> f64) -> [f64; 2] {
+        let mut hours = Hours::new(60.0);
+        for minute in 0..600 {
+            hours.learn(minute as f64 * 60.0 + 30.0, off(minute));
+        }
+        hours.learn(0.0, f64::NAN);
+        [7.5, 30.5].map(|minute| hours.at((600.0 + minute) * 60.0, 1))
+    }
+
+    #[test]
+    fn what_comes_with_the_hour_is_foretold_and_noise_is_not() {
+        let jitter = |minute: usize| ((minute * 7919) % 13) as f64 / 6.0 - 1.0;
+        let [at_seven, at_thirty] = check(|minute| if minute % 60 == 7 { 8.0 } else { 0.0 } + jitter(minute));
+        assert!(at_seven > 4.0 && at_thirty.abs() < 1.5, "{at_seven} {at_thirty}");
+        let noise = check(|minute| if (minute * 2_654_435_761) >> 7 & 1 == 0 { 1.0 } else { -1.0 });
+        assert!(noise.iter().all(|off| off.abs() < 0.3), "{noise:?}");
+        assert_eq!(Hours::default().at(60.0, 1), 0.0);
+    }
+}

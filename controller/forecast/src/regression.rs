@@ -17,6 +17,9 @@ pub(crate) const FEATURES: usize = 21;
 const PAIRS: usize = FEATURES * (FEATURES + 1) / 2;
 /// Samples over which the past is remembered, and fewest that are fitted.
 const SAMPLES: (f64, f64) = (2500.0, 30.0);
+/// While there are few samples, those of the beginning, whose weights were set by poor coefficients, are forgotten
+/// sooner: so many are remembered, and a share of those at hand.
+const EARLY: (f64, f64) = (60.0, 0.5);
 /// Weight of the ridge, in samples; the constant gets next to none of it.
 const RIDGE: (f64, f64) = (5.0, 0.5);
 /// Weight of the ridge towards what was borrowed, in samples.
@@ -36,6 +39,8 @@ pub(crate) struct Regression {
     centre: Vec<[f64; FEATURES]>,
     ridge: f64,
     sums: Vec<Sums>,
+    /// Samples so far, and those remembered.
+    seen: f64,
     samples: f64,
 }
 
@@ -56,7 +61,8 @@ impl Regression {
             self.begin();
         }
         let features = features.map(f64::from);
-        let keep = 1.0 - 1.0 / SAMPLES.0;
+        self.seen += 1.0;
+        let keep = 1.0 - 1.0 / (self.seen * EARLY.1 + EARLY.0).min(SAMPLES.0);
         self.samples = keep * self.samples + 1.0;
         let near = NEAR.1 + (NEAR.0 - NEAR.1) / (1.0 + self.samples / 100.0);
         for ((sums, coefficients), q) in self.sums.iter_mut().zip(&self.coefficients).zip(QUANTILES) {
@@ -170,7 +176,8 @@ mod tests {
         }
         let mut features = [0.0; FEATURES];
         (features[0], features[1]) = (1.0, 8.0);
-        let predicted = [3, 5].map(|quantile| regression.predict(quantile, &features).map(|value| value.round()));
+        let predicted = [3, 5].map(|quantile| regression.predict(quantile, &features));
+        let predicted = predicted.map(|value| value.map(f64::round));
         assert_eq!(predicted, [Some(4.0), Some(7.0)]);
         assert_eq!(regression.predict(9, &features), None);
     }

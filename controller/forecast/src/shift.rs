@@ -51,3 +51,23 @@ impl Shift {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mean_is_steady_between_shifts_and_quick_after_one() {
+        let mut shift = Shift::default();
+        let mut means = Vec::new();
+        for bin in 0..210_u32 {
+            let level = if bin < 200 { 100.0 } else { 150.0 };
+            shift.observe(level + f64::from(bin * 31 % 17) - 8.0);
+            if [150, 199, 204].contains(&bin) {
+                means.push(shift.mean());
+            }
+        }
+        assert!((means[0] - means[1]).abs() < 1.0 && (means[1] - 100.0).abs() < 2.0, "{means:?}");
+        assert!((means[2] - 150.0).abs() < 10.0, "{means:?}");
+    }
+}

@@ -87,3 +87,24 @@ impl Spread {
         Self { seen: self.seen.min(BORROWED), ..self.clone() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scale_and_shape_become_those_of_the_errors() {
+        // Errors spread evenly over 0..10 about a point that is 2 above their least.
+        let mut spread = Spread::default();
+        for n in 0..4_000_u32 {
+            let error = ((n * 37) % 100) as f32 / 10.0 - 2.0;
+            spread.learn(error, error / spread.scale(), 800.0, 0.01, 1.0);
+            spread.learn(f32::NAN, f32::NAN, 800.0, 0.01, 1.0);
+        }
+        let at = |quantile: usize| spread.scale() * spread.shape()[quantile];
+        let off = [(1, -1.0), (3, 3.0), (5, 7.0)].map(|(quantile, want)| (at(quantile) - want).abs());
+        assert!(off.iter().all(|off| *off < 0.6), "{off:?}");
+        let before = Spread::default();
+        assert!(before.shape().is_sorted() && before.shape()[5] > 1.2);
+    }
+}
