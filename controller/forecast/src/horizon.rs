@@ -20,13 +20,8 @@ use std::collections::VecDeque;
 /// Places among the quantiles: the median, and the one that plans go by.
 const MEDIAN: usize = 3;
 pub(crate) const HIGH: usize = 5;
-/// Step of the conformal correction, in units of the usual error, and how many times that it may become where the stated
-/// share has not been held.
-const CORRECTION: (f64, f64) = (0.003, 8.0);
-/// Weight of the newest outcome in the share that was held lately.
-const HELD: f64 = 0.01;
-/// How much the step grows with each standard error beyond the first.
-const SURE: f64 = 3.0;
+/// Step of the conformal correction, in units of the usual error.
+const CORRECTION: f64 = 0.006;
 /// Weight of the newest error in the usual one, and the least that one is taken for.
 const USUAL: (f64, f64) = (0.02, 0.1);
 /// Bins before errors are remembered, and before weights are learned.
@@ -39,17 +34,10 @@ pub(crate) struct Horizon {
     pub(crate) ahead: usize,
     experts: Experts,
     blend: Blend,
-    corrections: [Correction; COUNT],
+    corrections: [f64; COUNT],
     record: Record,
     issued: VecDeque<Issue>,
     usual: f64,
-}
-
-/// What a quantile is moved by, and how far the share of outcomes at or below it has been from what was stated lately.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Correction {
-    by: f64,
-    off: f64,
 }
 
 /// What came of the 0.9 quantile, with the past discounted: outcomes, those at or below what was stated, the loss of
@@ -98,7 +86,7 @@ impl Horizon {
             self.blend.learn(&issue.said, &issue.mixes, &issue.mixed, count, usual);
             for ((correction, q), moved) in self.corrections.iter_mut().zip(QUANTILES).zip(issue.moved) {
                 // Each by its own value: where two have crossed, putting them in order would have one move the other.
-                correction.learn(q, count > moved, usual, self.ahead);
+                *correction += CORRECTION * usual * (f64::from(count > moved) - (1.0 - q));
             }
             self.record.take(&issue, count);
         }
@@ -112,7 +100,7 @@ impl Horizon {
         let (mixes, mixed) = self.blend.mix(&said, self.ahead);
         let mut moved = mixed;
         for (moved, correction) in moved.iter_mut().zip(self.corrections) {
-            *moved = sound(*moved + correction.by);
+            *moved = sound(*moved + correction);
         }
         let mut stated = moved;
         stated.sort_by(f64::total_cmp);
@@ -164,18 +152,6 @@ impl Horizon {
     /// What each expert counts for in what is stated of the 0.9 quantile, in order of the experts; they sum to 1.
     pub(crate) fn weights(&self) -> Vec<f64> {
         self.blend.weights(HIGH, self.ahead)
-    }
-}
-
-impl Correction {
-    /// Takes in whether an outcome was above what had been stated. The step is small, since each costs sharpness, until the
-    /// share that was held is further off than chance explains; forecasts `ahead` bins ahead miss in runs.
-    fn learn(&mut self, q: f64, above: bool, usual: f64, ahead: usize) {
-        let miss = f64::from(above) - (1.0 - q);
-        self.off += HELD * (miss - self.off);
-        let by_chance = (q * (1.0 - q) * HELD / 2.0 * ahead as f64).sqrt();
-        let times = (SURE * (self.off.abs() / by_chance - 1.0)).clamp(1.0, CORRECTION.1);
-        self.by += CORRECTION.0 * times * usual * miss;
     }
 }
 

@@ -9,6 +9,7 @@ mod blend;
 mod calendar;
 mod experts;
 mod filling;
+mod format;
 mod horizon;
 mod hours;
 mod idle;

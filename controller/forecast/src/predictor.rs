@@ -5,6 +5,7 @@
 //! bins is not, so they are apart: who cares for many models bounds the second by [`Predictor::digest`].
 
 use crate::filling::{Filling, WIDTH_COUNT};
+use crate::format::Format;
 use crate::level::LevelRefit;
 use crate::reading::Reading;
 use crate::scenario::{Forecast, value_at};
@@ -32,6 +33,7 @@ pub struct Arrived {
 /// One model's arrivals, past and to come.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Predictor {
+    format: Format,
     widths: [Filling; WIDTH_COUNT],
     at_s: Option<f64>,
     last_arrival_s: Option<f64>,

@@ -120,6 +120,8 @@ fn state_that_was_stored_goes_on_as_it_was() {
     let predictor = busy();
     let stored = serde_json::to_string(&predictor).expect("plain data");
     let restored: Predictor = serde_json::from_str(&stored).expect("what was written");
+    let older = stored.replacen("\"format\":2", "\"format\":1", 1);
+    assert!(older != stored && serde_json::from_str::<Predictor>(&older).is_err(), "another version is left alone");
     let [ours, theirs] = [predictor, restored].map(|mut one| {
         one.observe(600.0, Arrived { requests: 7.0, ..Arrived::default() });
         one.rate_quantile(10.0, 0.9)
