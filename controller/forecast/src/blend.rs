@@ -13,7 +13,7 @@ pub(crate) const COUNT: usize = QUANTILES.len();
 const GROUP: [usize; COUNT] = [0, 0, 0, 1, 1, 2, 2, 3, 3];
 const GROUPS: usize = 4;
 const GROUP_SHARE: [f64; GROUPS] = [3.0 / 9.0, 2.0 / 9.0, 2.0 / 9.0, 2.0 / 9.0];
-const NORMAL_LOSS: [f64; COUNT] = [0.103, 0.175, 0.318, 0.399, 0.318, 0.175, 0.103, 0.048, 0.027];
+const NORMAL_LOSS: [f64; COUNT] = [0.103, 0.175, 0.3178, 0.399, 0.3178, 0.175, 0.103, 0.048, 0.027];
 /// How much an expert's weight over one group owes to its skill over all of them.
 const SHARED: f64 = 0.4;
 /// Rules that are chosen between, and what is trusted in each at first: the guarded one is slow and the others have no
