@@ -148,3 +148,15 @@ fn a_forecast_of_steady_traffic_surrounds_its_rate_and_a_new_model_borrows_its_s
     }
     assert!(spread(&lent) > 2.0 * spread(&alone), "{} {}", spread(&lent), spread(&alone));
 }
+
+#[test]
+fn what_is_stored_of_a_busy_model_is_bounded() {
+    let mut dice = Dice(11);
+    let mut predictor = Predictor::default();
+    for second in 0..9_000 {
+        predictor.observe(f64::from(second), Arrived { requests: dice.poisson(5.0), ..Arrived::default() });
+        predictor.refit();
+    }
+    let bytes = serde_json::to_string(&predictor.kept()).expect("plain data").len();
+    assert!(bytes < 1_000_000, "{bytes} bytes");
+}
