@@ -103,8 +103,8 @@ impl Filling {
     }
 
     /// The same with a level that has lost what is not worth storing.
-    pub(crate) fn kept(&self, errors: usize) -> Self {
-        let level = self.level.as_ref().map(|level| Box::new(level.kept(errors)));
+    pub(crate) fn kept(&self) -> Self {
+        let level = self.level.as_ref().map(|level| Box::new(level.kept()));
         Self { recent: self.recent, level, ..Self::default() }
     }
 

@@ -23,6 +23,8 @@ const RANKS: f64 = 0.01;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Level {
     bin_s: f64,
+    /// Time since the first bin began, s.
+    at_s: f64,
     points: Points,
     calendar: Calendar,
     horizons: Vec<Horizon>,
@@ -39,7 +41,7 @@ impl Level {
     pub fn new(bin_s: f64, ahead: &[usize]) -> Self {
         let horizons: Vec<Horizon> = ahead.iter().map(|ahead| Horizon::new((*ahead).max(1), bin_s)).collect();
         let stated = vec![vec![0.0; QUANTILES.len()]; horizons.len()];
-        Self { bin_s, horizons, stated, ..Self::default() }
+        Self { bin_s, points: Points::new(), horizons, stated, ..Self::default() }
     }
 
     /// Width of a bin, s.
@@ -59,8 +61,9 @@ impl Level {
         self.compare_ranks(&ranks);
         self.points.observe(count, self.bin_s, signals);
         self.calendar.push(count, self.bin_s);
+        self.at_s += self.bin_s;
         for (horizon, stated) in self.horizons.iter_mut().zip(&mut self.stated) {
-            *stated = horizon.issue(&self.points, self.bin_s, &self.calendar);
+            *stated = horizon.issue(&self.points, self.at_s, self.bin_s, &self.calendar).to_vec();
         }
     }
 
@@ -81,12 +84,13 @@ impl Level {
     }
 
     /// What is worth storing: see [`Horizon::kept`].
-    pub(crate) fn kept(&self, errors: usize) -> Self {
+    pub(crate) fn kept(&self) -> Self {
         Self {
             bin_s: self.bin_s,
-            points: self.points.clone(),
+            at_s: self.at_s,
+            points: self.points.kept(),
             calendar: self.calendar.clone(),
-            horizons: self.horizons.iter().map(|one| one.kept(errors)).collect(),
+            horizons: self.horizons.iter().map(|one| one.kept()).collect(),
             stated: self.stated.clone(),
             fitted_at_bin: self.fitted_at_bin,
             near_ranks: VecDeque::new(),
@@ -97,6 +101,7 @@ impl Level {
     /// Goes on after a time in which nothing was seen.
     pub(crate) fn skip(&mut self, over_s: f64) {
         self.calendar.skip(over_s);
+        self.at_s += sound(over_s);
         self.near_ranks.clear();
         for horizon in &mut self.horizons {
             horizon.withdraw();
@@ -107,7 +112,7 @@ impl Level {
     pub fn borrowed(&self) -> Self {
         let horizons: Vec<Horizon> = self.horizons.iter().map(|one| one.borrowed(self.bin_s)).collect();
         let stated = vec![vec![0.0; QUANTILES.len()]; horizons.len()];
-        Self { bin_s: self.bin_s, horizons, stated, ..Self::default() }
+        Self { bin_s: self.bin_s, points: Points::new(), horizons, stated, ..Self::default() }
     }
 
     /// Quantiles ([`QUANTILES`]) of the count of the bin at a horizon, by its place in the list given to
@@ -168,7 +173,7 @@ pub(crate) struct LevelRefit {
 impl LevelRefit {
     pub(crate) fn fit(mut self) -> Self {
         for regression in &mut self.regressions {
-            regression.refit(&QUANTILES);
+            regression.refit();
         }
         self
     }

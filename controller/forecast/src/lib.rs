@@ -5,9 +5,13 @@
 //! until the stated share of outcomes lies below it. Pure: no clock, randomness or I/O, the same numbers give the
 //! same forecast on every machine. State is plain data that can be stored.
 
+mod blend;
 mod calendar;
+mod experts;
 mod filling;
+mod format;
 mod horizon;
+mod hours;
 mod idle;
 mod level;
 mod mixture;
@@ -17,10 +21,13 @@ mod reading;
 mod regression;
 mod residuals;
 mod scenario;
+mod seasons;
 mod sessions;
+mod shift;
 mod signals;
+mod spread;
 
-pub use horizon::pinball;
+pub use blend::pinball;
 pub use idle::IdleTimes;
 pub use level::Level;
 pub use predictor::{Arrived, Predictor, Refit};

@@ -1,12 +1,13 @@
-//! Experts combined online. Two rules, and a third that chooses between them.
+//! Experts combined online: three rules.
 //!
 //! [`Aggregation`] is Bernstein online aggregation (Wintenberger, "Optimal learning with Bernstein online aggregation",
 //! 2017) on the linearised pinball loss: against the best fixed convex mix of K experts the regret after n rounds is
 //! of order sqrt(V log K), V the summed squared differences of losses, whatever the sequence is. Its learning rates
 //! set themselves. That certainty costs speed: on a hundred bins it hardly moves. [`Likelihood`] moves at once: it
 //! takes the pinball loss as the logarithm of an asymmetric Laplace density, of unknown scale, and weighs by the
-//! profile likelihood, with old losses discounted. It has no guarantee, so an aggregation of the two gives the
-//! forecast and, by its bound, loses little to the better one.
+//! profile likelihood, with old losses discounted. [`Density`] takes each expert at its word: it weighs by how likely
+//! the outcomes were under the distributions stated, which tells a wrong scale soonest. These two have no guarantee, so
+//! an aggregation of the three gives the forecast and, by its bound, loses little to the best one.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +16,15 @@ const MOST: f64 = 20.0;
 /// What a likelihood keeps of its past at each round: about 500 rounds.
 const KEPT: f64 = 0.998;
 /// How much less than a likelihood of independent errors is believed: errors follow each other.
-const TEMPER: f64 = 0.7;
+const TEMPER: f64 = 1.0;
+/// What a density keeps of its past at each round, and how much less than a likelihood of independent errors it is
+/// believed.
+const DENSITY: (f64, f64) = (0.996, 1.0);
+/// Degrees of freedom of the t law that it takes for an expert's: errors have heavy tails.
+const TAILS: f64 = 6.0;
+/// Normal score of the 0.95 quantile, and the narrowest standard deviation, in requests: counts are whole.
+const OUTER: f64 = 1.645;
+const NARROWEST: f64 = 0.2;
 /// Logarithm of the likelihood against the best expert's below which an expert counts for nothing.
 const UNLIKELY: f64 = -25.0;
 
@@ -84,11 +93,6 @@ impl Likelihood {
         Self { losses: vec![0.0; experts], rounds: 0.0 }
     }
 
-    /// The discounted loss of the expert that did best.
-    pub(crate) fn least_loss(&self) -> f64 {
-        self.losses.iter().copied().fold(f64::MAX, f64::min)
-    }
-
     /// A loss beside the experts', discounted as theirs are.
     pub(crate) fn discounted(sum: f64, loss: f64) -> f64 {
         KEPT * sum + if loss.is_finite() { loss } else { 0.0 }
@@ -102,30 +106,60 @@ impl Likelihood {
         }
     }
 
-    /// The weighted mean of what the experts say; none before there is anything to go by. Forecasts `ahead` bins
-    /// ahead overlap, so their errors are believed less.
-    pub(crate) fn mix(&self, said: &[f32], prior: &[f64], ahead: usize) -> Option<f64> {
-        let (mut sum, mut mixed) = (0.0, 0.0);
-        for (said, weight) in said.iter().zip(self.likely(prior, ahead)?) {
-            sum += weight;
-            mixed += weight * f64::from(*said);
-        }
-        Some(mixed / sum)
-    }
-
-    /// Weights by expert, not yet made to sum to 1; none before there is anything to go by.
-    pub(crate) fn likely<'a>(&'a self, prior: &'a [f64], ahead: usize) -> Option<impl Iterator<Item = f64> + 'a> {
+    /// Weights by expert, which sum to 1; none before there is anything to go by. Forecasts `ahead` bins ahead overlap,
+    /// so their errors are believed less.
+    pub(crate) fn weights(&self, prior: &[f64], ahead: usize) -> Option<Vec<f64>> {
         if self.rounds < 3.0 {
             return None;
         }
-        let least = self.least_loss().max(1e-12);
+        let least = self.losses.iter().copied().fold(f64::MAX, f64::min).max(1e-12);
         let power = -TEMPER * self.rounds / (ahead.max(1) as f64).sqrt();
         // Most experts are so much worse that their weight is nothing; that is told without their logarithm.
         let hopeless = least * (UNLIKELY / power).exp();
-        let weight = move |(loss, prior): (&f64, &f64)| {
+        let weight = |(loss, prior): (&f64, &f64)| {
             if *loss > hopeless { 0.0 } else { prior * (power * (loss.max(1e-12) / least).ln()).exp() }
         };
-        Some(self.losses.iter().zip(prior).map(weight))
+        let mut weights: Vec<f64> = self.losses.iter().zip(prior).map(weight).collect();
+        let sum: f64 = weights.iter().sum();
+        weights.iter_mut().for_each(|weight| *weight /= sum);
+        Some(weights)
+    }
+}
+
+/// Weights by the density of what came under what each expert had stated.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Density {
+    logarithms: Vec<f64>,
+}
+
+impl Density {
+    pub(crate) fn new(experts: usize) -> Self {
+        Self { logarithms: vec![0.0; experts] }
+    }
+
+    /// Takes in each expert's 0.05, 0.5 and 0.95 quantile, and what came.
+    pub(crate) fn learn(&mut self, fans: impl Iterator<Item = [f64; 3]>, count: f64) {
+        for (sum, [low, middle, high]) in self.logarithms.iter_mut().zip(fans) {
+            let side = if count > middle { high - middle } else { middle - low };
+            let error = (count - middle) / (side / OUTER).max(NARROWEST);
+            let width = ((high - low) / (2.0 * OUTER)).max(NARROWEST);
+            let logarithm = -width.ln() - (TAILS + 1.0) / 2.0 * (error * error / TAILS).ln_1p();
+            *sum = DENSITY.0 * *sum + if logarithm.is_finite() { logarithm } else { 0.0 };
+        }
+    }
+
+    /// Weights by expert, which sum to 1.
+    pub(crate) fn weights(&self, prior: &[f64], ahead: usize) -> Vec<f64> {
+        let power = DENSITY.1 / (ahead.max(1) as f64).sqrt();
+        let highest = self.logarithms.iter().copied().fold(f64::MIN, f64::max);
+        let weight = |(sum, prior): (&f64, &f64)| {
+            let apart = power * (sum - highest);
+            if apart < UNLIKELY { 0.0 } else { prior * apart.exp() }
+        };
+        let mut weights: Vec<f64> = self.logarithms.iter().zip(prior).map(weight).collect();
+        let sum: f64 = weights.iter().sum();
+        weights.iter_mut().for_each(|weight| *weight /= sum);
+        weights
     }
 }
 

@@ -5,6 +5,7 @@
 //! bins is not, so they are apart: who cares for many models bounds the second by [`Predictor::digest`].
 
 use crate::filling::{Filling, WIDTH_COUNT};
+use crate::format::Format;
 use crate::level::LevelRefit;
 use crate::reading::Reading;
 use crate::scenario::{Forecast, value_at};
@@ -19,8 +20,6 @@ const TOKENS_OVER: f64 = 16.0;
 const ONE_REQUEST: f64 = 0.5;
 /// How far ahead the turns of live conversations are looked at, s.
 const SESSION_WINDOWS_S: [f64; 3] = [10.0, 60.0, 300.0];
-/// Errors of each expert that are stored.
-const KEPT_ERRORS: usize = 32;
 
 /// What has arrived since the observation before.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -34,6 +33,7 @@ pub struct Arrived {
 /// One model's arrivals, past and to come.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Predictor {
+    format: Format,
     widths: [Filling; WIDTH_COUNT],
     at_s: Option<f64>,
     last_arrival_s: Option<f64>,
@@ -174,7 +174,7 @@ impl Predictor {
     /// What is worth storing: all but what waits for its outcome, the sessions that are live, and old errors.
     pub fn kept(&self) -> Self {
         Self {
-            widths: self.widths.each_ref().map(|one| one.kept(KEPT_ERRORS)),
+            widths: self.widths.each_ref().map(|one| one.kept()),
             sessions: self.sessions.kept(),
             at_s: None,
             last_arrival_s: None,

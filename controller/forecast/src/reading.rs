@@ -1,11 +1,9 @@
 //! What a forecast is made of, for people: its quantiles, which experts it follows, and how it has done.
 
-use crate::horizon::expert_name;
+use crate::experts::expert_name;
 use crate::{Level, QUANTILES};
 use serde::{Deserialize, Serialize};
 
-/// Places among [`QUANTILES`] of the one that plans go by.
-const HIGH: usize = 5;
 /// Experts that are named.
 const NAMED: usize = 3;
 
@@ -32,10 +30,10 @@ impl Level {
     pub fn reading(&self, horizon: usize) -> Reading {
         let bin_s = self.bin_s();
         let one = self.horizon(horizon);
-        let mut by_weight: Vec<(usize, f64)> = one.weights(HIGH).into_iter().enumerate().collect();
+        let mut by_weight: Vec<(usize, f64)> = one.weights().into_iter().enumerate().collect();
         by_weight.sort_by(|a, b| b.1.total_cmp(&a.1));
         let named = |(expert, weight): (usize, f64)| (expert_name(expert), weight);
-        let skill = one.skill(HIGH);
+        let skill = one.skill();
         Reading {
             ahead_s: one.ahead as f64 * bin_s,
             bin_s,

@@ -16,6 +16,11 @@ pub(crate) struct Residuals {
 }
 
 impl Residuals {
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.by_time.len()
+    }
+
     /// An empty window of at most so many errors.
     pub(crate) fn new(most: usize) -> Self {
         Self { most, ..Self::default() }

@@ -120,6 +120,8 @@ fn state_that_was_stored_goes_on_as_it_was() {
     let predictor = busy();
     let stored = serde_json::to_string(&predictor).expect("plain data");
     let restored: Predictor = serde_json::from_str(&stored).expect("what was written");
+    let older = stored.replacen("\"format\":2", "\"format\":1", 1);
+    assert!(older != stored && serde_json::from_str::<Predictor>(&older).is_err(), "another version is left alone");
     let [ours, theirs] = [predictor, restored].map(|mut one| {
         one.observe(600.0, Arrived { requests: 7.0, ..Arrived::default() });
         one.rate_quantile(10.0, 0.9)
@@ -145,4 +147,16 @@ fn a_forecast_of_steady_traffic_surrounds_its_rate_and_a_new_model_borrows_its_s
         }
     }
     assert!(spread(&lent) > 2.0 * spread(&alone), "{} {}", spread(&lent), spread(&alone));
+}
+
+#[test]
+fn what_is_stored_of_a_busy_model_is_bounded() {
+    let mut dice = Dice(11);
+    let mut predictor = Predictor::default();
+    for second in 0..9_000 {
+        predictor.observe(f64::from(second), Arrived { requests: dice.poisson(5.0), ..Arrived::default() });
+        predictor.refit();
+    }
+    let bytes = serde_json::to_string(&predictor.kept()).expect("plain data").len();
+    assert!(bytes < 1_000_000, "{bytes} bytes");
 }
