@@ -45,7 +45,7 @@ impl<'a> Download<'a> {
     pub(crate) async fn run(&self) -> Result<(), FetchError> {
         let Version { bytes, .. } = self.wanted.look.version;
         self.now.add(|now| now.total_bytes += bytes);
-        if let Some(folder) = self.part.parent() {
+        for folder in [&self.part, &self.journal].into_iter().filter_map(|path| path.parent()) {
             std::fs::create_dir_all(folder).map_err(|error| self.io("make the folder of", error))?;
         }
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&self.part);
