@@ -6,6 +6,7 @@ mod adapter;
 mod checkpoint;
 mod config;
 mod cursor;
+mod difference;
 mod digest;
 pub mod disk;
 mod encoder;

@@ -3,6 +3,7 @@
 //! served from.
 
 mod feed;
+mod rebuild;
 mod ring;
 
 use crate::{Manifest, Object, Segments, Store, StoreError, TensorData, mapping::Mapping, object::CHUNK_BYTES};
@@ -107,7 +108,9 @@ pub fn load(
         let missing: Vec<&Object> = pairs.filter(|(map, _)| map.is_none()).map(|(_, object)| object).collect();
         facts.read_bytes = missing.iter().map(|object| object.bytes()).sum();
         if !missing.is_empty() {
-            read(Feed::new(store, segments, missing, options.direct), options, &mut facts)?;
+            let (tuned, plain) = rebuild::apart(store, missing)?;
+            read(Feed::new(store, segments, plain, options.direct), options, &mut facts)?;
+            rebuild::all(segments, &tuned, threads(options))?;
             maps = adopt(manifest, segments)?;
         }
     }
@@ -147,9 +150,13 @@ fn wait_for(path: &Path, wait: Duration) -> Result<File, StoreError> {
     }
 }
 
-fn read(feed: Feed<'_>, options: LoadOptions, facts: &mut LoadFacts) -> Result<(), StoreError> {
+fn threads(options: LoadOptions) -> usize {
     let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(4);
-    let threads = if options.threads == 0 { cores } else { options.threads };
+    if options.threads == 0 { cores } else { options.threads }
+}
+
+fn read(feed: Feed<'_>, options: LoadOptions, facts: &mut LoadFacts) -> Result<(), StoreError> {
+    let threads = threads(options);
     let depth = options.queue_depth.clamp(1, 1024);
     let rings = match options.io_uring {
         true => (0..threads).map(|_| ring::open(depth)).collect::<Result<Vec<IoUring>, _>>(),

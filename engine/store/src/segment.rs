@@ -65,15 +65,20 @@ impl Segments {
 
     /// An object's memory, if somebody has read it.
     pub(crate) fn find(&self, object: &Object) -> Result<Option<Arc<Mmap>>, StoreError> {
-        let path = self.path(object.name());
+        self.find_named(object.name(), object.bytes())
+    }
+
+    /// The memory of the object of that name, which has so many bytes.
+    pub(crate) fn find_named(&self, name: Checksum, bytes: u64) -> Result<Option<Arc<Mmap>>, StoreError> {
+        let path = self.path(name);
         let file = match File::open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(StoreError::io("open", &path, source)),
         };
         let found = file.metadata().map_err(|source| StoreError::io("read", &path, source))?.len();
-        if found != object.bytes() {
-            return Err(StoreError::Length { path, expected: object.bytes(), found });
+        if found != bytes {
+            return Err(StoreError::Length { path, expected: bytes, found });
         }
         // SAFETY: the file is in a folder of this user's alone, whole, and of mode 400 since it has its name: nobody
         // writes or cuts it. Removing it leaves the memory to those who have it mapped.
