@@ -3,6 +3,7 @@
 
 mod cold;
 mod engine;
+mod fine_tunes;
 mod first_token;
 mod forecast;
 mod gateway;
@@ -25,6 +26,8 @@ use std::path::Path;
 pub enum Name {
     /// One engine beside llama-server: prefill, decode, and serving of many clients, on the same cores.
     Engine,
+    /// Twenty fine-tunes of one base in a store: what they take on disk and in memory, against what differs.
+    FineTunes,
     /// What a cold start costs: first token at zero minus first token when warm, beside llama-server's.
     FirstToken,
     /// The forecast beside simple ones, on request traces: loss, coverage, width of the interval.
@@ -54,12 +57,13 @@ pub fn run(name: Name, models: &[String], traces: Option<&Path>, statsforecast: 
     ensure!(models.is_empty() || matches!(name, Name::Engine), "--model chooses among the models of `bench engine`");
     ensure!(!statsforecast || matches!(name, Name::Forecast), "--statsforecast is an option of `bench forecast`");
     // A peer has to be installed and the product built for all but what a crate's own example measures.
-    if !matches!(name, Name::Forecast | Name::Load | Name::Policies | Name::Tick) {
+    if !matches!(name, Name::FineTunes | Name::Forecast | Name::Load | Name::Policies | Name::Tick) {
         crate::setup::for_bench()?;
         crate::test::build_binary()?;
     }
     let report = match name {
         Name::Engine => engine::measure(models)?,
+        Name::FineTunes => fine_tunes::measure()?,
         Name::FirstToken => first_token::measure()?,
         Name::Forecast => forecast::measure(traces.context("`bench forecast` needs --traces DIR")?, statsforecast)?,
         Name::Gateway => gateway::measure()?,
