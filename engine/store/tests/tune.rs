@@ -117,6 +117,12 @@ fn a_difference_takes_less_room_and_gives_the_same_bytes() {
         load(&store, &base, &warm, options).unwrap();
         assert_eq!(bytes(&load(&store, &tuned, &warm, options).unwrap()), want);
     }
+    for object in &tuned.objects {
+        let rebuilt = store.rebuilt(object).unwrap();
+        assert_eq!(rebuilt.is_none(), store.object_path(object.name()).exists());
+        let plain = fs::read(plain.object_path(object.name())).unwrap();
+        assert!(rebuilt.is_none_or(|map| map[..] == plain));
+    }
     // It is there already, and is no base itself.
     assert_eq!(ingest(&store, &pair.tuned, "again", Some(&base)).unwrap().1.shared_bytes, tuned.bytes());
     assert_eq!(store.base_of(&pair.tuned, Tails.layout()).unwrap(), Some(base));

@@ -24,14 +24,13 @@ struct Tune {
     saved_bytes: f64,
     #[serde(default)]
     load_ms: f64,
-    #[serde(default)]
-    read_bytes: f64,
 }
 
 /// And of all.
 #[derive(Deserialize)]
 struct All {
     base_bytes: f64,
+    base_load_ms: f64,
     store_bytes: f64,
     adapter_bytes: f64,
     plain_object_bytes: f64,
@@ -78,10 +77,10 @@ fn report(tunes: &[Tune], all: &All) -> Report {
             100.0,
         ));
         report.rows.push(row(
-            format!("{}: loaded, its base in memory, MB/s | 1", tune.name),
-            "MB/s",
-            tune.read_bytes / 1e3 / tune.load_ms,
-            1.0,
+            format!("{}: load from disk, its base in memory | load of the base", tune.name),
+            "ms",
+            tune.load_ms,
+            all.base_load_ms,
         ));
     }
     let disk = all.store_bytes + all.adapter_bytes;
@@ -125,11 +124,17 @@ mod tests {
             written_bytes,
             saved_bytes: 100.0 - written_bytes,
             load_ms: 1.0,
-            read_bytes: 100.0,
         };
         let tunes = [tune("few-0", 60.0, 50.0), tune("whole-1", 40.0, 90.0)];
         let (store_bytes, memory_bytes) = (240.0, 330.0);
-        let all = All { base_bytes: 100.0, store_bytes, adapter_bytes: 0.0, plain_object_bytes: 300.0, memory_bytes };
+        let all = All {
+            base_bytes: 100.0,
+            base_load_ms: 1.0,
+            store_bytes,
+            adapter_bytes: 0.0,
+            plain_object_bytes: 300.0,
+            memory_bytes,
+        };
         let report = report(&tunes, &all);
         let met: Vec<_> = report.targets.iter().map(|target| (target.value, target.met)).collect();
         assert_eq!(met, [(1.2, false), (1.0, true), (1.1, false)]);

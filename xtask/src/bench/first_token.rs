@@ -78,7 +78,7 @@ fn cost_ms(serve: &Serve, name: &str, path: &Path, dropped: bool) -> Result<f64>
 }
 
 /// Brings a file wholly into the page cache or out of it, and makes sure.
-fn set_cache(path: &Path, dropped: bool) -> Result<()> {
+pub(super) fn set_cache(path: &Path, dropped: bool) -> Result<()> {
     let size = std::fs::metadata(path)?.len();
     for _ in 0..CACHE_ATTEMPTS {
         if dropped {

@@ -10,6 +10,7 @@ mod gateway;
 mod knee;
 mod llama;
 mod load;
+mod loaders;
 mod policies;
 mod probes;
 mod reaction;

@@ -140,7 +140,7 @@ fn serve(mut stream: TcpStream, asked: &Mutex<Vec<Request>>, answer: &Answer) ->
     stream.write_all(&reply.body[..reply.cut.unwrap_or(usize::MAX).min(reply.body.len())])?;
     if reply.hang {
         stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-        stream.read(&mut [0; 1])?;
+        let _ = stream.read(&mut [0; 1])?;
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use super::{Store, StoreError};
 use crate::{Checksum, Object, difference::Difference, object::CHUNK_BYTES};
+use memmap2::{Mmap, MmapMut};
 use std::{
     fs::File,
     io,
@@ -53,6 +54,22 @@ impl Store {
             return Err(StoreError::Length { path: base_path, expected: object.bytes(), found });
         }
         Ok(Some(Tuned { path, difference, base, base_path }))
+    }
+
+    /// An object that is kept as a difference, put together in memory of this process's own; none when it is kept as it is.
+    ///
+    /// # Errors
+    /// When it or its base is missing or damaged.
+    pub fn rebuilt(&self, object: &Object) -> Result<Option<Mmap>, StoreError> {
+        let Some(tuned) = self.tuned(object)? else { return Ok(None) };
+        let memory = |source| StoreError::Thread { source };
+        let mut map = MmapMut::map_anon(object.bytes() as usize).map_err(memory)?;
+        tuned.chunks(object, None, |index, bytes| {
+            let start = object.chunk_range(index).start as usize;
+            map[start..start + bytes.len()].copy_from_slice(bytes);
+            Ok(())
+        })?;
+        map.make_read_only().map(Some).map_err(memory)
     }
 
     /// What an object's files are: its own, or its difference's and its base's.
