@@ -140,7 +140,7 @@ pub fn for_bench() -> Result<()> {
 
 /// What the store's benchmark needs.
 pub fn for_bench_load() -> Result<()> {
-    system_packages(&[LINKER, PYTHON, FIO])?;
+    system_packages(&[LINKER, PYTHON, VENV, PEER_BUILD, FIO])?;
     fetch(&DEMO)
 }
 

@@ -87,7 +87,8 @@ fn a_remote_that_gives_nothing_is_not_waited_for() {
     let hang =
         |request: &Request| Reply { cut: Some(100), hang: true, ..Reply::of(request, &gguf(20_000, 1), "\"a\"") };
     // In the middle of a body, before it, and after a trickle.
-    let answers: [fn(&Request, &dyn Fn(&Request) -> Reply) -> Reply; 2] = [
+    type Answer = fn(&Request, &dyn Fn(&Request) -> Reply) -> Reply;
+    let answers: [Answer; 2] = [
         |request, hang| if request.number == 0 { Reply::of(request, &gguf(20_000, 1), "\"a\"") } else { hang(request) },
         |_, _| {
             Reply { hang: true, cut: Some(0), body: vec![0; 4], ..Reply::status(206) }
@@ -104,7 +105,8 @@ fn a_remote_that_gives_nothing_is_not_waited_for() {
 fn versions_are_never_mixed() {
     // The version changes at the sixth request. One server looks at conditions, one does not, one says so by its length
     // alone, and one says so only afterwards.
-    let answers: [fn(&Request, &[u8], &str) -> Reply; 3] = [
+    type Answer = fn(&Request, &[u8], &str) -> Reply;
+    let answers: [Answer; 3] = [
         Reply::of,
         |request, file, etag| Reply::careless(request, file, Some(etag)),
         |request, file, etag| {

@@ -38,6 +38,7 @@ struct All {
 }
 
 pub fn measure() -> Result<Report> {
+    crate::setup::for_bench()?;
     llama::install()?;
     let base = llama::requantised("BF16")?;
     run(&mut cargo(&["build", "--release", "--quiet", "-p", "engine-store", "--example", "tunes"]))?;
