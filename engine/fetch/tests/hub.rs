@@ -12,7 +12,12 @@ use common::{
 };
 use engine_fetch::{FetchError, Options};
 use serde_json::json;
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{Read, Write},
+    path::Path,
+};
 
 const SHA: &str = "0123456789abcdef0123456789abcdef01234567";
 
@@ -88,6 +93,46 @@ fn repositories_are_fetched_by_their_commit() {
         // Files that it has not are not asked for.
         assert!(server.asked().iter().all(|request| !request.path.contains("generation_config")));
     }
+}
+
+#[test]
+fn files_may_lie_elsewhere_and_the_token_stays_at_home() {
+    let (files, folder) = (files(false), tempfile::tempdir().unwrap());
+    let served = files.clone();
+    let elsewhere = Server::start(move |request| match served.get(request.path.trim_start_matches("/signed/")) {
+        _ if request.header("authorization").is_some() => Reply::status(400),
+        Some(file) => Reply::of(request, file, "\"a\""),
+        None => Reply::status(404),
+    });
+    let home = hub(files.clone(), |_| {});
+    let (to, from) = (elsewhere.url("signed/"), home.url(""));
+    // Asks the hub for what it says, and sends those who want files on.
+    let sends_on = Server::start(move |request| match request.path.rsplit_once(&format!("{SHA}/")) {
+        Some((_, name)) => Reply::status(302).with("Location", format!("{to}{name}")),
+        None => Reply::status(307).with("Location", format!("{}{}", from.trim_end_matches('/'), request.path)),
+    });
+    // Another port is another host: the token does not get there, either.
+    let error = ask(&sends_on, folder.path(), "hush").expect_err("no token came").to_string();
+    assert!(error.contains("access is refused"), "{error}");
+    let said = home_says(&home);
+    let to = elsewhere.url("signed/");
+    let sends_on = Server::start(move |request| match request.path.rsplit_once(&format!("{SHA}/")) {
+        _ if request.header("authorization") != Some("Bearer hush") => Reply::status(401),
+        Some((_, name)) => Reply::status(302).with("Location", format!("{to}{name}")),
+        None => Reply::whole(&said),
+    });
+    is_folder_of(&ask(&sends_on, folder.path(), "hush").unwrap().path, &files);
+    assert!(elsewhere.asked().iter().any(|request| request.range.is_some()));
+}
+
+/// What a hub says of its repository.
+fn home_says(home: &Server) -> Vec<u8> {
+    let mut stream = std::net::TcpStream::connect(home.addr()).unwrap();
+    let asks = "GET /api/models/o/r/revision/main?blobs=true HTTP/1.1\r\nauthorization: Bearer hush\r\n\r\n";
+    stream.write_all(asks.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer.split_once("\r\n\r\n").unwrap().1.as_bytes().to_vec()
 }
 
 #[test]

@@ -106,6 +106,10 @@ impl Server {
         server
     }
 
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
     pub fn url(&self, path: &str) -> String {
         format!("http://{}/{path}", self.addr)
     }
