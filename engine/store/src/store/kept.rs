@@ -1,7 +1,11 @@
 //! How an object lies on the disk: as it is, or as what it differs in from another.
 
 use super::{Store, StoreError};
-use crate::{Checksum, Object, difference::Difference, object::CHUNK_BYTES};
+use crate::{
+    Checksum, Object,
+    difference::{Difference, Scratch},
+    object::CHUNK_BYTES,
+};
 use memmap2::{Mmap, MmapMut};
 use std::{
     fs::File,
@@ -97,6 +101,7 @@ impl Tuned {
         mut give: impl FnMut(usize, &[u8]) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         let (mut buffer, mut out) = (vec![0; CHUNK_BYTES as usize], vec![0; CHUNK_BYTES as usize]);
+        let mut scratch = Scratch::new().map_err(|source| StoreError::Thread { source })?;
         for (index, expected) in object.chunks().iter().enumerate() {
             let range = object.chunk_range(index);
             let bytes = (range.end - range.start) as usize;
@@ -109,7 +114,8 @@ impl Tuned {
                 }
             };
             let out = &mut out[..bytes];
-            self.difference.chunk(index, base, out).map_err(|source| StoreError::io("read", &self.path, source))?;
+            let made = self.difference.chunk(index, base, out, &mut scratch);
+            made.map_err(|source| StoreError::io("read", &self.path, source))?;
             let found = Checksum::of(out);
             if found != *expected {
                 return Err(self.damaged(range.start, *expected, found));
