@@ -233,9 +233,43 @@ fn what_was_stopped_goes_on_where_it_was() {
     });
     assert!(matches!(stopped, Err(FetchError::Stopped)) && busy && visible(folder.path()).is_empty());
     // Some of the requests up to the twentieth may hang.
-    let options = Options { stall_ms: 50, retries: 20, ..options };
+    let options = Options { stall_ms: 300, retries: 20, ..options };
     let fetched = get(&server.url("m.gguf"), folder.path(), &options).unwrap();
     assert_eq!(fs::read(fetched.path).unwrap(), file);
     assert!(fetched.progress.kept_bytes >= 80_000, "{:?}", fetched.progress);
     assert_eq!(fetched.progress.done_bytes, file.len() as u64);
+}
+
+#[test]
+fn a_fetch_that_ends_at_any_request_is_gone_on_with() {
+    let file = gguf(20_000, 1);
+    let pieces = file.len().div_ceil(10_000);
+    // A look before, the pieces, a look after.
+    for limit in 0..=pieces + 2 {
+        let (served, count) = (file.clone(), AtomicUsize::new(0));
+        let server = Server::start(move |request| match count.fetch_add(1, Ordering::Relaxed) {
+            // Those that were on their way with it fail as well.
+            number if (limit..limit + 8).contains(&number) => Reply::status(410),
+            _ => Reply::of(request, &served, "\"a\""),
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let mut read_bytes = 0;
+        let fetched = loop {
+            let source = Source::parse(&server.url("m.gguf")).unwrap();
+            let mut last = 0;
+            let outcome = fetch(&source, folder.path(), &options(), &mut |now| {
+                last = now.read_bytes;
+                ControlFlow::Continue(())
+            });
+            read_bytes += last;
+            match outcome {
+                Ok(fetched) => break fetched,
+                Err(error) => assert!(matches!(error, FetchError::Answer { .. }), "{error}"),
+            }
+            assert!(visible(folder.path()).is_empty() && server.asked().len() < 100);
+        };
+        assert_eq!(fs::read(fetched.path).unwrap(), file, "{limit}");
+        // Whole pieces that were there do not come again; of each request on its way one piece may.
+        assert!(read_bytes <= file.len() as u64 + 8 * 3 * 10_000, "{limit}: {read_bytes}");
+    }
 }
