@@ -29,6 +29,7 @@ use std::{
     ops::ControlFlow,
     path::{Path, PathBuf},
     pin::pin,
+    thread,
     time::Duration,
 };
 
@@ -47,12 +48,27 @@ pub struct Fetched {
 /// Fetches what a source names into `folder`, unless this very version of it is there. `progress` is told every fifth of a
 /// second, and stops it by `Break`.
 ///
-/// Blocks, with threads of its own: not to be called on a thread that runs async tasks.
+/// Blocks, wherever it is called: its work has threads of its own.
 ///
 /// # Errors
 /// Each names the address, what was wrong and what helps. Nothing is visible then but what was before; the same call goes on
 /// where this one stopped.
 pub fn fetch(
+    source: &Source,
+    folder: &Path,
+    options: &Options,
+    progress: &mut (dyn FnMut(Progress) -> ControlFlow<()> + Send),
+) -> Result<Fetched, FetchError> {
+    let failed = |source| FetchError::Io { action: "start threads for", path: folder.to_owned(), source };
+    thread::scope(|scope| {
+        let work = || block(source, folder, options, progress);
+        let thread = thread::Builder::new().name("fetch".into()).spawn_scoped(scope, work).map_err(failed)?;
+        // A thread that panicked has hit a bug; the panic goes on here.
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn block(
     source: &Source,
     folder: &Path,
     options: &Options,

@@ -195,7 +195,11 @@ fn a_process_that_is_killed_goes_on_where_it_was() {
             .arg(nginx.url("slow/m.gguf"))
             .arg(folder.path())
             .args([&format!("piece_bytes={SLOW_PIECE_BYTES}"), "parallel=2"]);
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("`cargo build --release -p engine-fetch --examples` builds it");
         let begun = Instant::now();
         while noted(folder.path()) < least {
             assert!(begun.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none());
