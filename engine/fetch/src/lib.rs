@@ -41,8 +41,21 @@ const TELL_EVERY: Duration = Duration::from_millis(200);
 pub struct Fetched {
     /// A GGUF file, or a folder in Hugging Face's layout: a checkpoint or an adapter. Nobody changes it any more.
     pub path: PathBuf,
+    /// The folder that holds it and nothing else.
+    place: PathBuf,
     /// How it went; all zeros when it was there already.
     pub progress: Progress,
+}
+
+impl Fetched {
+    /// Removes it, when the store has taken in what was needed of it. Who has it open keeps it so long.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn discard(self) -> Result<(), FetchError> {
+        let removed = std::fs::remove_dir_all(&self.place);
+        removed.map_err(|error| FetchError::io("remove", &self.place, 0, error))
+    }
 }
 
 /// Fetches what a source names into `folder`, unless this very version of it is there. `progress` is told every fifth of a
@@ -97,9 +110,9 @@ async fn run(
     let work = async {
         let remote = Remote::open(source, options)?;
         let plan = Plan::make(source, &remote, options, &place, &now).await?;
-        let path = place.whole(&plan);
-        if path.exists() {
-            return Ok(path);
+        let whole = place.whole(&plan);
+        if whole.0.exists() {
+            return Ok(whole);
         }
         place.check_room(plan.missing_bytes(&place))?;
         let from = plan.elsewhere.as_ref().unwrap_or(&remote);
@@ -109,8 +122,8 @@ async fn run(
         check::all(&place, &plan)?;
         place.publish(&plan)
     };
-    let path = told(work, || progress(now.get())).await?;
-    Ok(Fetched { path, progress: now.get() })
+    let (path, place) = told(work, || progress(now.get())).await?;
+    Ok(Fetched { path, place, progress: now.get() })
 }
 
 /// Runs `work` and tells of it now and then; stops when told to.

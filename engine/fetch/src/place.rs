@@ -57,12 +57,12 @@ impl Place {
         self.part.join("pieces").join(local.replace('/', "+"))
     }
 
-    /// Where it lies when it is whole.
-    pub(crate) fn whole(&self, plan: &Plan) -> PathBuf {
+    /// Where it lies when it is whole, and the folder that is all its own.
+    pub(crate) fn whole(&self, plan: &Plan) -> (PathBuf, PathBuf) {
         let folder = self.whole_folder(plan);
         match &plan.files[..] {
-            [file] if !plan.folder => folder.join(&file.local),
-            _ => folder,
+            [file] if !plan.folder => (folder.join(&file.local), folder),
+            _ => (folder.clone(), folder),
         }
     }
 
@@ -88,7 +88,7 @@ impl Place {
     }
 
     /// Gives the files their name, by one rename, and says where they are.
-    pub(crate) fn publish(&self, plan: &Plan) -> Result<PathBuf, FetchError> {
+    pub(crate) fn publish(&self, plan: &Plan) -> Result<(PathBuf, PathBuf), FetchError> {
         let whole = self.whole_folder(plan);
         fs::rename(self.files(), &whole).map_err(|error| FetchError::io("name", &whole, 0, error))?;
         let synced = File::open(&self.folder).and_then(|folder| folder.sync_all());

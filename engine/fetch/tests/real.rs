@@ -156,6 +156,8 @@ fn nginx_gives_files_and_folders() {
     assert_ne!(second.path, fetched.path);
     assert_eq!(fs::read(&fetched.path).unwrap(), file);
     assert_eq!(fs::read(&second.path).unwrap(), gguf(500_000, 2));
+    second.discard().unwrap();
+    assert_eq!(visible(folder.path()).len(), 2);
     let error = get(&nginx.url("none.gguf"), folder.path(), &common::options()).unwrap_err();
     assert!(matches!(error, FetchError::NotFound { .. }), "{error}");
 }
