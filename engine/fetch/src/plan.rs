@@ -10,10 +10,12 @@ use crate::{
     source::Site,
 };
 use engine_store::{FOLDER_FILES, shard_names};
-use std::time::Duration;
+use std::{os::unix::fs::MetadataExt, time::Duration};
 use tokio::time::sleep;
 
 const INDEX: &str = "model.safetensors.index.json";
+/// Longest index: it is fetched before it is known how much there is to come.
+const INDEX_BYTES_MAX: u64 = 64 << 20;
 const WEIGHTS: &str = "model.safetensors";
 const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
@@ -72,7 +74,9 @@ impl Plan {
 
     /// Bytes that have not come yet.
     pub(crate) fn missing_bytes(&self, place: &Place) -> u64 {
-        let there = |wanted: &Wanted| std::fs::metadata(place.part(&wanted.local)).map_or(0, |meta| meta.len());
+        // Pieces come in any order, so a part may be long and have holes; blocks have 512 bytes.
+        let there =
+            |wanted: &Wanted| std::fs::metadata(place.part(&wanted.local)).map_or(0, |meta| 512 * meta.blocks());
         self.files.iter().map(|wanted| wanted.look.version.bytes.saturating_sub(there(wanted))).sum()
     }
 }
@@ -109,6 +113,10 @@ impl Asking<'_> {
             let message = format!("it has neither {WEIGHTS} nor {INDEX}");
             return Err(FetchError::Invalid { url: self.remote.shown(""), message });
         };
+        if index.look.version.bytes > INDEX_BYTES_MAX {
+            let message = format!("it has {} bytes, more than any index", index.look.version.bytes);
+            return Err(FetchError::Invalid { url: self.remote.shown(INDEX), message });
+        }
         Download::new(self.remote, &index, place, self.options, self.now).run().await?;
         let wrong = |error: engine_store::SafetensorsError| FetchError::Invalid {
             url: self.remote.shown(INDEX),

@@ -189,6 +189,27 @@ fn only_checkpoints_are_fetched_and_only_whole_ones_are_kept() {
 }
 
 #[test]
+fn what_cannot_fit_is_not_begun() {
+    let server = Server::start(|request| {
+        let reply = Reply { body: b"GGUF".to_vec(), ..Reply::status(206) };
+        match request.path.as_str() {
+            "/m.gguf" | "/n/model.safetensors.index.json" => {
+                reply.with("Content-Range", format!("bytes 0-3/{}", 1u64 << 55))
+            }
+            "/n/config.json" => Reply::of(request, b"{}12", "\"a\""),
+            _ => Reply::status(404),
+        }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let error = get(&server.url("m.gguf"), folder.path(), &options()).expect_err("it is too large");
+    assert!(matches!(error, FetchError::Full { needed_bytes, .. } if needed_bytes == 1 << 55), "{error}");
+    assert_eq!(server.asked().len(), 1);
+    let error = get(&server.url("n/"), folder.path(), &options()).expect_err("it is too large").to_string();
+    assert!(error.contains("more than any index"), "{error}");
+    assert!(visible(folder.path()).is_empty());
+}
+
+#[test]
 fn a_digest_is_held_to() {
     let file = gguf(20_000, 1);
     let served = file.clone();
