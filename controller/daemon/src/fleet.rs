@@ -187,7 +187,7 @@ impl Fleet {
             let route = ModelRoute {
                 name: name.clone(),
                 revision: record.revision.clone(),
-                path: record.path.clone(),
+                path: record.served_path().to_owned(),
                 created_unix_s: record.created_unix_s,
                 context_tokens: record.context_tokens,
                 base: None,
@@ -227,7 +227,7 @@ fn adapter_route(adapter: &AdapterRecord, base: &ModelRecord) -> ModelRoute {
     ModelRoute {
         name: adapter.name.clone(),
         revision: adapter.revision(base),
-        path: base.path.clone(),
+        path: base.served_path().to_owned(),
         created_unix_s: adapter.created_unix_s,
         context_tokens: base.context_tokens,
         base: Some(BaseRoute {

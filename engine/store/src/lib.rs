@@ -12,6 +12,7 @@ mod encoder;
 mod error;
 mod folder;
 mod gguf;
+pub mod host;
 mod ingest;
 mod inspect;
 mod load;

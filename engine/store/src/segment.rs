@@ -7,7 +7,7 @@
 use crate::{Checksum, Object, StoreError, store::files};
 use memmap2::{Mmap, MmapOptions};
 use rustix::{
-    fs::{CWD, Mode, RenameFlags, fchmod, renameat_with},
+    fs::{CWD, Mode, RenameFlags, Timespec, Timestamps, UTIME_NOW, fchmod, futimens, renameat_with},
     io::Errno,
     process::geteuid,
 };
@@ -75,6 +75,9 @@ impl Segments {
         if found != object.bytes() {
             return Err(StoreError::Length { path, expected: object.bytes(), found });
         }
+        // A hint for who discards segments: this one is in use.
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        let _ = futimens(&file, &Timestamps { last_access: now, last_modification: now });
         // SAFETY: the file is in a folder of this user's alone, whole, and of mode 400 since it has its name: nobody
         // writes or cuts it. Removing it leaves the memory to those who have it mapped.
         let map = unsafe { MmapOptions::new().map(&file) };

@@ -66,8 +66,8 @@ fn folder_digest(folder: &Path) -> Result<String, CheckpointError> {
 /// What sentence-transformers puts beside an encoder, and what its vectors depend on.
 const ENCODER_FILES: [&str; 3] = ["modules.json", "sentence_bert_config.json", "1_Pooling/config.json"];
 
-/// The files of a checkpoint. Those of a folder that may be absent are left out when they are.
-fn files(path: &Path) -> Result<Vec<PathBuf>, SafetensorsError> {
+/// The files of a checkpoint, absolute or not as `path` is. Those of a folder that may be absent are left out when they are.
+pub(crate) fn files(path: &Path) -> Result<Vec<PathBuf>, SafetensorsError> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
     }

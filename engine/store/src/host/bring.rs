@@ -1,0 +1,133 @@
+//! A model's weights to where an engine can compute with them, by the quickest way that there is room for.
+
+use super::{available_bytes, is_of_memory};
+use crate::{
+    Checksum, LoadFacts, LoadOptions, Loaded, Manifest, Segments, Store, StoreError, load, load::loaded,
+    mapping::Mapping,
+};
+use rustix::fs::statvfs;
+use std::{
+    collections::BTreeSet,
+    num::NonZeroUsize,
+    path::Path,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+/// Where weights were when they were asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    /// In shared segments, all of them: nothing was read.
+    Memory,
+    /// On disk, some of them at least: they were read into shared segments.
+    Disk,
+    /// There was no room for segments: the store's own files are mapped.
+    File,
+}
+
+/// A model that can be computed with.
+#[derive(Clone, Debug)]
+pub struct Brought {
+    pub loaded: Loaded,
+    pub tier: Tier,
+    /// Why the weights are not in shared segments, where they are not.
+    pub fallback: Option<String>,
+}
+
+/// Adopts what is in memory, reads the rest where there is room, leaving `reserve_bytes` of memory free, and maps
+/// the store's files where there is none. Nothing comes back that was not verified.
+///
+/// # Errors
+/// When an object is missing or damaged.
+pub fn bring(
+    store: &Store,
+    manifest: &Manifest,
+    folder: &Path,
+    options: LoadOptions,
+    reserve_bytes: u64,
+) -> Result<Brought, StoreError> {
+    let in_memory = Segments::open(folder).and_then(|segments| {
+        make_room(&segments, manifest, reserve_bytes)?;
+        load(store, manifest, &segments, options)
+    });
+    match in_memory {
+        Ok(loaded) => {
+            let tier = if loaded.facts.read_bytes == 0 { Tier::Memory } else { Tier::Disk };
+            Ok(Brought { loaded, tier, fallback: None })
+        }
+        Err(error) if is_of_memory(&error, folder) => {
+            let loaded = map(store, manifest)?;
+            Ok(Brought { loaded, tier: Tier::File, fallback: Some(error.to_string()) })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Sees to it that what is missing of a model fits.
+fn make_room(segments: &Segments, manifest: &Manifest, reserve_bytes: u64) -> Result<(), StoreError> {
+    let missing = manifest.objects.iter().filter(|object| !segments.folder().join(object.name().to_string()).exists());
+    let missing_bytes: u64 = missing.map(|object| object.bytes()).sum();
+    if missing_bytes == 0 {
+        return Ok(());
+    }
+    let short = short_of(segments.folder(), missing_bytes, reserve_bytes);
+    if short == 0 {
+        return Ok(());
+    }
+    let own: BTreeSet<Checksum> = manifest.objects.iter().map(|object| object.name()).collect();
+    segments.sweep()?;
+    segments.discard_idle(short, &own)?;
+    match short_of(segments.folder(), missing_bytes, reserve_bytes) {
+        0 => Ok(()),
+        _ => Err(StoreError::Memory { folder: segments.folder().to_owned(), bytes: missing_bytes }),
+    }
+}
+
+/// Bytes that are missing for so many more. Where the system does not say, the attempt will.
+fn short_of(folder: &Path, bytes: u64, reserve_bytes: u64) -> u64 {
+    let free = statvfs(folder).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+    let available = available_bytes().unwrap_or(u64::MAX);
+    let memory = bytes.saturating_add(reserve_bytes).saturating_sub(available);
+    bytes.saturating_sub(free).max(memory)
+}
+
+/// Verifies the store's own files of a model and maps them. They lie in the page cache, which shares them between
+/// processes too, and drops them when memory is short.
+///
+/// # Errors
+/// When an object is missing or damaged.
+pub fn map(store: &Store, manifest: &Manifest) -> Result<Loaded, StoreError> {
+    verify_all(store, manifest)?;
+    let maps = manifest.objects.iter().map(|object| {
+        let path = store.object_path(object.name());
+        match Mapping::open(&path) {
+            Ok(Mapping::File(map)) => Ok(Some(map)),
+            Ok(_) => Ok(None),
+            Err(error) => Err(StoreError::io("map", &path, error)),
+        }
+    });
+    let maps: Vec<Option<Arc<_>>> = maps.collect::<Result<_, _>>()?;
+    loaded(store, manifest, &maps, LoadFacts { read_bytes: manifest.bytes(), ..LoadFacts::default() })
+}
+
+/// On as many threads as loading has, since hashing is what takes time when the page cache has the files.
+fn verify_all(store: &Store, manifest: &Manifest) -> Result<(), StoreError> {
+    let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(4);
+    let (next, failed) = (AtomicUsize::new(0), Mutex::new(None));
+    let work = || {
+        while let Some(object) = manifest.objects.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(error) = store.verify_object(object) {
+                next.store(manifest.objects.len(), Ordering::Relaxed);
+                failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            }
+        }
+    };
+    thread::scope(|scope| {
+        (1..threads).for_each(|_| drop(thread::Builder::new().name("verify".into()).spawn_scoped(scope, work)));
+        work();
+    });
+    failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+}
