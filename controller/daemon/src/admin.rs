@@ -125,6 +125,8 @@ pub fn routes(admin: Admin) -> impl Filter<Extract = (impl Reply,), Error = Infa
         .unify()
         .or(warp::path!("v1" / "foreshock" / "ticks").and(warp::get()).and(with()).and(query()).map(ticks))
         .unify()
+        .or(warp::path!("v1" / "foreshock" / "starts").and(warp::get()).and(with()).and(query()).map(starts))
+        .unify()
         .or(warp::path!("v1" / "foreshock" / "instances").and(warp::get()).and(with()).map(instances))
         .unify()
         .or(warp::path!("v1" / "foreshock" / "requests").and(warp::get()).and(with()).and(query()).map(requests))
@@ -164,6 +166,13 @@ fn decisions(admin: Admin, query: HashMap<String, String>) -> Answer {
 fn ticks(admin: Admin, query: HashMap<String, String>) -> Answer {
     match limit(&query) {
         Ok(limit) => list(&admin.view.ticks(limit)),
+        Err(answer) => *answer,
+    }
+}
+
+fn starts(admin: Admin, query: HashMap<String, String>) -> Answer {
+    match limit(&query) {
+        Ok(limit) => list(&admin.view.starts(query.get("model").map(String::as_str), limit)),
         Err(answer) => *answer,
     }
 }

@@ -128,6 +128,7 @@ impl Daemon {
         let mut registry = Registry::open(&config.state_dir)?;
         let epoch = registry.next_epoch()?;
         let decisions = registry.decisions(None, crate::view::DECISIONS_SHOWN)?;
+        let starts = registry.starts(None, crate::view::STARTS_SHOWN)?;
         let cold_starts = ColdStarts::new(registry.cold_starts()?);
         let mut state = State::new(config.policy.clone());
         for kept in registry.forecasts()? {
@@ -172,7 +173,7 @@ impl Daemon {
             gauges: Gauges::default(),
             routes,
             wake: Arc::new(Notify::new()),
-            publisher: ViewPublisher::new(decisions),
+            publisher: ViewPublisher::new(decisions, starts),
             advised: BTreeMap::new(),
             config,
             _keeper: keeper,

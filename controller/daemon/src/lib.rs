@@ -21,6 +21,7 @@ mod model_store;
 pub mod observe;
 pub mod registry;
 mod run;
+mod timeline;
 mod view;
 mod weights;
 
@@ -35,4 +36,5 @@ pub use model_store::{ModelStore, Taking};
 pub use observe::outside::{OutsideView, OutsideWatch};
 pub use observe::{GatewayReading, GatewaySignal, KernelReading, KernelSignal, ModelDemand, Signal};
 pub use registry::{AdapterRecord, Added, ModelRecord, Registry, RegistryError};
+pub use timeline::{StartRecord, render_starts};
 pub use view::{TickSeen, View};
