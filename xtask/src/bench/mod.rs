@@ -2,8 +2,8 @@
 //! installed and started here, so that anyone can run the comparison again.
 
 mod cold;
+mod cold_start;
 mod engine;
-mod first_token;
 mod forecast;
 mod gateway;
 mod knee;
@@ -25,8 +25,10 @@ use std::path::Path;
 pub enum Name {
     /// One engine beside llama-server: prefill, decode, and serving of many clients, on the same cores.
     Engine,
-    /// What a cold start costs: first token at zero minus first token when warm, beside llama-server's.
-    FirstToken,
+    /// What a cold start costs, with weights in memory and on a cold disk: first token at zero minus first token when
+    /// warm, beside llama-server's.
+    #[value(alias = "first-token")]
+    ColdStart,
     /// The forecast beside simple ones, on request traces: loss, coverage, width of the interval.
     Forecast,
     /// What the gateway adds to a request, against calling the engine directly.
@@ -60,7 +62,7 @@ pub fn run(name: Name, models: &[String], traces: Option<&Path>, statsforecast: 
     }
     let report = match name {
         Name::Engine => engine::measure(models)?,
-        Name::FirstToken => first_token::measure()?,
+        Name::ColdStart => cold_start::measure()?,
         Name::Forecast => forecast::measure(traces.context("`bench forecast` needs --traces DIR")?, statsforecast)?,
         Name::Gateway => gateway::measure()?,
         Name::Probes => probes::measure()?,

@@ -40,6 +40,9 @@ pub(super) fn open(options: &EngineOptions, place: &StoreOptions) -> Result<(Che
         host::Tier::File => Tier::File,
     };
     let read_bytes = loaded.facts.read_bytes;
+    // Mapped as long as the process lives, also what the device has copied out: whoever discards segments sees by that
+    // which are in use.
+    std::mem::forget(loaded.clone());
     let checkpoint = head?.with_loaded(loaded).map_err(|error| error.to_string())?;
     Ok((checkpoint, Came { at_ns: clock::monotonic_ns(), tier: Some(tier), read_bytes }))
 }
