@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 use std::borrow::Borrow;
 use std::fmt::Write;
 
+/// An engine that nobody has asked so long after it was ready was started ahead of its requests.
+const UNASKED_NS: Nanos = 1_000_000_000;
+
 /// One start of an engine of ours. Phases follow each other; each is the time since the end of the one before, ms.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StartRecord {
@@ -40,7 +43,8 @@ impl StartRecord {
         let phases = &telemetry.phases;
         let (tier, listening_at_ns, ready_at_ns) = (phases.tier?, instance.listening_at_ns?, telemetry.ready_at_ns?);
         let first = phases.first_token_ms.or(phases.first_step_ms).map(|ms| at_ns(phases, ms));
-        if first.is_none() && telemetry.running + telemetry.waiting > 0 {
+        let asked = telemetry.requests_total > telemetry.cancelled_total;
+        if first.is_none() && (asked || telemetry.at_ns.saturating_sub(ready_at_ns) < UNASKED_NS) {
             return None;
         }
         let between = |from: Nanos, to: Nanos| to.saturating_sub(from) as f64 / 1e6;
