@@ -2,16 +2,19 @@
 //! a bound, and go before memory runs short. Engines see to the room for their own start themselves.
 
 use engine_store::host::{Held, available_bytes};
-use engine_store::{Segments, StoreError};
+use engine_store::{Checksum, Segments, StoreError};
 use metrics::{counter, gauge};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 /// How often it looks.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Bytes gathered into huge pages at a look, and how often it is tried with one segment.
+const GATHERED_BYTES: u64 = 256 << 20;
+const TRIES_MAX: u32 = 3;
 /// Memory that is to stay free of weights that nobody uses, bytes.
 const FREE_BYTES: u64 = 512 << 20;
 
@@ -28,9 +31,9 @@ impl Keeper {
     pub(crate) fn start(folder: PathBuf, idle_bytes: u64) -> io::Result<Self> {
         let (alive, ended) = channel();
         std::thread::Builder::new().name("weights".to_owned()).spawn(move || {
-            let mut failing = false;
+            let (mut failing, mut gathered) = (false, Gathered::default());
             while ended.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
-                let looked = if folder.exists() { look(&folder, idle_bytes) } else { Ok(()) };
+                let looked = if folder.exists() { look(&folder, idle_bytes, &mut gathered) } else { Ok(()) };
                 if let (Err(error), false) = (&looked, failing) {
                     tracing::warn!(%error, "weights in shared memory are not looked after");
                 }
@@ -41,12 +44,48 @@ impl Keeper {
     }
 }
 
-fn look(folder: &std::path::Path, idle_bytes: u64) -> Result<(), StoreError> {
+/// How often each segment in use was gathered into huge pages, and whether the kernel can.
+#[derive(Default)]
+struct Gathered {
+    tries: BTreeMap<Checksum, u32>,
+    refused: bool,
+}
+
+impl Gathered {
+    /// Gathers those in use that have not been, some at a time: engines are at work meanwhile.
+    fn turn(&mut self, segments: &Segments, held: &[Held]) {
+        self.tries.retain(|name, _| held.iter().any(|held| held.name == *name));
+        let mut bytes = 0;
+        for held in held.iter().filter(|held| held.mapped) {
+            let tries = self.tries.entry(held.name).or_default();
+            if self.refused || *tries >= TRIES_MAX || bytes >= GATHERED_BYTES {
+                continue;
+            }
+            *tries += 1;
+            match segments.gather(held) {
+                Ok(true) => bytes += held.bytes,
+                Ok(false) => {}
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    tracing::info!(%error, "the kernel gives shared memory no huge pages: decoding is slower by a third");
+                    self.refused = true;
+                }
+                // Tried again, since it depends on what memory is free.
+                Err(_) => continue,
+            }
+            if !self.refused {
+                *tries = TRIES_MAX;
+            }
+        }
+    }
+}
+
+fn look(folder: &std::path::Path, idle_bytes: u64, gathered: &mut Gathered) -> Result<(), StoreError> {
     let segments = Segments::open(folder)?;
     segments.sweep()?;
     let held = segments.held()?;
     // Use counts up to its end, not from its beginning.
     held.iter().filter(|held| held.mapped).for_each(|held| segments.touch(held.name));
+    gathered.turn(&segments, &held);
     let (mapped, idle) = sums(&held);
     let excess = idle.saturating_sub(idle_bytes).max(FREE_BYTES.saturating_sub(available_bytes().unwrap_or(u64::MAX)));
     let discarded = segments.discard_idle(excess, &BTreeSet::new())?;
@@ -79,11 +118,11 @@ mod tests {
             std::fs::write(folder.join(digit.repeat(64)), vec![0; 4096]).expect("written");
         }
         let left = || segments.held().expect("a folder").len();
-        look(&folder, 3 * 4096).expect("looked");
+        look(&folder, 3 * 4096, &mut Gathered::default()).expect("looked");
         assert_eq!(left(), 3);
-        look(&folder, 2 * 4096 - 1).expect("looked");
+        look(&folder, 2 * 4096 - 1, &mut Gathered::default()).expect("looked");
         assert_eq!(left(), 1);
-        look(&folder, 0).expect("looked");
+        look(&folder, 0, &mut Gathered::default()).expect("looked");
         assert_eq!(left(), 0);
     }
 }

@@ -8,11 +8,16 @@ mod memory;
 pub use bring::{Brought, Tier, bring, map};
 pub use memory::available_bytes;
 
-use crate::{Checksum, Segments, StoreError, store::files};
+use crate::{
+    Checksum, Segments, StoreError,
+    huge::{FileMap, HUGE_BYTES},
+    store::files,
+};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, utimensat};
 use std::{
     collections::BTreeSet,
-    fs,
+    fs::{self, File},
+    io,
     path::Path,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -53,6 +58,21 @@ impl Segments {
         let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
         let times = Timestamps { last_access: now, last_modification: now };
         let _ = utimensat(CWD, self.folder().join(name.to_string()), &times, AtFlags::empty());
+    }
+
+    /// Gathers a segment's memory into huge pages, for all who have it mapped and who will. Takes the time of a copy. False
+    /// where there is nothing to gather.
+    ///
+    /// # Errors
+    /// When the kernel cannot, or has no huge pages left.
+    pub fn gather(&self, held: &Held) -> io::Result<bool> {
+        if (held.bytes as usize) < HUGE_BYTES {
+            return Ok(false);
+        }
+        let file = File::open(self.folder().join(held.name.to_string()))?;
+        // SAFETY: a segment with its name, which nobody writes or cuts from then on.
+        let map = unsafe { FileMap::new(&file, held.bytes as usize) }?;
+        map.collapse().map(|()| true)
     }
 
     /// Takes a segment's name away; its memory goes when the last who has it mapped lets go. True when it was there.

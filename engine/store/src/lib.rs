@@ -13,6 +13,7 @@ mod error;
 mod folder;
 mod gguf;
 pub mod host;
+mod huge;
 mod ingest;
 mod inspect;
 mod load;

@@ -5,10 +5,12 @@
 mod feed;
 mod ring;
 
-use crate::{Manifest, Object, Segments, Store, StoreError, TensorData, mapping::Mapping, object::CHUNK_BYTES};
+use crate::{
+    Manifest, Object, Segments, Store, StoreError, TensorData, huge::FileMap, mapping::Mapping, object::CHUNK_BYTES,
+};
 use feed::Feed;
 use io_uring::IoUring;
-use memmap2::{Advice, Mmap, MmapMut};
+use memmap2::MmapMut;
 use std::{
     collections::BTreeMap,
     fs::{File, TryLockError},
@@ -65,7 +67,7 @@ pub struct LoadFacts {
 pub struct Loaded {
     tensors: Arc<BTreeMap<String, TensorData>>,
     /// In the order of a forward pass.
-    maps: Arc<Vec<Arc<Mmap>>>,
+    maps: Arc<Vec<Arc<FileMap>>>,
     pub facts: LoadFacts,
 }
 
@@ -85,7 +87,7 @@ impl Loaded {
     /// mapped does not stop at each. Failure costs speed alone.
     pub(crate) fn populate(&self) {
         let maps = self.maps.clone();
-        let populate = move || maps.iter().for_each(|map| drop(map.advise(Advice::PopulateRead)));
+        let populate = move || maps.iter().for_each(|map| map.populate());
         let _ = thread::Builder::new().name("populate".into()).spawn(populate);
     }
 
@@ -129,7 +131,7 @@ pub fn load(
 pub(crate) fn loaded(
     store: &Store,
     manifest: &Manifest,
-    maps: &[Option<Arc<Mmap>>],
+    maps: &[Option<Arc<FileMap>>],
     facts: LoadFacts,
 ) -> Result<Loaded, StoreError> {
     let mut tensors = BTreeMap::new();
@@ -147,7 +149,7 @@ pub(crate) fn loaded(
 }
 
 /// What is in memory, by object.
-fn adopt(manifest: &Manifest, segments: &Segments) -> Result<Vec<Option<Arc<Mmap>>>, StoreError> {
+fn adopt(manifest: &Manifest, segments: &Segments) -> Result<Vec<Option<Arc<FileMap>>>, StoreError> {
     manifest.objects.iter().map(|object| segments.find(object)).collect()
 }
 

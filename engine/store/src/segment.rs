@@ -4,8 +4,7 @@
 //! A segment gets its name when every byte of it is verified, and can no longer be written from then on. So whoever
 //! finds one need not read it, and adopting a model costs no more for being large.
 
-use crate::{Checksum, Object, StoreError, store::files};
-use memmap2::{Mmap, MmapOptions};
+use crate::{Checksum, Object, StoreError, huge::FileMap, store::files};
 use rustix::{
     fs::{CWD, Mode, RenameFlags, Timespec, Timestamps, UTIME_NOW, fchmod, futimens, renameat_with},
     io::Errno,
@@ -64,7 +63,7 @@ impl Segments {
     }
 
     /// An object's memory, if somebody has read it.
-    pub(crate) fn find(&self, object: &Object) -> Result<Option<Arc<Mmap>>, StoreError> {
+    pub(crate) fn find(&self, object: &Object) -> Result<Option<Arc<FileMap>>, StoreError> {
         let path = self.path(object.name());
         let file = match File::open(&path) {
             Ok(file) => file,
@@ -80,7 +79,7 @@ impl Segments {
         let _ = futimens(&file, &Timestamps { last_access: now, last_modification: now });
         // SAFETY: the file is in a folder of this user's alone, whole, and of mode 400 since it has its name: nobody
         // writes or cuts it. Removing it leaves the memory to those who have it mapped.
-        let map = unsafe { MmapOptions::new().map(&file) };
+        let map = unsafe { FileMap::new(&file, object.bytes() as usize) };
         map.map(|map| Some(Arc::new(map))).map_err(|source| StoreError::io("map", &path, source))
     }
 

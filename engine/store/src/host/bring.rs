@@ -2,12 +2,12 @@
 
 use super::{available_bytes, is_of_memory};
 use crate::{
-    Checksum, LoadFacts, LoadOptions, Loaded, Manifest, Segments, Store, StoreError, load, load::loaded,
-    mapping::Mapping,
+    Checksum, LoadFacts, LoadOptions, Loaded, Manifest, Segments, Store, StoreError, huge::FileMap, load, load::loaded,
 };
 use rustix::fs::statvfs;
 use std::{
     collections::BTreeSet,
+    fs::File,
     num::NonZeroUsize,
     path::Path,
     sync::{
@@ -103,13 +103,12 @@ pub fn map(store: &Store, manifest: &Manifest) -> Result<Loaded, StoreError> {
     verify_all(store, manifest)?;
     let maps = manifest.objects.iter().map(|object| {
         let path = store.object_path(object.name());
-        match Mapping::open(&path) {
-            Ok(Mapping::File(map)) => Ok(Some(map)),
-            Ok(_) => Ok(None),
-            Err(error) => Err(StoreError::io("map", &path, error)),
-        }
+        let file = File::open(&path).map_err(|error| StoreError::io("open", &path, error))?;
+        // SAFETY: an object of the store, whole as was just seen; those are put in place whole and never changed.
+        let map = unsafe { FileMap::new(&file, object.bytes() as usize) };
+        map.map(|map| Some(Arc::new(map))).map_err(|error| StoreError::io("map", &path, error))
     });
-    let maps: Vec<Option<Arc<_>>> = maps.collect::<Result<_, _>>()?;
+    let maps: Vec<Option<Arc<FileMap>>> = maps.collect::<Result<_, _>>()?;
     loaded(store, manifest, &maps, LoadFacts { read_bytes: manifest.bytes(), ..LoadFacts::default() })
 }
 
