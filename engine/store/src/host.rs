@@ -110,6 +110,8 @@ fn victims<'a>(held: &'a [Held], bytes: u64, keep: &BTreeSet<Checksum>) -> Vec<&
 /// Names of segments in a folder that any process has mapped, as far as this one may see.
 fn mapped(folder: &Path) -> BTreeSet<Checksum> {
     let Ok(processes) = fs::read_dir("/proc") else { return BTreeSet::new() };
+    // As the kernel spells it.
+    let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
     let folder = format!("{}/", folder.display());
     let mut names = BTreeSet::new();
     for process in processes.flatten() {

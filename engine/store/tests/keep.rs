@@ -3,44 +3,53 @@
 #[path = "common/random_folder.rs"]
 mod random_folder;
 #[path = "common/tiny_folder.rs"]
-#[allow(dead_code, reason = "each test binary uses its own part")]
 mod tiny_folder;
 
 use engine_store::{
-    Checkpoint, Folder, LoadOptions, Manifest, Packer, Segments, Store, StoreError,
+    Checkpoint, LoadOptions, Manifest, Packer, Quantisation, Segments, Store, StoreError,
     host::{Tier, bring},
 };
 use random_folder::{Tails, bytes, packed, scratch, wide, write};
 use std::{collections::BTreeSet, fs, path::Path};
 
 fn kept(root: &Path, source: &Path, revision: &str) -> (Store, Manifest) {
+    kept_as(root, source, revision, None)
+}
+
+fn kept_as(root: &Path, source: &Path, revision: &str, quantise: Option<Quantisation>) -> (Store, Manifest) {
     let store = Store::open(root).unwrap();
     store.keep_head(source, revision).unwrap();
-    let manifest = store.ingest(&Checkpoint::open(source, None).unwrap(), revision, &Tails, &mut |_| {}).unwrap();
+    let checkpoint = Checkpoint::open(source, quantise).unwrap();
+    let manifest = store.ingest(&checkpoint, revision, &Tails, &mut |_| {}).unwrap();
     (store, manifest)
 }
 
 #[test]
 fn a_model_outlives_the_folder_that_it_came_from() {
-    let folder = scratch();
-    let source = folder.path().join("source");
-    fs::create_dir(&source).unwrap();
-    write(&wide(3000), &source, 1);
-    let (store, manifest) = kept(&folder.path().join("store"), &source, "one");
-    let original = Checkpoint::open(&source, None).unwrap();
-    let (config, want) = (original.validate().unwrap(), packed(&original, &Tails));
-    fs::remove_dir_all(&source).unwrap();
-    let head = store.verify_head("one").unwrap();
-    assert!(Store::is_head(&head) && head == store.head_path("one").unwrap());
-    let brought = bring(&store, &manifest, &folder.path().join("segments"), LoadOptions::default(), 0).unwrap();
-    assert_eq!((brought.tier, brought.fallback), (Tier::Disk, None));
-    let checkpoint = Checkpoint::open(&head, None).unwrap().with_loaded(brought.loaded.clone()).unwrap();
-    assert_eq!(checkpoint.validate().unwrap(), config);
-    assert_eq!(bytes(&brought.loaded), want);
-    assert_eq!(Folder::open(&head, None).unwrap().config(), &config);
-    // Holes take no room.
-    let blocks = |path: &Path| std::os::unix::fs::MetadataExt::blocks(&fs::metadata(path).unwrap());
-    assert!(blocks(&head.join("model.safetensors")) * 512 < manifest.bytes() / 2);
+    for quantise in [None, Some(Quantisation::Q8_0)] {
+        let folder = scratch();
+        let source = folder.path().join("source");
+        fs::create_dir(&source).unwrap();
+        write(&wide(3000), &source, 1);
+        let (store, manifest) = kept_as(&folder.path().join("store"), &source, "one", quantise);
+        let original = Checkpoint::open(&source, quantise).unwrap();
+        let (config, want) = (original.validate().unwrap(), packed(&original, &Tails));
+        fs::remove_dir_all(&source).unwrap();
+        let head = store.verify_head("one").unwrap();
+        assert!(Store::is_head(&head) && head == store.head_path("one").unwrap());
+        let segments = folder.path().join("segments");
+        let brought = bring(&store, &manifest, &segments, LoadOptions::default(), 0).unwrap();
+        assert_eq!((brought.tier, brought.fallback), (Tier::Disk, None));
+        let checkpoint = Checkpoint::open(&head, quantise).unwrap().with_loaded(brought.loaded.clone()).unwrap();
+        assert_eq!(checkpoint.validate().unwrap(), config);
+        assert_eq!(bytes(&brought.loaded), want);
+        // Weights of another form are not taken for these.
+        let other = if quantise.is_none() { Some(Quantisation::Q8_0) } else { None };
+        assert!(Checkpoint::open(&head, other).unwrap().with_loaded(brought.loaded).is_err());
+        // Holes take no room.
+        let blocks = std::os::unix::fs::MetadataExt::blocks(&fs::metadata(head.join("model.safetensors")).unwrap());
+        assert!(blocks * 512 < manifest.bytes() / 2);
+    }
 }
 
 #[test]

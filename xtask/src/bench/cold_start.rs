@@ -42,8 +42,8 @@ struct Subject<'a> {
     path: &'a Path,
 }
 
-/// Three models, weights in memory and on a cold disk, ten rounds each.
-pub fn measure() -> Result<Report> {
+/// Three models, or those of `names`, weights in memory and on a cold disk, ten rounds each.
+pub fn measure(names: &[String]) -> Result<Report> {
     llama::install()?;
     let models = [
         ("smollm2", own_copy(&layout::demo_model())?),
@@ -56,7 +56,8 @@ pub fn measure() -> Result<Report> {
     let fixed = ["--idle-seconds", "1", "--cores-per-instance", &cores, "--segments"];
     let owned = Owned::start(&[&fixed[..], &[&segments.to_string_lossy()]].concat())?;
     let mut report = Report::new("cold-start");
-    let outcome = models.iter().try_for_each(|(name, path)| {
+    let is_wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
+    let outcome = models.iter().filter(|(name, _)| is_wanted(name)).try_for_each(|(name, path)| {
         owned.serve.add_model(name, path)?;
         let subject = Subject { serve: &owned.serve, segments: &segments, name, path };
         [Tier::Memory, Tier::Disk].into_iter().try_for_each(|tier| measure_case(&subject, tier, &mut report))
@@ -128,9 +129,11 @@ impl Subject<'_> {
     fn tell_phases(&self, tier: Tier) -> Result<()> {
         let path = format!("/v1/foreshock/starts?model={}&limit={}", self.name, ROUNDS - 1);
         let answer = http::call(self.serve.admin, "GET", &path, b"")?.json()?;
-        let starts = answer["data"].as_array().context("no starts")?;
         let label = if tier == Tier::Memory { "memory" } else { "disk" };
-        ensure!(starts.iter().all(|start| start["tier"] == label), "starts from elsewhere: {answer}");
+        let starts = answer["data"].as_array().context("no starts")?;
+        // A second instance may have been started beside one, and finds the weights in memory.
+        let starts: Vec<&serde_json::Value> = starts.iter().filter(|start| start["tier"] == label).collect();
+        ensure!(starts.len() > ROUNDS / 2, "most starts were from elsewhere: {answer}");
         for phase in PHASES {
             let ms: Vec<f64> = starts.iter().filter_map(|start| start[phase].as_f64()).collect();
             eprintln!("    {}, from {label}: {phase} {:.2} (median of {})", self.name, median(&ms), ms.len());

@@ -53,7 +53,11 @@ pub enum Name {
 
 /// Runs one benchmark, prints its table and writes target/bench/NAME.json.
 pub fn run(name: Name, models: &[String], traces: Option<&Path>, statsforecast: bool) -> Result<()> {
-    ensure!(models.is_empty() || matches!(name, Name::Engine), "--model chooses among the models of `bench engine`");
+    let has_models = matches!(name, Name::Engine | Name::ColdStart);
+    ensure!(
+        models.is_empty() || has_models,
+        "--model chooses among the models of `bench engine` and `bench cold-start`"
+    );
     ensure!(!statsforecast || matches!(name, Name::Forecast), "--statsforecast is an option of `bench forecast`");
     // A peer has to be installed and the product built for all but what a crate's own example measures.
     if !matches!(name, Name::Forecast | Name::Load | Name::Policies | Name::Tick) {
@@ -62,7 +66,7 @@ pub fn run(name: Name, models: &[String], traces: Option<&Path>, statsforecast: 
     }
     let report = match name {
         Name::Engine => engine::measure(models)?,
-        Name::ColdStart => cold_start::measure()?,
+        Name::ColdStart => cold_start::measure(models)?,
         Name::Forecast => forecast::measure(traces.context("`bench forecast` needs --traces DIR")?, statsforecast)?,
         Name::Gateway => gateway::measure()?,
         Name::Probes => probes::measure()?,
