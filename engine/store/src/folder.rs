@@ -9,6 +9,7 @@ mod names;
 mod rope;
 mod text;
 
+pub(crate) use files::files;
 pub use files::{FOLDER_FILES, Stamp, revision, stamp};
 pub use text::{TOKENIZER_FILE, TextFiles};
 

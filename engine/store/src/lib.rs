@@ -13,6 +13,8 @@ mod encoder;
 mod error;
 mod folder;
 mod gguf;
+pub mod host;
+mod huge;
 mod ingest;
 mod inspect;
 mod load;

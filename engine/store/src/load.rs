@@ -6,10 +6,12 @@ mod feed;
 mod rebuild;
 mod ring;
 
-use crate::{Manifest, Object, Segments, Store, StoreError, TensorData, mapping::Mapping, object::CHUNK_BYTES};
+use crate::{
+    Manifest, Object, Segments, Store, StoreError, TensorData, huge::FileMap, mapping::Mapping, object::CHUNK_BYTES,
+};
 use feed::Feed;
 use io_uring::IoUring;
-use memmap2::{Mmap, MmapMut};
+use memmap2::MmapMut;
 use std::{
     collections::BTreeMap,
     fs::{File, TryLockError},
@@ -65,6 +67,8 @@ pub struct LoadFacts {
 #[derive(Clone)]
 pub struct Loaded {
     tensors: Arc<BTreeMap<String, TensorData>>,
+    /// In the order of a forward pass.
+    maps: Arc<Vec<Arc<FileMap>>>,
     pub facts: LoadFacts,
 }
 
@@ -78,6 +82,14 @@ impl Loaded {
     /// A tensor as it was packed, with a share in its memory.
     pub fn tensor_data(&self, name: &str) -> Option<TensorData> {
         self.tensors.get(name).cloned()
+    }
+
+    /// Maps the pages of all of it, in the order of a forward pass, on a thread of its own: a first step that finds them
+    /// mapped does not stop at each. Failure costs speed alone.
+    pub(crate) fn populate(&self) {
+        let maps = self.maps.clone();
+        let populate = move || maps.iter().for_each(|map| map.populate());
+        let _ = thread::Builder::new().name("populate".into()).spawn(populate);
     }
 
     /// Names of all tensors.
@@ -115,6 +127,16 @@ pub fn load(
         }
     }
     facts.adopted_bytes = manifest.bytes() - facts.read_bytes;
+    loaded(store, manifest, &maps, facts)
+}
+
+/// A model's tensors in the maps of its objects.
+pub(crate) fn loaded(
+    store: &Store,
+    manifest: &Manifest,
+    maps: &[Option<Arc<FileMap>>],
+    facts: LoadFacts,
+) -> Result<Loaded, StoreError> {
     let mut tensors = BTreeMap::new();
     for tensor in &manifest.tensors {
         let object = &manifest.objects[tensor.object];
@@ -125,11 +147,12 @@ pub fn load(
         let (kind, dims) = (tensor.kind, tensor.dims.clone());
         tensors.insert(tensor.name.clone(), TensorData { mapping: Mapping::Segment(map), range, kind, dims });
     }
-    Ok(Loaded { tensors: Arc::new(tensors), facts })
+    let maps = Arc::new(maps.iter().flatten().cloned().collect());
+    Ok(Loaded { tensors: Arc::new(tensors), maps, facts })
 }
 
 /// What is in memory, by object.
-fn adopt(manifest: &Manifest, segments: &Segments) -> Result<Vec<Option<Arc<Mmap>>>, StoreError> {
+fn adopt(manifest: &Manifest, segments: &Segments) -> Result<Vec<Option<Arc<FileMap>>>, StoreError> {
     manifest.objects.iter().map(|object| segments.find(object)).collect()
 }
 

@@ -3,11 +3,14 @@
 //! ```text
 //! objects/ab/abcd...      named by content, never changed
 //! models/REVISION.LAYOUT  a manifest; its coming and going is a model's
+//! heads/REVISION/         what a checkpoint says beside its weights, see head.rs
 //! staging/                what is being written
 //! lock                    shared by those who add, exclusive to who takes away
 //! ```
 
 mod error;
+mod head;
+mod keep;
 mod kept;
 mod upkeep;
 

@@ -8,7 +8,11 @@ mod random_folder;
 #[path = "common/tiny_folder.rs"]
 mod tiny_folder;
 
-use engine_store::{Checkpoint, LoadOptions, Manifest, Object, Packer, Progress, Segments, Store, StoreError, load};
+use engine_store::{
+    Checkpoint, LoadOptions, Manifest, Object, Packer, Progress, Segments, Store, StoreError,
+    host::{Tier, bring},
+    load,
+};
 use faulty_disk::FaultyDisk;
 use random_folder::{Tails, bytes, packed, scratch, wide, write};
 use std::{
@@ -126,6 +130,33 @@ fn a_difference_takes_less_room_and_gives_the_same_bytes() {
     // It is there already, and is no base itself.
     assert_eq!(ingest(&store, &pair.tuned, "again", Some(&base)).unwrap().1.shared_bytes, tuned.bytes());
     assert_eq!(store.base_of(&pair.tuned, Tails.layout()).unwrap(), Some(base));
+}
+
+#[test]
+fn without_room_a_difference_is_put_together_for_this_process_alone_and_damage_is_found() {
+    let pair = pair(3000);
+    let store = pair.store();
+    let (_, tuned, _) = pair.ingested(&store);
+    let want = packed(&pair.tuned, &Tails);
+    let segments = pair.segments("none");
+    // More than any machine has is to stay free.
+    let brought = || bring(&store, &tuned, segments.folder(), OPTIONS, u64::MAX / 2);
+    let whole = brought().unwrap();
+    assert_eq!((whole.tier, bytes(&whole.loaded)), (Tier::File, want.clone()));
+    assert!(segments.held().unwrap().is_empty());
+    // What is nobody's file cannot be read again: an engine that lets go of pages must not lose it.
+    for name in whole.loaded.names() {
+        let data = whole.loaded.tensor_data(name).unwrap();
+        data.release(0..data.len());
+    }
+    assert_eq!(bytes(&whole.loaded), want);
+    let (_, path) = &different(&store, &tuned)[0];
+    let mut difference = fs::read(path).unwrap();
+    difference[9] ^= 1;
+    fs::write(path, difference).unwrap();
+    assert!(brought().is_err());
+    fs::remove_file(path).unwrap();
+    assert!(matches!(brought(), Err(StoreError::Missing { .. })));
 }
 
 #[test]

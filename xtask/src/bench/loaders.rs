@@ -1,6 +1,6 @@
 //! How others bring weights from a cold disk into memory.
 
-use super::first_token::set_cache;
+use super::cold_start::set_cache;
 use super::llama;
 use crate::layout;
 use crate::setup::python_packages;

@@ -77,8 +77,8 @@ pub const FOLDER_FILES: [&str; 9] = [
     "1_Pooling/config.json",
 ];
 
-/// The files of a checkpoint. Those of a folder that may be absent are left out when they are.
-fn files(path: &Path) -> Result<Vec<PathBuf>, SafetensorsError> {
+/// The files of a checkpoint, absolute or not as `path` is. Those of a folder that may be absent are left out when they are.
+pub(crate) fn files(path: &Path) -> Result<Vec<PathBuf>, SafetensorsError> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
     }

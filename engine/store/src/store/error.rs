@@ -46,6 +46,8 @@ pub enum StoreError {
         path.display(), base.display()
     )]
     DamagedDifference { path: PathBuf, base: PathBuf, offset: u64, expected: Checksum, found: Checksum },
+    #[error("{} is not a list of checksums; remove the folder that it is in and add the model again", path.display())]
+    Head { path: PathBuf },
     #[error("no memory is left in {} for {bytes} more bytes of weights: remove segments that no engine uses", folder.display())]
     Memory { folder: PathBuf, bytes: u64 },
     #[error(
