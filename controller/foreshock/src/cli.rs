@@ -235,6 +235,8 @@ pub enum ModelsCommand {
     /// a low-rank adapter of a registered model.
     Add {
         name: String,
+        /// A path, or an address to fetch: http(s)://HOST/..., s3://BUCKET/KEY, hf://ORG/REPO[@REVISION][/FILE.gguf]. Credentials
+        /// come from the environment: AWS_*, HF_TOKEN, HF_ENDPOINT.
         path: PathBuf,
         /// PATH is an adapter's folder in PEFT's format, and this the model that it changes.
         #[arg(long)]

@@ -1,6 +1,7 @@
 //! `foreshock models`: the registry from the command line. It works on the state folder's database, whether
 //! a `serve` runs or not; a running one notices within a moment.
 
+mod remote;
 pub mod stored;
 
 use crate::cli::{ModelsArgs, ModelsCommand, StateArgs};
@@ -11,16 +12,20 @@ use controller_daemon::catalog::CatalogError;
 use controller_daemon::foreign::{EngineAsk, EngineSpec, add_foreign};
 use controller_daemon::registry::{AdapterRecord, Added, ModelRecord, Registry};
 use engine_store::{Checkpoint, EncoderCheckpoint};
+use remote::Local;
 use std::path::Path;
 
 /// Dispatches to one registry command.
 pub fn run(args: ModelsArgs) -> Result<()> {
     match args.command {
-        ModelsCommand::Add { name, path, base: Some(base), state, .. } => add_to_base(&name, &base, &path, &state),
-        ModelsCommand::Add { name, path, base: None, quantise, engine, segments, state } => match engine.asked() {
-            None => stored::add(&name, &path, quantise, &segments, &state),
-            Some(engine) => add_with_engine(&name, &path, &engine, &state),
-        },
+        ModelsCommand::Add { name, path, base, quantise, engine, segments, state } => {
+            let local = Local::bring(&name, path, &state)?;
+            match (base, engine.asked()) {
+                (Some(base), _) => add_to_base(&name, &base, local.path(), &state),
+                (None, Some(engine)) => add_with_engine(&name, local.path(), &engine, &state),
+                (None, None) => stored::add(&name, local, quantise, &segments, &state),
+            }
+        }
         ModelsCommand::Ls { state } => list(&state),
         ModelsCommand::Rm { name, segments, state } => stored::remove(&name, &segments, &state),
         ModelsCommand::Verify { name, state } => stored::verify(name.as_deref(), &state),

@@ -1,5 +1,6 @@
 //! The commands of `foreshock models` that work on the store.
 
+use super::remote::Local;
 use super::{REPLACED, describe, input, open, said, unknown};
 use crate::cli::{SegmentsArgs, StateArgs};
 use crate::config::{InputError, segments_dir, state_dir};
@@ -9,7 +10,6 @@ use controller_daemon::{ModelRecord, ModelStore, Taking};
 use engine_instance::CpuBands;
 use engine_store::{Progress, Quantisation};
 use std::io::{IsTerminal, Write};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,18 +23,19 @@ pub fn store(state: &StateArgs, segments: &SegmentsArgs) -> Result<ModelStore> {
 
 pub(super) fn add(
     name: &str,
-    path: &Path,
+    local: Local,
     quantise: Option<Quantisation>,
     segments: &SegmentsArgs,
     state: &StateArgs,
 ) -> Result<()> {
     let (mut registry, store) = (open(state)?, store(state, segments)?);
     let mut teller = Teller::new();
-    let added = add_model(&mut registry, &store, name, path, quantise, &mut |taking| teller.taking(taking));
+    let added = add_model(&mut registry, &store, name, local.path(), quantise, &mut |taking| teller.taking(taking));
     let stored = teller.end();
     let (added, record) = added.map_err(input)?;
     println!("{name}: {}, {}{stored}", said(added, REPLACED), describe(&record));
-    Ok(())
+    // What the store does not take is served from where it lies.
+    if record.head.is_some() { local.stored() } else { Ok(()) }
 }
 
 pub(super) fn remove(name: &str, segments: &SegmentsArgs, state: &StateArgs) -> Result<()> {
@@ -91,14 +92,14 @@ pub(super) fn gc(state: &StateArgs) -> Result<()> {
 
 /// Tells a person at a terminal how far the work is, on a line that is written over; elsewhere it says nothing until the
 /// end.
-struct Teller {
+pub(super) struct Teller {
     terminal: bool,
     told: Option<Instant>,
     progress: Option<Progress>,
 }
 
 impl Teller {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { terminal: std::io::stderr().is_terminal(), told: None, progress: None }
     }
 
@@ -114,7 +115,7 @@ impl Teller {
         }
     }
 
-    fn say(&mut self, what: &str) {
+    pub(super) fn say(&mut self, what: &str) {
         if self.terminal && self.told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
             self.told = Some(Instant::now());
             let mut stderr = std::io::stderr();
@@ -124,7 +125,7 @@ impl Teller {
     }
 
     /// Clears the line; answers what was stored, as the rest of a sentence.
-    fn end(&mut self) -> String {
+    pub(super) fn end(&mut self) -> String {
         if self.told.is_some() {
             eprint!("\r{:60}\r", "");
         }
