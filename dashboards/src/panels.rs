@@ -236,6 +236,34 @@ const INSTANCES: &[Panel] = &[
         ],
     },
     Panel {
+        title: "Cold starts by phase",
+        description: "Mean time of each phase: decision, process, weights, readiness, first token. By where the weights were: memory, disk or file.",
+        unit: Unit::Seconds,
+        queries: &[query(
+            "sum by (tier, phase) (foreshock_cold_start_phase_seconds_sum{model=~\"$model\"}) \
+             / sum by (tier, phase) (foreshock_cold_start_phase_seconds_count{model=~\"$model\"})",
+            "{{tier}}: {{phase}}",
+        )],
+    },
+    Panel {
+        title: "Cold starts by tier",
+        description: "Starts within ten minutes by where the weights were.",
+        unit: Unit::Count,
+        queries: &[query(
+            "sum by (tier) (increase(foreshock_cold_start_phase_seconds_count{phase=\"load\",model=~\"$model\"}[10m]))",
+            "{{tier}}",
+        )],
+    },
+    Panel {
+        title: "Weights in shared memory",
+        description: "Mapped by engines, or kept for the next start; and what was discarded because room was wanted.",
+        unit: Unit::Bytes,
+        queries: &[
+            query("sum by (state) (foreshock_weights_shared_bytes)", "{{state}}"),
+            query("sum(foreshock_weights_discarded_bytes_total) or vector(0)", "discarded in all"),
+        ],
+    },
+    Panel {
         title: "Memory",
         description: "Memory given to instances, and what may be given in all.",
         unit: Unit::Bytes,

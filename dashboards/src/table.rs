@@ -52,6 +52,11 @@ pub const STEP_BUCKETS_S: &[f64] = &[
     0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25,
     0.5, 1.0,
 ];
+/// Upper bounds for the parts of a cold start, seconds.
+pub const START_BUCKETS_S: &[f64] = &[
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+    30.0, 60.0,
+];
 /// Upper bounds for the tokens of a step.
 pub const STEP_TOKEN_BUCKETS: &[f64] =
     &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0];
@@ -119,6 +124,22 @@ pub const INSTANCES: Metric =
     gauge("foreshock_instances", &["model", "state"], "Engine instances by state: starting, ready, draining.");
 pub const COLD_START_SECONDS: Metric =
     latency("foreshock_cold_start_seconds", &["model"], "From the decision to start an instance to its readiness.");
+pub const COLD_START_PHASE_SECONDS: Metric = Metric {
+    name: "foreshock_cold_start_phase_seconds",
+    kind: Kind::Histogram(START_BUCKETS_S),
+    labels: &["model", "phase", "tier"],
+    help: "Parts of a cold start: decision, spawn, load, ready, first_token. The tier is where the weights were: memory, disk or file.",
+};
+pub const WEIGHTS_SHARED_BYTES: Metric = gauge(
+    "foreshock_weights_shared_bytes",
+    &["state"],
+    "Weights in shared memory: mapped by an engine, or idle, kept for the next start.",
+);
+pub const WEIGHTS_DISCARDED_BYTES_TOTAL: Metric = counter(
+    "foreshock_weights_discarded_bytes_total",
+    &[],
+    "Weights that left shared memory because no engine used them and room was wanted.",
+);
 pub const COLD_STARTS_TOTAL: Metric = counter("foreshock_cold_starts_total", &["model"], "Instances started.");
 pub const INSTANCE_EXITS_TOTAL: Metric = counter(
     "foreshock_instance_exits_total",
@@ -362,7 +383,10 @@ pub const METRICS: &[Metric] = &[
     ITL_SECONDS,
     INSTANCES,
     COLD_START_SECONDS,
+    COLD_START_PHASE_SECONDS,
     COLD_STARTS_TOTAL,
+    WEIGHTS_SHARED_BYTES,
+    WEIGHTS_DISCARDED_BYTES_TOTAL,
     INSTANCE_EXITS_TOTAL,
     KV_BLOCKS_USED,
     KV_BLOCKS_TOTAL,

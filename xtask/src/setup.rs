@@ -97,6 +97,11 @@ const PROMETHEUS: Tool = Tool {
     packages: &["prometheus"],
     why: "to check dashboards and alerts against the real thing",
 };
+const NGINX: Tool = Tool {
+    found: || have("nginx") || Path::new("/usr/sbin/nginx").exists(),
+    packages: &["nginx"],
+    why: "for the HTTP server that checkpoints are fetched from",
+};
 const NETWORK: Tool = Tool {
     found: || (have("tc") && have("ip")) || Path::new("/sbin/tc").exists(),
     packages: &["iproute2"],
@@ -112,7 +117,7 @@ const FIO: Tool = Tool { found: || have("fio"), packages: &["fio"], why: "to mea
 
 /// Everything, for development and tests.
 pub fn all() -> Result<()> {
-    system_packages(&[LINKER, PYTHON, VENV, PROMETHEUS, NETWORK])?;
+    system_packages(&[LINKER, PYTHON, VENV, PROMETHEUS, NGINX, NETWORK])?;
     fetch(&DEMO)?;
     fetch(&GEMMA3)?;
     fetch_minilm()?;
@@ -135,7 +140,7 @@ pub fn for_bench() -> Result<()> {
 
 /// What the store's benchmark needs.
 pub fn for_bench_load() -> Result<()> {
-    system_packages(&[LINKER, PYTHON, FIO])?;
+    system_packages(&[LINKER, PYTHON, VENV, PEER_BUILD, FIO])?;
     fetch(&DEMO)
 }
 
@@ -167,7 +172,7 @@ fn system_packages(tools: &[Tool]) -> Result<()> {
         quiet(command("apt-get", &["update", "-q"]).env("DEBIAN_FRONTEND", "noninteractive"))?;
         let args = [&["install", "-y", "-q", "--no-install-recommends"], packages.as_slice()].concat();
         quiet(command("apt-get", &args).env("DEBIAN_FRONTEND", "noninteractive"))?;
-        stop_packaged_prometheus(&packages);
+        stop_packaged_services(&packages);
         for tool in &missing {
             ensure!((tool.found)(), "{} installed, and still missing", tool.packages.join(", "));
         }
@@ -175,10 +180,12 @@ fn system_packages(tools: &[Tool]) -> Result<()> {
     })
 }
 
-/// Debian starts a Prometheus of its own on installation; ours are started by tests on free ports.
-fn stop_packaged_prometheus(packages: &[&str]) {
-    if packages.contains(&"prometheus") && Path::new("/run/systemd/system").exists() {
-        let _ = quiet(&mut command("systemctl", &["disable", "--now", "prometheus"]));
+/// Debian starts services of its own on installation; ours are started by tests on free ports.
+fn stop_packaged_services(packages: &[&str]) {
+    for service in ["prometheus", "nginx"] {
+        if packages.contains(&service) && Path::new("/run/systemd/system").exists() {
+            let _ = quiet(&mut command("systemctl", &["disable", "--now", service]));
+        }
     }
 }
 
@@ -241,14 +248,21 @@ fn check_sha256(path: &Path, want: &str) -> Result<()> {
     Ok(())
 }
 
+/// What tests drive from Python: a client of ours, and a server that we are a client of.
 fn python_clients() -> Result<()> {
-    let python = layout::venv().join("bin/python");
-    if python.exists() && quiet(&mut command(&python, &["-c", "import openai"])).is_ok() {
+    python_packages(&layout::venv(), "openai", "openai")?;
+    // Apart, because it brings much.
+    python_packages(&layout::target().join("moto"), "moto.server", "moto[s3,server]==5.1.4")
+}
+
+/// A Python environment with a package in it.
+pub fn python_packages(venv: &Path, module: &str, package: &str) -> Result<()> {
+    let python = venv.join("bin/python");
+    if python.exists() && quiet(&mut command(&python, &["-c", &format!("import {module}")])).is_ok() {
         return Ok(());
     }
-    step("installing the openai Python package for tests (target/venv)", || {
-        let venv = layout::venv();
+    step(&format!("installing {package} with Python ({})", venv.display()), || {
         quiet(&mut command("python3", &["-m", "venv", &venv.to_string_lossy()]))?;
-        run(&mut command(&python, &["-m", "pip", "install", "-q", "--disable-pip-version-check", "openai"]))
+        run(&mut command(&python, &["-m", "pip", "install", "-q", "--disable-pip-version-check", package]))
     })
 }

@@ -69,7 +69,7 @@ pub(crate) fn check_adapters(registry: &Registry, base: &ModelRecord) -> Result<
 }
 
 fn config(model: &ModelRecord) -> Result<ModelConfig, CatalogError> {
-    let checked = Checkpoint::open(&model.path, model.quantise).and_then(|checkpoint| checkpoint.validate());
+    let checked = Checkpoint::open(model.served_path(), model.quantise).and_then(|checkpoint| checkpoint.validate());
     checked.map_err(|source| CatalogError::Checkpoint { path: model.path.clone(), source })
 }
 

@@ -5,15 +5,16 @@
 //! across origins without asking first.
 
 use crate::adapters::add_adapter;
-use crate::catalog::{CatalogError, CatalogWatch, add_model};
+use crate::catalog::{CatalogError, CatalogWatch, add_model, remove_model};
 use crate::foreign::{EngineAsk, add_foreign};
+use crate::model_store::ModelStore;
 use crate::observe::engine_view::{EngineView, EngineViews};
 use crate::observe::outside::OutsideView;
 use crate::registry::{Added, Registry, RegistryError};
 use crate::view::{DECISIONS_SHOWN, View};
 use controller_gateway::RouteTable;
 use engine_http::error::{ErrorBody, ErrorObject};
-use engine_store::{CheckpointError, UnknownQuantisation};
+use engine_store::{CheckpointError, StoreError, UnknownQuantisation};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -44,6 +45,8 @@ pub struct Admin {
     /// The route table as the gateway follows it.
     pub routes: watch::Receiver<Arc<RouteTable>>,
     pub state_dir: PathBuf,
+    /// Where models are taken in.
+    pub store: ModelStore,
     /// Latest requests: kernel records and gateway access records.
     pub requests: Show,
     /// Which probes are attached, and what is lost without the others.
@@ -122,6 +125,8 @@ pub fn routes(admin: Admin) -> impl Filter<Extract = (impl Reply,), Error = Infa
         .unify()
         .or(warp::path!("v1" / "foreshock" / "ticks").and(warp::get()).and(with()).and(query()).map(ticks))
         .unify()
+        .or(warp::path!("v1" / "foreshock" / "starts").and(warp::get()).and(with()).and(query()).map(starts))
+        .unify()
         .or(warp::path!("v1" / "foreshock" / "instances").and(warp::get()).and(with()).map(instances))
         .unify()
         .or(warp::path!("v1" / "foreshock" / "requests").and(warp::get()).and(with()).and(query()).map(requests))
@@ -161,6 +166,13 @@ fn decisions(admin: Admin, query: HashMap<String, String>) -> Answer {
 fn ticks(admin: Admin, query: HashMap<String, String>) -> Answer {
     match limit(&query) {
         Ok(limit) => list(&admin.view.ticks(limit)),
+        Err(answer) => *answer,
+    }
+}
+
+fn starts(admin: Admin, query: HashMap<String, String>) -> Answer {
+    match limit(&query) {
+        Ok(limit) => list(&admin.view.starts(query.get("model").map(String::as_str), limit)),
         Err(answer) => *answer,
     }
 }
@@ -244,13 +256,13 @@ async fn add(admin: Admin, content_type: Option<String>, body: bytes::Bytes) -> 
             return error(StatusCode::BAD_REQUEST, &wrong.to_string(), Some("quantise"));
         }
     };
-    let state_dir = admin.state_dir.clone();
+    let (state_dir, store) = (admin.state_dir.clone(), admin.store.clone());
     let work = move || {
         let mut registry = Registry::connect(&state_dir)?;
         let (added, revision, record) = match what {
             Asked::Model(path) => {
                 let (added, record) = match &asked.engine {
-                    None => add_model(&mut registry, &asked.name, &path, quantise)?,
+                    None => add_model(&mut registry, &store, &asked.name, &path, quantise, &mut |_| {})?,
                     Some(engine) => add_foreign(&mut registry, &asked.name, &path, engine)?,
                 };
                 (added, record.revision.clone(), serde_json::to_value(record))
@@ -276,9 +288,9 @@ async fn remove(tail: warp::path::Tail, admin: Admin) -> Answer {
     let Some(name) = percent_decoded(tail.as_str()) else {
         return error(StatusCode::BAD_REQUEST, "The model's name in the path is not valid UTF-8", Some("name"));
     };
-    let state_dir = admin.state_dir.clone();
+    let (state_dir, store) = (admin.state_dir.clone(), admin.store.clone());
     let wanted = name.clone();
-    let work = move || Ok(Registry::connect(&state_dir)?.remove_model(&wanted)?);
+    let work = move || remove_model(&mut Registry::connect(&state_dir)?, &store, &wanted);
     match in_background(work).await {
         Ok(true) => {
             published(&admin, |table| !table.models.contains_key(&name)).await;
@@ -314,6 +326,13 @@ async fn in_background<T: Send + 'static>(
         Ok(Err(wrong @ CatalogError::Adapter { .. })) => {
             failed(StatusCode::BAD_REQUEST, wrong.to_string(), Some("adapter"))
         }
+        Ok(Err(CatalogError::Store(wrong @ StoreError::Full { .. }))) => {
+            failed(StatusCode::INSUFFICIENT_STORAGE, wrong.to_string(), None)
+        }
+        Ok(Err(CatalogError::Store(wrong @ StoreError::Busy { .. }))) => {
+            failed(StatusCode::CONFLICT, wrong.to_string(), None)
+        }
+        Ok(Err(wrong @ CatalogError::Store(_))) => failed(StatusCode::INTERNAL_SERVER_ERROR, wrong.to_string(), None),
         Ok(Err(wrong @ CatalogError::Engine(_))) => failed(StatusCode::BAD_REQUEST, wrong.to_string(), Some("engine")),
         Ok(Err(wrong @ CatalogError::Registry(_))) => {
             failed(StatusCode::INTERNAL_SERVER_ERROR, wrong.to_string(), None)

@@ -6,8 +6,11 @@ use crate::adapters::{adapter_bytes, check_adapters};
 use crate::clock::unix_s;
 use crate::config::{ComputeMode, DaemonConfig};
 use crate::foreign::EngineError;
+use crate::model_store::{ModelStore, Taking};
 use crate::registry::{Added, ModelRecord, Registry, RegistryError};
-use engine_store::{Checkpoint, CheckpointError, EncoderCheckpoint, EncoderError, Quantisation, Summary};
+use engine_store::{
+    Checkpoint, CheckpointError, EncoderCheckpoint, EncoderError, Quantisation, Store, StoreError, Summary,
+};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -32,6 +35,8 @@ pub enum CatalogError {
     Misfit { adapter: String, message: String },
     #[error("the checkpoint {} cannot be served: {source}", path.display())]
     Encoder { path: PathBuf, source: EncoderError },
+    #[error(transparent)]
+    Store(#[from] StoreError),
     #[error(transparent)]
     Engine(#[from] EngineError),
     #[error(transparent)]
@@ -96,6 +101,7 @@ pub fn examine(name: &str, path: &Path, quantise: Option<Quantisation>) -> Resul
         context_tokens: summary.context_tokens.and_then(|tokens| u32::try_from(tokens).ok()).unwrap_or(u32::MAX),
         instance_bytes: summary.weight_bytes + SCRATCH_BYTES,
         quantise,
+        head: None,
         engine: None,
         adapters: Vec::new(),
         path,
@@ -113,29 +119,82 @@ fn examine_encoder(path: &Path, quantise: Option<Quantisation>) -> Result<Summar
 /// Memory of an engine beside weights and KV pool: code, tokenizer, activations.
 const SCRATCH_BYTES: u64 = 64 << 20;
 
-/// Examines a checkpoint and registers it: `foreshock models add`.
+/// Examines a checkpoint, takes it into the store and registers it: `foreshock models add`. One that is in the store
+/// under whatever name, and that looks as it did then, is not read again. `told` hears how far it is.
 ///
 /// # Errors
-/// As [`examine`], when adapters of the name do not fit, and when the database cannot be written.
+/// As [`examine`], when adapters of the name do not fit, and when the store or the database cannot be written.
 pub fn add_model(
     registry: &mut Registry,
+    store: &ModelStore,
     name: &str,
     path: &Path,
     quantise: Option<Quantisation>,
+    told: &mut dyn FnMut(Taking),
 ) -> Result<(Added, ModelRecord), CatalogError> {
-    let record = examine(name, path, quantise)?;
+    validate_name(name)?;
+    let adding = store.adding()?;
+    let mut record = match known(registry, name, path, quantise)? {
+        Some(record) => record,
+        None => {
+            told(Taking::Reading);
+            examine(name, path, quantise)?
+        }
+    };
     check_adapters(registry, &record)?;
+    let before = registry.model(name)?;
+    if store.takes(&record) {
+        store.take_in(&record, told)?;
+        record.head = Some(Store::head_in(store.root(), &record.revision));
+    }
     let added = registry.put_model(&record)?;
+    drop(adding);
+    if let (Added::Replaced, Some(before)) = (added, before) {
+        store.let_go(registry, &before.revision)?;
+    }
     Ok((added, record))
 }
 
-/// Architecture of models that keep no KV pool.
-const ENCODER_ARCHITECTURE: &str = "bert";
+/// What is known of a checkpoint that is in the store already. Size and modification time stand for its content, as
+/// they do wherever a registered file is looked at again.
+fn known(
+    registry: &Registry,
+    name: &str,
+    path: &Path,
+    quantise: Option<Quantisation>,
+) -> Result<Option<ModelRecord>, CatalogError> {
+    let describe = |source| CatalogError::File { path: path.to_path_buf(), source };
+    let path = path.canonicalize().map_err(describe)?;
+    let Ok(stamp) = engine_store::stamp(&path) else { return Ok(None) };
+    let is_same = |model: &ModelRecord| {
+        (model.head.is_some(), &model.path, model.quantise) == (true, &path, quantise)
+            && (model.file_bytes, model.modified_unix_ns) == (stamp.bytes, stamp.modified_unix_ns)
+    };
+    let same = registry.models()?.into_iter().find(is_same);
+    Ok(same.map(|model| match model.name == name {
+        true => model,
+        false => ModelRecord { name: name.to_owned(), created_unix_s: unix_s(), adapters: Vec::new(), ..model },
+    }))
+}
+
+/// Forgets a model or an adapter, and lets go of what the store has of it: `foreshock models rm`. False when there was
+/// none by that name.
+///
+/// # Errors
+/// When the model is the base of adapters, and when the database or the store cannot be written.
+pub fn remove_model(registry: &mut Registry, store: &ModelStore, name: &str) -> Result<bool, CatalogError> {
+    let before = registry.model(name)?.filter(|model| model.head.is_some());
+    let removed = registry.remove_model(name)?;
+    if let (true, Some(before)) = (removed, before) {
+        store.let_go(registry, &before.revision)?;
+    }
+    Ok(removed)
+}
 
 /// Memory that one instance is expected to take, KV pool included, bytes.
 pub fn instance_bytes(record: &ModelRecord, config: &DaemonConfig) -> u64 {
     // What another engine takes is in its record, its KV cache included.
-    if record.architecture == ENCODER_ARCHITECTURE || record.engine.is_some() {
+    if record.is_encoder() || record.engine.is_some() {
         return record.instance_bytes;
     }
     let dequantised = match config.compute {

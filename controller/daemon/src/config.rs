@@ -16,6 +16,10 @@ pub struct DaemonConfig {
     pub cores_per_instance: u32,
     /// Memory that engines may use in all, bytes.
     pub memory_budget_bytes: u64,
+    /// Folder of shared memory where engines have their weights.
+    pub segments: PathBuf,
+    /// Weights that stay there while no engine uses them, bytes.
+    pub idle_weights_bytes: u64,
     /// KV pool of one instance, bytes.
     pub kv_bytes: u64,
     /// Engines without a controller for this long finish their streams and exit.

@@ -15,6 +15,7 @@ use crate::observe::engine_view::EngineViews;
 use crate::observe::reconcile::Reconciler;
 use crate::registry::{HistoryWriter, Registry, RegistryError};
 use crate::view::{View, ViewPublisher};
+use crate::weights::Keeper;
 use controller_core::State;
 use controller_core::action::Reason;
 use controller_core::snapshot::ModelName;
@@ -105,6 +106,8 @@ pub struct Daemon {
     pub(crate) publisher: ViewPublisher,
     /// In advisory mode: what stands advised, instances wanted and why.
     pub(crate) advised: BTreeMap<ModelName, (u32, Reason)>,
+    /// None in advisory mode, which touches nothing.
+    _keeper: Option<Keeper>,
     // Last, so that it is given back when everything else is done.
     _lock: ServeLock,
 }
@@ -125,6 +128,7 @@ impl Daemon {
         let mut registry = Registry::open(&config.state_dir)?;
         let epoch = registry.next_epoch()?;
         let decisions = registry.decisions(None, crate::view::DECISIONS_SHOWN)?;
+        let starts = registry.starts(None, crate::view::STARTS_SHOWN)?;
         let cold_starts = ColdStarts::new(registry.cold_starts()?);
         let mut state = State::new(config.policy.clone());
         for kept in registry.forecasts()? {
@@ -143,6 +147,12 @@ impl Daemon {
                 fleet.adopted(&engine, now_ns);
             }
         }
+        let keeper = match config.advise {
+            true => None,
+            false => Keeper::start(config.segments.clone(), config.idle_weights_bytes)
+                .inspect_err(|error| tracing::warn!(%error, "weights in shared memory are not looked after"))
+                .ok(),
+        };
         let (routes, _) = watch::channel(Arc::new(fleet.routes(&catalog.models().borrow())));
         Ok(Self {
             epoch,
@@ -163,9 +173,10 @@ impl Daemon {
             gauges: Gauges::default(),
             routes,
             wake: Arc::new(Notify::new()),
-            publisher: ViewPublisher::new(decisions),
+            publisher: ViewPublisher::new(decisions, starts),
             advised: BTreeMap::new(),
             config,
+            _keeper: keeper,
             _lock: lock,
         })
     }

@@ -3,9 +3,11 @@
 
 use crate::actuate::adopt::Adopted;
 use crate::actuate::{EngineEventKind, Exit, Models};
+use crate::clock::unix_s;
 use crate::measure;
 use crate::observe::{Observations, Signal};
 use crate::registry::{AdapterRecord, ModelRecord};
+use crate::timeline::StartRecord;
 use controller_core::Nanos;
 use controller_core::snapshot::{InstanceId, InstanceState, InstanceView, ModelName, Placement, Revision};
 use controller_gateway::{BaseRoute, Endpoint, ModelRoute, RouteTable};
@@ -36,6 +38,9 @@ pub struct Instance {
     /// Why its start failed, in its own words.
     pub failure: Option<String>,
     pub telemetry: Option<Telemetry>,
+    /// Whether its start has been recorded.
+    #[serde(skip)]
+    pub recorded: bool,
     /// The adapters that it is known to serve, with their revisions.
     pub adapters: BTreeMap<ModelName, Revision>,
 }
@@ -74,6 +79,8 @@ pub enum Change {
 #[derive(Debug, Default)]
 pub struct Fleet {
     instances: BTreeMap<InstanceId, Instance>,
+    /// Starts that are whole and have not been taken yet.
+    starts: Vec<StartRecord>,
 }
 
 impl Fleet {
@@ -104,6 +111,7 @@ impl Fleet {
                 observed_at_ns: spawned_at_ns,
                 failure: None,
                 telemetry: None,
+                recorded: false,
                 adapters: BTreeMap::new(),
             },
         );
@@ -134,6 +142,8 @@ impl Fleet {
                 observed_at_ns: now_ns,
                 failure: None,
                 telemetry: None,
+                // The earlier controller's to record.
+                recorded: true,
                 adapters: BTreeMap::new(),
             },
         );
@@ -165,7 +175,16 @@ impl Fleet {
                 instance.failure = Some(message);
                 Change::None
             }
-            EngineEventKind::Telemetry(telemetry) => instance.report(*telemetry, now_ns),
+            EngineEventKind::Telemetry(telemetry) => {
+                let change = instance.report(*telemetry, now_ns);
+                if !instance.recorded
+                    && let Some(start) = StartRecord::of(id, instance, unix_s())
+                {
+                    instance.recorded = true;
+                    self.starts.push(start);
+                }
+                change
+            }
             EngineEventKind::Adapters(adapters) => {
                 self.serves_adapters(id, adapters);
                 Change::Adapters
@@ -187,7 +206,7 @@ impl Fleet {
             let route = ModelRoute {
                 name: name.clone(),
                 revision: record.revision.clone(),
-                path: record.path.clone(),
+                path: record.served_path().to_owned(),
                 created_unix_s: record.created_unix_s,
                 context_tokens: record.context_tokens,
                 base: None,
@@ -218,6 +237,11 @@ impl Fleet {
         table
     }
 
+    /// Starts that have become whole since they were last asked for.
+    pub(crate) fn take_starts(&mut self) -> Vec<StartRecord> {
+        std::mem::take(&mut self.starts)
+    }
+
     pub fn instances(&self) -> &BTreeMap<InstanceId, Instance> {
         &self.instances
     }
@@ -227,7 +251,7 @@ fn adapter_route(adapter: &AdapterRecord, base: &ModelRecord) -> ModelRoute {
     ModelRoute {
         name: adapter.name.clone(),
         revision: adapter.revision(base),
-        path: base.path.clone(),
+        path: base.served_path().to_owned(),
         created_unix_s: adapter.created_unix_s,
         context_tokens: base.context_tokens,
         base: Some(BaseRoute {

@@ -237,6 +237,7 @@ pub fn examine_foreign(name: &str, path: &Path, ask: &EngineAsk) -> Result<Model
         context_tokens,
         instance_bytes: ask.memory_bytes.unwrap_or(needed),
         quantise: None,
+        head: None,
         adapters: Vec::new(),
         engine: Some(spec),
         path,

@@ -1,6 +1,7 @@
 //! The daemon's metrics. Each is named by the metric table, so nothing is spelled here.
 
 use crate::actuate::Exit;
+use crate::timeline::StartRecord;
 use controller_core::action::{Action, ActionKind, Decision};
 use controller_core::capacity::cold_start_quantiles_ms;
 use controller_core::snapshot::{InstanceState, InstanceView, ModelName, Snapshot};
@@ -79,6 +80,16 @@ fn steps(model: &str, last: &Telemetry, now: &Telemetry) {
 /// An instance became ready, this long after the decision to start it.
 pub fn cold_start(model: &str, cold_start_ms: f64) {
     histogram!(telemetry::COLD_START_SECONDS.name, "model" => model.to_owned()).record(cold_start_ms / 1e3);
+}
+
+/// A start is over.
+pub fn start(start: &StartRecord) {
+    for (phase, ms) in start.phases() {
+        let Some(ms) = ms else { continue };
+        let labels =
+            [("model", start.model.clone()), ("phase", phase.to_owned()), ("tier", start.tier.label().to_owned())];
+        histogram!(telemetry::COLD_START_PHASE_SECONDS.name, &labels).record(ms / 1e3);
+    }
 }
 
 /// An engine process ended.

@@ -91,7 +91,25 @@ impl Daemon {
         if !tick_due {
             self.publisher.instances(self.fleet.instances());
         }
+        self.record_starts();
         Ok(tick_due)
+    }
+
+    /// Log line, metric, API answer and database entry of each start that is whole.
+    fn record_starts(&mut self) {
+        for start in self.fleet.take_starts() {
+            measure::start(&start);
+            tracing::info!(
+                instance = start.instance,
+                model = start.model,
+                tier = start.tier.label(),
+                total_ms = start.total_ms(),
+                phases = ?start.phases(),
+                "a start is over"
+            );
+            self.history.start_record(&start);
+            self.publisher.started(start);
+        }
     }
 
     fn take_event(&mut self, event: EngineEvent, models: &Models) -> Result<bool, DaemonError> {

@@ -2,6 +2,7 @@
 //! it up: each publication replaces one pointer.
 
 use crate::fleet::Instance;
+use crate::timeline::StartRecord;
 use controller_core::Nanos;
 use controller_core::action::Decision;
 use controller_core::snapshot::{InstanceId, ModelName, ModelView, Snapshot};
@@ -12,6 +13,9 @@ use tokio::sync::watch;
 
 /// Decisions that can be asked for while serve runs; the database keeps more.
 pub const DECISIONS_SHOWN: usize = 2_000;
+
+/// Starts that can be asked for.
+pub(crate) const STARTS_SHOWN: usize = 1_000;
 
 /// Ticks that can be asked for.
 const TICKS_SHOWN: usize = 4_096;
@@ -33,6 +37,7 @@ pub struct TickSeen {
 pub struct View {
     ticks: Arc<Mutex<VecDeque<Arc<TickSeen>>>>,
     decisions: Arc<Mutex<VecDeque<Arc<Decision>>>>,
+    starts: Arc<Mutex<VecDeque<Arc<StartRecord>>>>,
     snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
     instances: watch::Receiver<Arc<BTreeMap<InstanceId, Instance>>>,
 }
@@ -51,6 +56,13 @@ impl View {
         ticks.iter().rev().take(limit).cloned().collect()
     }
 
+    /// The newest `limit` starts, of one model or all, newest first.
+    pub fn starts(&self, model: Option<&str>, limit: usize) -> Vec<Arc<StartRecord>> {
+        let starts = self.starts.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted = |start: &&Arc<StartRecord>| model.is_none_or(|model| start.model == model);
+        starts.iter().rev().filter(wanted).take(limit).cloned().collect()
+    }
+
     /// The last tick's input; none before the first.
     pub fn snapshot(&self) -> Option<Arc<Snapshot>> {
         self.snapshot.borrow().clone()
@@ -66,17 +78,20 @@ impl View {
 pub(crate) struct ViewPublisher {
     ticks: Arc<Mutex<VecDeque<Arc<TickSeen>>>>,
     decisions: Arc<Mutex<VecDeque<Arc<Decision>>>>,
+    starts: Arc<Mutex<VecDeque<Arc<StartRecord>>>>,
     snapshot: watch::Sender<Option<Arc<Snapshot>>>,
     instances: watch::Sender<Arc<BTreeMap<InstanceId, Instance>>>,
 }
 
 impl ViewPublisher {
     /// Begins with the decisions of earlier runs, oldest first.
-    pub(crate) fn new(decisions: Vec<Decision>) -> Self {
+    pub(crate) fn new(decisions: Vec<Decision>, starts: Vec<StartRecord>) -> Self {
         let decisions = decisions.into_iter().map(Arc::new).collect();
+        let starts = starts.into_iter().map(Arc::new).collect();
         Self {
             ticks: Arc::default(),
             decisions: Arc::new(Mutex::new(decisions)),
+            starts: Arc::new(Mutex::new(starts)),
             snapshot: watch::Sender::new(None),
             instances: watch::Sender::new(Arc::default()),
         }
@@ -86,6 +101,7 @@ impl ViewPublisher {
         View {
             ticks: self.ticks.clone(),
             decisions: self.decisions.clone(),
+            starts: self.starts.clone(),
             snapshot: self.snapshot.subscribe(),
             instances: self.instances.subscribe(),
         }
@@ -99,6 +115,14 @@ impl ViewPublisher {
         decisions.extend(new.iter().cloned().map(Arc::new));
         let excess = decisions.len().saturating_sub(DECISIONS_SHOWN);
         decisions.drain(..excess);
+    }
+
+    pub(crate) fn started(&self, start: StartRecord) {
+        let mut starts = self.starts.lock().unwrap_or_else(PoisonError::into_inner);
+        if starts.len() >= STARTS_SHOWN {
+            starts.pop_front();
+        }
+        starts.push_back(Arc::new(start));
     }
 
     /// Keeps a tick if the load that it saw is more than the last one's.

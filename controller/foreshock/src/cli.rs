@@ -42,10 +42,23 @@ pub struct StateArgs {
     pub state: Option<PathBuf>,
 }
 
+/// Where weights in memory are.
+#[derive(Args, Clone, Debug)]
+pub struct SegmentsArgs {
+    /// Folder of shared memory where engines have their weights, this user's alone [default: /dev/shm/foreshock-UID].
+    #[arg(long, env = "FORESHOCK_SEGMENTS")]
+    pub segments: Option<PathBuf>,
+}
+
 #[derive(Args, Clone, Debug)]
 pub struct ServeArgs {
     #[command(flatten)]
     pub state: StateArgs,
+    #[command(flatten)]
+    pub segments: SegmentsArgs,
+    /// Weights that stay in shared memory while no engine uses them, bytes [default: half of --memory-bytes].
+    #[arg(long, env = "FORESHOCK_IDLE_WEIGHTS_BYTES")]
+    pub idle_weights_bytes: Option<u64>,
     /// Data port: the OpenAI API.
     #[arg(long, env = "FORESHOCK_LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
@@ -179,6 +192,12 @@ pub struct EngineArgs {
     pub instance: Option<String>,
     #[arg(long, hide = true)]
     pub revision: Option<String>,
+    /// Store that holds the weights of `--revision`; `--model` is then its head.
+    #[arg(long, requires = "revision", requires = "segments", hide = true)]
+    pub store: Option<PathBuf>,
+    /// Folder of shared memory that the weights lie in.
+    #[arg(long, requires = "store", hide = true)]
+    pub segments: Option<PathBuf>,
     /// Control socket: given by the controller, whose lease it then needs.
     #[arg(long, requires = "instance", hide = true)]
     pub control: Option<PathBuf>,
@@ -212,9 +231,12 @@ pub struct ModelsArgs {
 
 #[derive(Subcommand, Clone, Debug)]
 pub enum ModelsCommand {
-    /// Register a checkpoint, a GGUF file or a Hugging Face folder, under a name, or a low-rank adapter of a registered model.
+    /// Take a checkpoint, a GGUF file or a Hugging Face folder, into the store and register it under a name; or register
+    /// a low-rank adapter of a registered model.
     Add {
         name: String,
+        /// A path, or an address to fetch: http(s)://HOST/..., s3://BUCKET/KEY, hf://ORG/REPO[@REVISION][/FILE.gguf]. Credentials
+        /// come from the environment: AWS_*, HF_TOKEN, HF_ENDPOINT.
         path: PathBuf,
         /// PATH is an adapter's folder in PEFT's format, and this the model that it changes.
         #[arg(long)]
@@ -225,6 +247,8 @@ pub enum ModelsCommand {
         #[command(flatten)]
         engine: EngineOptions,
         #[command(flatten)]
+        segments: SegmentsArgs,
+        #[command(flatten)]
         state: StateArgs,
     },
     /// List registered models.
@@ -232,9 +256,22 @@ pub enum ModelsCommand {
         #[command(flatten)]
         state: StateArgs,
     },
-    /// Forget a model; its instances are drained, its file stays.
+    /// Forget a model; its instances are drained, its files stay (`gc` removes those of the store).
     Rm {
         name: String,
+        #[command(flatten)]
+        segments: SegmentsArgs,
+        #[command(flatten)]
+        state: StateArgs,
+    },
+    /// Read every byte that the store has of one model, or of all, and say which are not as they were written.
+    Verify {
+        name: Option<String>,
+        #[command(flatten)]
+        state: StateArgs,
+    },
+    /// Remove from the store what no registered model needs.
+    Gc {
         #[command(flatten)]
         state: StateArgs,
     },

@@ -1,6 +1,6 @@
 //! From arguments to one validated configuration, before any port is bound; and from errors to exit codes.
 
-use crate::cli::{ServeArgs, StateArgs};
+use crate::cli::{SegmentsArgs, ServeArgs, StateArgs};
 use anyhow::{Context, Result, bail, ensure};
 use std::path::PathBuf;
 
@@ -47,6 +47,11 @@ pub fn state_dir(args: &StateArgs) -> Result<PathBuf> {
         Some(home) => Ok(PathBuf::from(home).join(".local/state/foreshock")),
         None => bail!(InputError("no HOME and no --state: give a state folder with --state".into())),
     }
+}
+
+/// Where engines have their weights in memory.
+pub fn segments_dir(args: &SegmentsArgs) -> PathBuf {
+    args.segments.clone().unwrap_or_else(engine_store::Segments::default_folder)
 }
 
 /// Resources of this node that engines may use.

@@ -2,7 +2,7 @@
 
 use crate::cli::{Compute, EngineArgs, KvType, Speculation};
 use crate::logging;
-use engine_instance::{EngineOptions, Supervision};
+use engine_instance::{EngineOptions, StoreOptions, Supervision};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -26,6 +26,12 @@ pub fn run(args: EngineArgs) -> ExitCode {
 }
 
 fn options(args: EngineArgs) -> EngineOptions {
+    let store = match (args.store, args.segments) {
+        (Some(root), Some(segments)) => {
+            Some(StoreOptions { root, segments, revision: args.revision.clone().unwrap_or_default() })
+        }
+        _ => None,
+    };
     let supervision = args.control.map(|control| Supervision {
         instance: args.instance.unwrap_or_default(),
         revision: args.revision.unwrap_or_default(),
@@ -55,6 +61,7 @@ fn options(args: EngineArgs) -> EngineOptions {
         Speculation::Auto => engine_instance::Speculation::WhenItPays,
         Speculation::Always => engine_instance::Speculation::Always,
     };
+    options.store = store;
     options.supervision = supervision;
     options
 }

@@ -1,4 +1,4 @@
-//! `foreshock explain MODEL`: what was seen, forecast, decided and why, newest last, from the state folder's
+//! `foreshock explain MODEL`: what was seen, forecast, decided and why, and what its cold starts were made of, newest last, from the state folder's
 //! database, so that it works whether a `serve` runs or not.
 
 use crate::cli::ExplainArgs;
@@ -14,5 +14,7 @@ pub fn run(args: ExplainArgs) -> Result<()> {
         bail!(InputError(format!("no model `{}` is registered; `foreshock models ls` lists them", args.model)));
     }
     print!("{}", controller_daemon::render_explain(&decisions));
+    let starts = registry.starts(Some(&args.model), args.limit)?;
+    print!("{}", controller_daemon::render_starts(&starts, controller_daemon::clock::unix_s()));
     Ok(())
 }

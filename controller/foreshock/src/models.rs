@@ -1,25 +1,35 @@
 //! `foreshock models`: the registry from the command line. It works on the state folder's database, whether
 //! a `serve` runs or not; a running one notices within a moment.
 
+mod remote;
+pub mod stored;
+
 use crate::cli::{ModelsArgs, ModelsCommand, StateArgs};
 use crate::config::{InputError, state_dir};
 use anyhow::{Result, bail};
 use controller_daemon::add_adapter;
-use controller_daemon::catalog::{CatalogError, add_model};
+use controller_daemon::catalog::CatalogError;
 use controller_daemon::foreign::{EngineAsk, EngineSpec, add_foreign};
 use controller_daemon::registry::{AdapterRecord, Added, ModelRecord, Registry};
-use engine_store::{Checkpoint, EncoderCheckpoint, Quantisation};
+use engine_store::{Checkpoint, EncoderCheckpoint};
+use remote::Local;
 use std::path::Path;
 
 /// Dispatches to one registry command.
 pub fn run(args: ModelsArgs) -> Result<()> {
     match args.command {
-        ModelsCommand::Add { name, path, base: Some(base), state, .. } => add_to_base(&name, &base, &path, &state),
-        ModelsCommand::Add { name, path, base: None, quantise, engine, state } => {
-            add(&name, &path, quantise, engine.asked(), &state)
+        ModelsCommand::Add { name, path, base, quantise, engine, segments, state } => {
+            let local = Local::bring(&name, path, &state)?;
+            match (base, engine.asked()) {
+                (Some(base), _) => add_to_base(&name, &base, local.path(), &state),
+                (None, Some(engine)) => add_with_engine(&name, local.path(), &engine, &state),
+                (None, None) => stored::add(&name, local, quantise, &segments, &state),
+            }
         }
         ModelsCommand::Ls { state } => list(&state),
-        ModelsCommand::Rm { name, state } => remove(&name, &state),
+        ModelsCommand::Rm { name, segments, state } => stored::remove(&name, &segments, &state),
+        ModelsCommand::Verify { name, state } => stored::verify(name.as_deref(), &state),
+        ModelsCommand::Gc { state } => stored::gc(&state),
         ModelsCommand::Inspect { name_or_path, state } => inspect(&name_or_path, &state),
     }
 }
@@ -28,22 +38,10 @@ fn open(state: &StateArgs) -> Result<Registry> {
     Registry::open(&state_dir(state)?).map_err(|error| InputError(error.to_string()).into())
 }
 
-fn add(
-    name: &str,
-    path: &Path,
-    quantise: Option<Quantisation>,
-    engine: Option<EngineAsk>,
-    state: &StateArgs,
-) -> Result<()> {
+fn add_with_engine(name: &str, path: &Path, engine: &EngineAsk, state: &StateArgs) -> Result<()> {
     controller_daemon::catalog::validate_name(name).map_err(input)?;
-    let mut registry = open(state)?;
-    let added = match &engine {
-        None => add_model(&mut registry, name, path, quantise),
-        Some(engine) => add_foreign(&mut registry, name, path, engine),
-    };
-    let (added, record) = added.map_err(input)?;
-    let said = said(added, "replaced: instances of the old revision are drained");
-    println!("{name}: {said}, {}", describe(&record));
+    let (added, record) = add_foreign(&mut open(state)?, name, path, engine).map_err(input)?;
+    println!("{name}: {}, {}", said(added, REPLACED), describe(&record));
     if let Some(program) = record.engine.as_ref().map(EngineSpec::program).filter(|program| !is_found(program)) {
         eprintln!(
             "warning: the program `{program}` is not found here; serve must find it when the model is first asked"
@@ -66,6 +64,9 @@ fn add_to_base(name: &str, base: &str, path: &Path, state: &StateArgs) -> Result
     println!("{name}: {}, {}", said(added, "replaced"), describe_adapter(&record));
     Ok(())
 }
+
+/// What replacing a model means.
+const REPLACED: &str = "replaced: instances of the old revision are drained";
 
 fn said(added: Added, replaced: &'static str) -> &'static str {
     match added {
@@ -110,18 +111,10 @@ fn list(state: &StateArgs) -> Result<()> {
     Ok(())
 }
 
-fn remove(name: &str, state: &StateArgs) -> Result<()> {
-    if !open(state)?.remove_model(name).map_err(|error| InputError(error.to_string()))? {
-        bail!(unknown(name));
-    }
-    println!("{name}: removed; what only it needed is drained, its files stay");
-    Ok(())
-}
-
 fn inspect(name_or_path: &str, state: &StateArgs) -> Result<()> {
     let record = open(state)?.model(name_or_path)?;
     let path = match &record {
-        Some(record) => record.path.clone(),
+        Some(record) => record.served_path().to_owned(),
         None if Path::new(name_or_path).exists() => name_or_path.into(),
         None => bail!(unknown(name_or_path)),
     };
@@ -133,10 +126,11 @@ fn inspect(name_or_path: &str, state: &StateArgs) -> Result<()> {
         let checkpoint = Checkpoint::open(&path, quantise).map_err(|error| failed(error.to_string()))?;
         checkpoint.inspect().map_err(|error| failed(error.to_string()))?
     };
-    if let Some(record) = record {
+    if let Some(record) = &record {
         println!("name      {}\nrevision  {}", record.name, record.revision);
     }
-    println!("path      {}", path.display());
+    let source = record.as_ref().map_or(&path, |record| &record.path);
+    println!("path      {}", source.display());
     println!("{}", serde_json::to_string_pretty(&summary)?);
     Ok(())
 }

@@ -2,12 +2,12 @@
 
 use crate::cli::{self, Compute, ServeArgs};
 use crate::config::{self, InputError, Node};
-use crate::{cuda, logging, recorder};
+use crate::{cuda, logging, models, recorder};
 use anyhow::{Context, Result};
 use controller_core::outside::Slo;
 use controller_daemon::{
     Admin, ComputeMode, Daemon, DaemonConfig, DaemonError, GatewayReading, GatewaySignal, KernelReading, KernelSignal,
-    KvType, ModelDemand, OutsideWatch,
+    KvType, ModelDemand, ModelStore, OutsideWatch,
 };
 use controller_gateway::{Gateway, GatewayOptions};
 use controller_gpu::{GpuOptions, GpuSource, Owner, Owners};
@@ -55,6 +55,8 @@ fn daemon_config(args: &ServeArgs, node: Node) -> Result<DaemonConfig> {
         cores: node.cores,
         cores_per_instance: node.cores_per_instance,
         memory_budget_bytes: node.memory_budget_bytes,
+        segments: config::segments_dir(&args.segments),
+        idle_weights_bytes: args.idle_weights_bytes.unwrap_or(node.memory_budget_bytes / 2),
         kv_bytes: args.kv_bytes,
         lease_ms: args.lease_ms,
         drain_deadline_ms: args.drain_timeout_ms,
@@ -91,7 +93,8 @@ async fn serve(args: ServeArgs, daemon_config: DaemonConfig) -> Result<()> {
     let gpus = Arc::new(GpuSource::start(GpuOptions::default(), owners(&daemon)));
     let data_server = spawn_data(data, &gateway, metrics.clone());
     let admin_addr = admin.local_addr()?;
-    let admin_server = spawn_admin(admin, &daemon, &gateway, &witness, gpus, metrics);
+    let store = models::stored::store(&args.state, &args.segments)?;
+    let admin_server = spawn_admin(admin, store, &daemon, &gateway, &witness, gpus, metrics);
     tracing::info!(data = %data_addr, admin = %admin_addr, state = %daemon.state_dir().display(), "serving");
 
     let (stop_loop, loop_stopped) = oneshot::channel::<()>();
@@ -244,6 +247,7 @@ fn spawn_data(listener: TcpListener, gateway: &Gateway, metrics: PrometheusHandl
 
 fn spawn_admin(
     listener: TcpListener,
+    store: ModelStore,
     daemon: &Daemon,
     gateway: &Gateway,
     witness: &Arc<Witness>,
@@ -258,6 +262,7 @@ fn spawn_admin(
         catalog: daemon.catalog(),
         routes: gateway.followed(),
         state_dir: daemon.state_dir().to_owned(),
+        store,
         requests: Arc::new(
             move |limit| serde_json::json!({ "kernel": kernel.recent(limit), "gateway": records.access_records(limit) }),
         ),

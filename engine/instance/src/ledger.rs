@@ -31,7 +31,8 @@ pub(crate) struct Ledger {
 
 impl Ledger {
     pub fn new(started_at_ns: u64) -> Self {
-        Self { started_at_ns, ..Self::default() }
+        let phases = StartPhases { began_at_ns: started_at_ns, ..StartPhases::default() };
+        Self { started_at_ns, phases, ..Self::default() }
     }
 
     /// Milliseconds from the process's beginning to `at_ns`.

@@ -1,5 +1,7 @@
 //! From options to a device: the one place that knows checkpoints and the CPU runtime.
 
+mod stored;
+
 use crate::clock;
 use crate::ends;
 use crate::error::EngineError;
@@ -7,7 +9,8 @@ use crate::options::{Compute, EngineOptions, KvType};
 use crate::shelf::AdapterHost;
 use engine_core::{Encode, Forward, TokenId};
 use engine_runtime::{Adapters, KvFormat, LoadOptions};
-use engine_store::{Checkpoint, EncoderCheckpoint, EncoderError};
+use engine_store::{Checkpoint, EncoderCheckpoint, EncoderError, Store};
+use engine_wire::control::Tier;
 
 /// A device that is ready to compute.
 pub struct LoadedModel {
@@ -16,15 +19,31 @@ pub struct LoadedModel {
     pub eos_token_ids: Vec<TokenId>,
     /// How adapters come to the device; none when it takes none.
     pub adapters: Option<AdapterHost>,
-    /// CLOCK_MONOTONIC when the checkpoint was mapped and checked, ns.
-    pub mapped_at_ns: u64,
+    pub came: Came,
+}
+
+/// How the weights came.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Came {
+    /// CLOCK_MONOTONIC when they could be read where they are, checked, ns.
+    pub at_ns: u64,
+    /// Where they were.
+    pub tier: Option<Tier>,
+    /// Bytes that came from disk.
+    pub read_bytes: u64,
+}
+
+impl Came {
+    /// From files that are mapped as they lie.
+    fn mapped() -> Self {
+        Self { at_ns: clock::monotonic_ns(), tier: Some(Tier::File), read_bytes: 0 }
+    }
 }
 
 /// An encoder that is ready to compute.
 pub struct LoadedEncoder {
     pub device: Box<dyn Encode>,
-    /// CLOCK_MONOTONIC when the checkpoint was mapped and checked, ns.
-    pub mapped_at_ns: u64,
+    pub came: Came,
 }
 
 /// Either kind of model.
@@ -58,9 +77,17 @@ pub fn load_checkpoint(options: &EngineOptions, cores: &[u32]) -> Result<Loaded,
 
 fn load_decoder(options: &EngineOptions, cores: &[u32]) -> Result<LoadedModel, EngineError> {
     let failed = |message: String| EngineError::Model { path: options.model.clone(), message };
-    let checkpoint = Checkpoint::open(&options.model, options.quantise).map_err(|error| failed(error.to_string()))?;
+    let (checkpoint, came) = match &options.store {
+        Some(store) => stored::open(options, store).map_err(failed)?,
+        None if Store::is_head(&options.model) => {
+            return Err(failed("it is a head of the store, which holds no weights".into()));
+        }
+        None => {
+            let opened = Checkpoint::open(&options.model, options.quantise);
+            (opened.map_err(|error| failed(error.to_string()))?, Came::mapped())
+        }
+    };
     checkpoint.will_need();
-    let mapped_at_ns = clock::monotonic_ns();
     let eos_token_ids = ends::of_checkpoint(&checkpoint, &options.model).map_err(failed)?;
     let table = Adapters::default();
     let load_options = LoadOptions { adapters: table.clone(), ..load_options(options, cores) };
@@ -68,7 +95,7 @@ fn load_decoder(options: &EngineOptions, cores: &[u32]) -> Result<LoadedModel, E
     let forward = engine_runtime::load(&checkpoint, load_options).map_err(|error| failed(error.to_string()))?;
     let config = checkpoint.validate().map_err(|error| failed(error.to_string()))?;
     let adapters = Some(AdapterHost { table, config, compute });
-    Ok(LoadedModel { forward, eos_token_ids, adapters, mapped_at_ns })
+    Ok(LoadedModel { forward, eos_token_ids, adapters, came })
 }
 
 fn load_encoder(options: &EngineOptions, cores: &[u32]) -> Result<LoadedEncoder, EngineError> {
@@ -78,10 +105,10 @@ fn load_encoder(options: &EngineOptions, cores: &[u32]) -> Result<LoadedEncoder,
     }
     let checkpoint = EncoderCheckpoint::open(&options.model).map_err(|error| failed(error.to_string()))?;
     checkpoint.will_need();
-    let mapped_at_ns = clock::monotonic_ns();
+    let came = Came::mapped();
     let device = engine_runtime::load_encoder(&checkpoint, &load_options(options, cores))
         .map_err(|error| failed(error.to_string()))?;
-    Ok(LoadedEncoder { device, mapped_at_ns })
+    Ok(LoadedEncoder { device, came })
 }
 
 fn load_options(options: &EngineOptions, cores: &[u32]) -> LoadOptions {

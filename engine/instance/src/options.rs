@@ -60,8 +60,21 @@ pub struct EngineOptions {
     pub drain_timeout: Duration,
     /// Adapters to serve beside the model.
     pub adapters: Vec<AdapterSpec>,
+    /// Where the weights are, when `model` is a head of the store and holds none itself.
+    pub store: Option<StoreOptions>,
     /// Set when a controller started this engine.
     pub supervision: Option<Supervision>,
+}
+
+/// Weights in the store.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// The store's folder.
+    pub root: PathBuf,
+    /// Where segments of memory lie that engines share.
+    pub segments: PathBuf,
+    /// Of the model in the store.
+    pub revision: String,
 }
 
 /// The controller's hold on an engine.
@@ -94,6 +107,7 @@ impl EngineOptions {
             speculation: Speculation::WhenItPays,
             drain_timeout: Duration::from_secs(10),
             adapters: Vec::new(),
+            store: None,
             supervision: None,
         }
     }

@@ -8,7 +8,7 @@ use crate::encode_loop::EncodeLoop;
 use crate::error::EngineError;
 use crate::life::Life;
 use crate::limits::ModelFacts;
-use crate::load::{self, Loaded, LoadedModel, Loader};
+use crate::load::{self, Came, Loaded, LoadedModel, Loader};
 use crate::notice::Voice;
 use crate::options::EngineOptions;
 use crate::request::Message;
@@ -164,21 +164,22 @@ fn prepare(
     inbox: Receiver<Message>,
     runtime: Handle,
 ) -> Result<Box<dyn FnOnce()>, EngineError> {
-    let (mapped_at_ns, steps): (u64, Box<dyn FnOnce()>) = match loader(options, cores)? {
+    let (came, steps): (Came, Box<dyn FnOnce()>) = match loader(options, cores)? {
         Loaded::Decoder(model) => {
-            let mapped_at_ns = model.mapped_at_ns;
+            let came = model.came;
             let step_loop = decoder(shared, options, scheduling, model, inbox, runtime)?;
-            (mapped_at_ns, Box::new(move || step_loop.run()))
+            (came, Box::new(move || step_loop.run()))
         }
         Loaded::Encoder(encoder) => {
             let _ = shared.encoder.set(encoder.device.shape());
             let encode_loop = EncodeLoop::new(shared.clone(), inbox, runtime, encoder.device);
-            (encoder.mapped_at_ns, Box::new(move || encode_loop.run()))
+            (encoder.came, Box::new(move || encode_loop.run()))
         }
     };
     let ready_at_ns = clock::monotonic_ns();
     let mut ledger = shared.ledger();
-    ledger.phases.mapped_ms = ledger.since_start_ms(mapped_at_ns);
+    ledger.phases.mapped_ms = ledger.since_start_ms(came.at_ns);
+    (ledger.phases.tier, ledger.phases.read_bytes) = (came.tier, came.read_bytes);
     ledger.phases.ready_ms = ledger.since_start_ms(ready_at_ns);
     ledger.ready_at_ns = Some(ready_at_ns);
     drop(ledger);

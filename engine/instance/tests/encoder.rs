@@ -4,7 +4,7 @@ mod common;
 
 use common::{HopStream, MODEL, PATIENCE, TestEngine, request};
 use engine_core::{Encode, EncodeBatch, EncodeShape, ForwardError, TokenId};
-use engine_instance::{EngineError, EngineOptions, Loaded, LoadedEncoder};
+use engine_instance::{Came, EngineError, EngineOptions, Loaded, LoadedEncoder};
 use engine_wire::control::{Command, EngineState, Outcome, Reply};
 use engine_wire::hop::{EMBED_PATH, EmbedRequest, Embedded, HEADER_DEADLINE_MS, HEADER_DIMENSIONS};
 use serde::Deserialize;
@@ -65,7 +65,7 @@ impl Encode for Slow {
 }
 
 async fn slow(pace: Duration, change: impl FnOnce(&mut EngineOptions)) -> TestEngine {
-    let load = move || Ok(Loaded::from(LoadedEncoder { device: Box::new(Slow(pace)), mapped_at_ns: 0 }));
+    let load = move || Ok(Loaded::from(LoadedEncoder { device: Box::new(Slow(pace)), came: Came::default() }));
     let engine = TestEngine::start_with(change, load).await;
     engine.until(|telemetry| telemetry.state == EngineState::Ready).await;
     engine
@@ -172,7 +172,7 @@ async fn requests_that_came_while_it_loaded_are_answered_or_refused() {
     let (release, gate) = std::sync::mpsc::channel::<()>();
     let load = move || -> Result<Loaded, EngineError> {
         gate.recv_timeout(PATIENCE).expect("the test releases it");
-        Ok(LoadedEncoder { device: Box::new(Slow(Duration::ZERO)), mapped_at_ns: 0 }.into())
+        Ok(LoadedEncoder { device: Box::new(Slow(Duration::ZERO)), came: Came::default() }.into())
     };
     let engine = TestEngine::start_with(|_| {}, load).await;
     let port = engine.port;

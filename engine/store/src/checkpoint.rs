@@ -123,8 +123,8 @@ impl Checkpoint {
 
     /// Starts reading the weights and mapping their pages in the background.
     pub fn will_need(&self) {
-        if self.loaded.is_some() {
-            return;
+        if let Some(loaded) = &self.loaded {
+            return loaded.populate();
         }
         match &self.source {
             Source::Gguf(gguf) => gguf.will_need(),

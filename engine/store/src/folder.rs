@@ -9,7 +9,8 @@ mod names;
 mod rope;
 mod text;
 
-pub use files::{Stamp, revision, stamp};
+pub(crate) use files::files;
+pub use files::{FOLDER_FILES, Stamp, revision, stamp};
 pub use text::{TOKENIZER_FILE, TextFiles};
 
 use crate::validate::{ROPE_FACTORS, expected};

@@ -57,6 +57,12 @@ impl Gguf {
         self.mapping.bytes().len() as u64
     }
 
+    /// Bytes before the first tensor's: everything but weights.
+    pub(crate) fn head_bytes(&self) -> u64 {
+        let starts = self.header.tensors.iter().map(|tensor| tensor.range.start as u64);
+        starts.min().unwrap_or_else(|| self.file_bytes())
+    }
+
     /// Starts reading the file and mapping its pages in the background, so that the first step finds both
     /// done. Call it right after `open`, before other start-up work that it can overlap.
     pub fn will_need(&self) {

@@ -6,6 +6,7 @@
 //! and the manifest gets its own name last, so a kill or a loss of power leaves a whole model or none.
 
 mod group;
+mod tune;
 mod writer;
 
 use crate::{
@@ -32,6 +33,8 @@ pub struct Progress {
     pub written_bytes: u64,
     /// Bytes of objects that were there already, verified.
     pub shared_bytes: u64,
+    /// Bytes of new objects that differences from a base did not need.
+    pub saved_bytes: u64,
 }
 
 impl Store {
@@ -44,6 +47,23 @@ impl Store {
         checkpoint: &Checkpoint,
         revision: &str,
         packer: &dyn Packer,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Manifest, StoreError> {
+        self.ingest_tune(checkpoint, revision, packer, None, progress)
+    }
+
+    /// The same for a fine-tune of a model in the store, such as [`Store::base_of`] finds: what it has changed is kept as
+    /// differences from `base`, where that takes less room. Loading it then costs reading the base too, where that is not
+    /// in memory.
+    ///
+    /// # Errors
+    /// As [`Store::ingest`].
+    pub fn ingest_tune(
+        &self,
+        checkpoint: &Checkpoint,
+        revision: &str,
+        packer: &dyn Packer,
+        base: Option<&Manifest>,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Manifest, StoreError> {
         let path = self.manifest_path(revision, packer.layout())?;
@@ -66,7 +86,7 @@ impl Store {
         };
         let mut places: BTreeMap<Checksum, usize> = BTreeMap::new();
         for group in groups(checkpoint) {
-            let (object, tensors) = self.take_in(checkpoint, &group, packer, &part, &mut progress)?;
+            let (object, tensors) = self.take_in(checkpoint, &group, packer, (base, &part), &mut progress)?;
             let index = *places.entry(object.name()).or_insert(manifest.objects.len());
             if index == manifest.objects.len() {
                 manifest.objects.push(object);
@@ -84,7 +104,7 @@ impl Store {
         checkpoint: &Checkpoint,
         group: &Group<'_>,
         packer: &dyn Packer,
-        part: &Path,
+        (base, part): (Option<&Manifest>, &Path),
         progress: &mut Told<'_>,
     ) -> Result<(Object, Vec<PackedTensor>), StoreError> {
         // Hashed before anything is written: most of a fine-tune is there, and what a killed process wrote can be told
@@ -96,6 +116,16 @@ impl Store {
             return Ok((object, tensors));
         }
         let part = part.with_added_extension(object.name().to_string());
+        if let Some(base) = base {
+            let (what, part) = ((group, &object), part.with_added_extension("diff"));
+            if let Some(bytes) = self.take_in_difference(checkpoint, what, packer, base, &part)? {
+                let saved = object.bytes().saturating_sub(bytes);
+                progress.add(|now| {
+                    (now.written_bytes, now.saved_bytes) = (now.written_bytes + bytes, now.saved_bytes + saved)
+                });
+                return Ok((object, tensors));
+            }
+        }
         let keep_bytes = keep_bytes(&part, &object);
         let sink = self.disk.write_after(&part, keep_bytes).map_err(|source| StoreError::io("write", &part, source))?;
         let (written, _) = group.pack(checkpoint, packer, ObjectWriter::new(sink, keep_bytes), &part)?;

@@ -3,12 +3,15 @@
 //! served from.
 
 mod feed;
+mod rebuild;
 mod ring;
 
-use crate::{Manifest, Object, Segments, Store, StoreError, TensorData, mapping::Mapping, object::CHUNK_BYTES};
+use crate::{
+    Manifest, Object, Segments, Store, StoreError, TensorData, huge::FileMap, mapping::Mapping, object::CHUNK_BYTES,
+};
 use feed::Feed;
 use io_uring::IoUring;
-use memmap2::{Mmap, MmapMut};
+use memmap2::MmapMut;
 use std::{
     collections::BTreeMap,
     fs::{File, TryLockError},
@@ -64,6 +67,8 @@ pub struct LoadFacts {
 #[derive(Clone)]
 pub struct Loaded {
     tensors: Arc<BTreeMap<String, TensorData>>,
+    /// In the order of a forward pass.
+    maps: Arc<Vec<Arc<FileMap>>>,
     pub facts: LoadFacts,
 }
 
@@ -77,6 +82,14 @@ impl Loaded {
     /// A tensor as it was packed, with a share in its memory.
     pub fn tensor_data(&self, name: &str) -> Option<TensorData> {
         self.tensors.get(name).cloned()
+    }
+
+    /// Maps the pages of all of it, in the order of a forward pass, on a thread of its own: a first step that finds them
+    /// mapped does not stop at each. Failure costs speed alone.
+    pub(crate) fn populate(&self) {
+        let maps = self.maps.clone();
+        let populate = move || maps.iter().for_each(|map| map.populate());
+        let _ = thread::Builder::new().name("populate".into()).spawn(populate);
     }
 
     /// Names of all tensors.
@@ -107,11 +120,23 @@ pub fn load(
         let missing: Vec<&Object> = pairs.filter(|(map, _)| map.is_none()).map(|(_, object)| object).collect();
         facts.read_bytes = missing.iter().map(|object| object.bytes()).sum();
         if !missing.is_empty() {
-            read(Feed::new(store, segments, missing, options.direct), options, &mut facts)?;
+            let (tuned, plain) = rebuild::apart(store, missing)?;
+            read(Feed::new(store, segments, plain, options.direct), options, &mut facts)?;
+            rebuild::all(segments, &tuned, threads(options))?;
             maps = adopt(manifest, segments)?;
         }
     }
     facts.adopted_bytes = manifest.bytes() - facts.read_bytes;
+    loaded(store, manifest, &maps, facts)
+}
+
+/// A model's tensors in the maps of its objects.
+pub(crate) fn loaded(
+    store: &Store,
+    manifest: &Manifest,
+    maps: &[Option<Arc<FileMap>>],
+    facts: LoadFacts,
+) -> Result<Loaded, StoreError> {
     let mut tensors = BTreeMap::new();
     for tensor in &manifest.tensors {
         let object = &manifest.objects[tensor.object];
@@ -122,11 +147,12 @@ pub fn load(
         let (kind, dims) = (tensor.kind, tensor.dims.clone());
         tensors.insert(tensor.name.clone(), TensorData { mapping: Mapping::Segment(map), range, kind, dims });
     }
-    Ok(Loaded { tensors: Arc::new(tensors), facts })
+    let maps = Arc::new(maps.iter().flatten().cloned().collect());
+    Ok(Loaded { tensors: Arc::new(tensors), maps, facts })
 }
 
 /// What is in memory, by object.
-fn adopt(manifest: &Manifest, segments: &Segments) -> Result<Vec<Option<Arc<Mmap>>>, StoreError> {
+fn adopt(manifest: &Manifest, segments: &Segments) -> Result<Vec<Option<Arc<FileMap>>>, StoreError> {
     manifest.objects.iter().map(|object| segments.find(object)).collect()
 }
 
@@ -147,9 +173,13 @@ fn wait_for(path: &Path, wait: Duration) -> Result<File, StoreError> {
     }
 }
 
-fn read(feed: Feed<'_>, options: LoadOptions, facts: &mut LoadFacts) -> Result<(), StoreError> {
+fn threads(options: LoadOptions) -> usize {
     let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(4);
-    let threads = if options.threads == 0 { cores } else { options.threads };
+    if options.threads == 0 { cores } else { options.threads }
+}
+
+fn read(feed: Feed<'_>, options: LoadOptions, facts: &mut LoadFacts) -> Result<(), StoreError> {
+    let threads = threads(options);
     let depth = options.queue_depth.clamp(1, 1024);
     let rings = match options.io_uring {
         true => (0..threads).map(|_| ring::open(depth)).collect::<Result<Vec<IoUring>, _>>(),

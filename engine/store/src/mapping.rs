@@ -1,5 +1,6 @@
 //! The bytes of a checkpoint: a shared read-only map of the file, a segment of shared memory, or bytes that were made.
 
+use crate::huge::FileMap;
 use memmap2::{Advice, Mmap, MmapOptions, UncheckedAdvice};
 use std::{fs::File, io, ops::Range, path::Path, sync::Arc};
 
@@ -8,8 +9,8 @@ use std::{fs::File, io, ops::Range, path::Path, sync::Arc};
 pub(crate) enum Mapping {
     File(Arc<Mmap>),
     Memory(Arc<Vec<u8>>),
-    /// Memory that other processes share, and that outlives this one.
-    Segment(Arc<Mmap>),
+    /// An object of the store: in memory that other processes share and that outlives this one, where there is room.
+    Segment(Arc<FileMap>),
 }
 
 impl Mapping {
@@ -32,7 +33,8 @@ impl Mapping {
 
     pub(crate) fn bytes(&self) -> &[u8] {
         match self {
-            Self::File(map) | Self::Segment(map) => map,
+            Self::File(map) => map,
+            Self::Segment(map) => map,
             Self::Memory(bytes) => bytes,
         }
     }
@@ -58,7 +60,14 @@ impl Mapping {
     pub(crate) fn release(&self, range: Range<usize>) {
         // Larger pages only release less.
         const PAGE_BYTES: usize = 4096;
-        let Self::File(map) = self else { return };
+        let map = match self {
+            Self::File(map) => map,
+            Self::Segment(map) => match &**map {
+                FileMap::Small(map) => map,
+                FileMap::Large(_) | FileMap::Own(_) => return,
+            },
+            Self::Memory(_) => return,
+        };
         let (start, end) = (range.start.next_multiple_of(PAGE_BYTES), range.end / PAGE_BYTES * PAGE_BYTES);
         if start < end {
             // SAFETY: the map is read-only and of a file, so pages that are dropped are read again with the same bytes.

@@ -9,6 +9,7 @@ mod index;
 
 pub use ::safetensors::Dtype;
 pub use error::SafetensorsError;
+pub use index::shard_names;
 pub(crate) use index::{read_limited, shards};
 
 use crate::{GgmlType, TensorData, mapping::Mapping};

@@ -4,10 +4,9 @@
 //! A segment gets its name when every byte of it is verified, and can no longer be written from then on. So whoever
 //! finds one need not read it, and adopting a model costs no more for being large.
 
-use crate::{Checksum, Object, StoreError, store::files};
-use memmap2::{Mmap, MmapOptions};
+use crate::{Checksum, Object, StoreError, huge::FileMap, store::files};
 use rustix::{
-    fs::{CWD, Mode, RenameFlags, fchmod, renameat_with},
+    fs::{CWD, Mode, RenameFlags, Timespec, Timestamps, UTIME_NOW, fchmod, futimens, renameat_with},
     io::Errno,
     process::geteuid,
 };
@@ -64,20 +63,28 @@ impl Segments {
     }
 
     /// An object's memory, if somebody has read it.
-    pub(crate) fn find(&self, object: &Object) -> Result<Option<Arc<Mmap>>, StoreError> {
-        let path = self.path(object.name());
+    pub(crate) fn find(&self, object: &Object) -> Result<Option<Arc<FileMap>>, StoreError> {
+        self.find_named(object.name(), object.bytes())
+    }
+
+    /// The memory of the object of that name, which has so many bytes.
+    pub(crate) fn find_named(&self, name: Checksum, bytes: u64) -> Result<Option<Arc<FileMap>>, StoreError> {
+        let path = self.path(name);
         let file = match File::open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(StoreError::io("open", &path, source)),
         };
         let found = file.metadata().map_err(|source| StoreError::io("read", &path, source))?.len();
-        if found != object.bytes() {
-            return Err(StoreError::Length { path, expected: object.bytes(), found });
+        if found != bytes {
+            return Err(StoreError::Length { path, expected: bytes, found });
         }
+        // A hint for who discards segments: this one is in use.
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        let _ = futimens(&file, &Timestamps { last_access: now, last_modification: now });
         // SAFETY: the file is in a folder of this user's alone, whole, and of mode 400 since it has its name: nobody
         // writes or cuts it. Removing it leaves the memory to those who have it mapped.
-        let map = unsafe { MmapOptions::new().map(&file) };
+        let map = unsafe { FileMap::new(&file, bytes as usize) };
         map.map(|map| Some(Arc::new(map))).map_err(|source| StoreError::io("map", &path, source))
     }
 

@@ -3,14 +3,19 @@
 //! ```text
 //! objects/ab/abcd...      named by content, never changed
 //! models/REVISION.LAYOUT  a manifest; its coming and going is a model's
+//! heads/REVISION/         what a checkpoint says beside its weights, see head.rs
 //! staging/                what is being written
 //! lock                    shared by those who add, exclusive to who takes away
 //! ```
 
 mod error;
+mod head;
+mod keep;
+mod kept;
 mod upkeep;
 
 pub use error::StoreError;
+pub(crate) use kept::Tuned;
 pub(crate) use upkeep::whole_chunks;
 pub use upkeep::{Damage, Freed};
 
@@ -125,9 +130,9 @@ impl Store {
         Ok(true)
     }
 
-    /// Whether an object's file is there, as long as it should be. Reads none of it.
+    /// Whether an object's file is there, as long as it should be, or its difference is and its base. Reads none of them.
     pub(crate) fn seems_whole(&self, object: &Object) -> bool {
-        fs::metadata(self.object_path(object.name())).is_ok_and(|meta| meta.is_file() && meta.len() == object.bytes())
+        kept::is_long(&self.object_path(object.name()), object.bytes()) || matches!(self.tuned(object), Ok(Some(_)))
     }
 
     /// The right to add objects, until it is dropped.

@@ -175,9 +175,14 @@ impl TensorData {
         &self.dims
     }
 
-    /// Whether the bytes lie in a file that is mapped.
+    /// Whether the bytes lie in a file that is mapped in small pages for good: they are read faster from huge pages, where
+    /// a copy of one's own can be. What is large in a segment is not, since there all who map it can have huge pages.
     pub fn is_mapped(&self) -> bool {
-        matches!(self.mapping, Mapping::File(_))
+        match &self.mapping {
+            Mapping::File(_) => true,
+            Mapping::Segment(map) => !map.is_large(),
+            Mapping::Memory(_) => false,
+        }
     }
 
     /// Takes the pages that hold only these of the tensor's bytes out of the process's memory. They come back, from the

@@ -167,9 +167,41 @@ impl StepPhases {
     }
 }
 
+/// Where an engine's weights were when it started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tier {
+    /// In shared memory, all of them.
+    Memory,
+    /// On disk, in the store, from where they were read into shared memory.
+    Disk,
+    /// In files that the engine maps: a checkpoint that is not in the store, or one for which memory was short.
+    File,
+}
+
+impl Tier {
+    /// As a metric label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Disk => "disk",
+            Self::File => "file",
+        }
+    }
+}
+
 /// What a start cost, phase by phase, ms from the process's beginning.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StartPhases {
+    /// CLOCK_MONOTONIC of the process's beginning, ns; 0 from an engine that is older than this field.
+    #[serde(default)]
+    pub began_at_ns: u64,
+    /// Where the weights were; none while they load, and from an engine that does not say.
+    #[serde(default)]
+    pub tier: Option<Tier>,
+    /// Bytes of weights that were read from disk.
+    #[serde(default)]
+    pub read_bytes: u64,
     pub listening_ms: f64,
     pub mapped_ms: f64,
     pub ready_ms: f64,

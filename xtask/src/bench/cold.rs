@@ -1,8 +1,10 @@
 //! The store, without an engine: how fast a model of 7 GB comes from a cold disk into memory, verified, beside the best of
 //! fio's direct reads of the same files; and what it costs to adopt one that is in memory, which is to be the
-//! same for a small model and a large one. In turns, because disks of this kind of machine drift.
+//! same for a small model and a large one. Beside them, the loaders of others, of the same bytes on the same disk: llama.cpp's
+//! and safetensors' in Python. All in turns, because disks of this kind of machine drift.
 
 use super::report::{Report, Row, Samples, Target, median};
+use super::{llama, loaders};
 use crate::layout;
 use crate::shell::{cargo, command, make_folder, run, stdout, step};
 use anyhow::{Context, Result, ensure};
@@ -15,6 +17,8 @@ const DEPTHS: [&str; 6] = ["1", "2", "4", "8", "16", "32"];
 /// Of fio's best.
 const SHARE: f64 = 0.95;
 const ADOPT_MS: f64 = 5.0;
+/// Of the better of the other loaders.
+const TIMES: f64 = 2.0;
 
 /// What the example says of a load.
 #[derive(Deserialize)]
@@ -36,17 +40,23 @@ struct Model {
 /// Both models, in turns.
 pub fn measure() -> Result<Report> {
     crate::setup::for_bench_load()?;
+    llama::install()?;
+    loaders::install()?;
     run(&mut cargo(&["build", "--release", "--quiet", "-p", "engine-store", "--example", "cold"]))?;
     let folder = layout::target().join("bench/load");
     make_folder(&folder)?;
-    let checkpoint = folder.join("llama-7b-q8_0.gguf");
+    let checkpoint = folder.join("mistral-7b-q8_0.gguf");
     if !checkpoint.exists() {
-        step("writing a checkpoint of 7.2 GB with random weights", || example(&["make", &text(&checkpoint)]))?;
+        step("writing a checkpoint of 7.7 GB with random weights", || example(&["make", &text(&checkpoint)]))?;
+    }
+    let safetensors = folder.join("mistral-7b-part.safetensors");
+    if !safetensors.exists() {
+        step("writing 2.5 GB of it as safetensors", || example(&["make-safetensors", &text(&safetensors)]))?;
     }
     let small = ingested("smollm2", &layout::demo_model(), &folder)?;
-    let large = ingested("llama-7b", &checkpoint, &folder)?;
+    let large = ingested("mistral-7b", &checkpoint, &folder)?;
     let mut report = Report::new("load");
-    let outcome = measure_both(&small, &large, &mut report);
+    let outcome = measure_all(&small, &large, [&checkpoint, &safetensors], &mut report);
     // Seven gigabytes of memory are given back whatever happened.
     for model in [&small, &large] {
         let _ = std::fs::remove_dir_all(&model.segments);
@@ -54,8 +64,9 @@ pub fn measure() -> Result<Report> {
     outcome.map(|()| report)
 }
 
-fn measure_both(small: &Model, large: &Model, report: &mut Report) -> Result<()> {
+fn measure_all(small: &Model, large: &Model, files: [&Path; 2], report: &mut Report) -> Result<()> {
     let (mut speed, mut speed_without) = (Samples::default(), Samples::default());
+    let (mut llama, mut python) = (Samples::default(), Samples::default());
     let mut adopt = Samples::default();
     for round in 1..=ROUNDS {
         eprintln!("    round {round} of {ROUNDS}");
@@ -72,13 +83,23 @@ fn measure_both(small: &Model, large: &Model, report: &mut Report) -> Result<()>
         speed.peer.push(best);
         speed_without.ours.push(load(large, &["fresh", "waiting"])?.mb_per_s());
         speed_without.peer.push(best);
+        // Each has the memory for itself.
+        std::fs::remove_dir_all(&large.segments)?;
+        llama.peer.push(loaders::llama_mb_per_s(files[0])?);
+        python.peer.push(loaders::safetensors_mb_per_s(files[1])?);
+        [&mut llama, &mut python].into_iter().for_each(|samples| samples.ours.push(loaded.mb_per_s()));
     }
-    let row = Row::of_quantile("llama-7b from cold disk, verified | best of fio".into(), "MB/s", 0.5, &speed);
+    let row = Row::of_quantile("mistral-7b from cold disk, verified | best of fio".into(), "MB/s", 0.5, &speed);
     report.targets.push(Target::at_least(format!("ratio: {}", row.case), row.ratio, SHARE));
     report.rows.push(row);
     report.rows.push(Row::of_quantile("the same without io_uring | best of fio".into(), "MB/s", 0.5, &speed_without));
-    report.targets.push(Target::at_most("adopting llama-7b from memory, ms".into(), median(&adopt.ours), ADOPT_MS));
-    report.rows.push(Row::of_quantile("llama-7b from memory | smollm2 from memory".into(), "ms", 0.5, &adopt));
+    let rows = [("llama.cpp", &llama), ("safetensors in Python", &python)]
+        .map(|(name, samples)| Row::of_quantile(format!("the same | {name}, page cache cold"), "MB/s", 0.5, samples));
+    let least = rows.iter().map(|row| row.ratio).fold(f64::INFINITY, f64::min);
+    report.targets.push(Target::at_least("ratio to the better of the other loaders".into(), least, TIMES));
+    report.rows.extend(rows);
+    report.targets.push(Target::at_most("adopting mistral-7b from memory, ms".into(), median(&adopt.ours), ADOPT_MS));
+    report.rows.push(Row::of_quantile("mistral-7b from memory | smollm2 from memory".into(), "ms", 0.5, &adopt));
     Ok(())
 }
 

@@ -3,7 +3,8 @@
 
 use super::report::{Report, Row, Samples, Target};
 use crate::layout;
-use crate::shell::{cargo, command, make_folder, quiet, run, step};
+use crate::setup::python_packages;
+use crate::shell::{cargo, command, make_folder, run, step};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -76,13 +77,7 @@ pub fn measure(traces: &Path, statsforecast: bool) -> Result<Report> {
 fn fit(stated: &str) -> Result<Vec<Fitted>> {
     let venv = layout::target().join("statsforecast");
     let python = venv.join("bin/python");
-    if quiet(&mut command(&python, &["-c", "import statsforecast"])).is_err() {
-        step("installing statsforecast (target/statsforecast)", || {
-            quiet(&mut command("python3", &["-m", "venv", &venv.to_string_lossy()]))?;
-            let pip = ["-m", "pip", "install", "-q", "--disable-pip-version-check", STATSFORECAST_PACKAGE];
-            run(&mut command(&python, &pip))
-        })?;
-    }
+    python_packages(&venv, "statsforecast", STATSFORECAST_PACKAGE)?;
     let rows = layout::target().join("bench/forecast-statsforecast.json");
     let rows_text = rows.display().to_string();
     step("fitting AutoARIMA and AutoETS (many minutes)", || {

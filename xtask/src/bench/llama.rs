@@ -2,6 +2,7 @@
 //! are needed. Its own install would build everything with unlimited jobs.
 
 use super::load;
+use crate::http;
 use crate::layout;
 use crate::server::free_port;
 use crate::setup::pip_download;
@@ -167,6 +168,18 @@ impl Running {
                 bail!("llama-server ended with {status}");
             }
             ensure!(begun.elapsed() < PATIENCE, "llama-server gave no token within {} s", PATIENCE.as_secs());
+            std::thread::sleep(POLL);
+        }
+        Ok(())
+    }
+
+    /// Asks until it has loaded its model.
+    pub fn wait_until_loaded(&mut self, begun: Instant) -> Result<()> {
+        while !http::call(self.addr, "GET", "/health", b"").is_ok_and(|answer| answer.status == 200) {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("llama-server ended with {status}");
+            }
+            ensure!(begun.elapsed() < PATIENCE, "llama-server loaded nothing within {} s", PATIENCE.as_secs());
             std::thread::sleep(POLL);
         }
         Ok(())

@@ -2,13 +2,15 @@
 //! installed and started here, so that anyone can run the comparison again.
 
 mod cold;
+mod cold_start;
 mod engine;
-mod first_token;
+mod fine_tunes;
 mod forecast;
 mod gateway;
 mod knee;
 mod llama;
 mod load;
+mod loaders;
 mod policies;
 mod probes;
 mod reaction;
@@ -25,8 +27,12 @@ use std::path::Path;
 pub enum Name {
     /// One engine beside llama-server: prefill, decode, and serving of many clients, on the same cores.
     Engine,
-    /// What a cold start costs: first token at zero minus first token when warm, beside llama-server's.
-    FirstToken,
+    /// What a cold start costs, with weights in memory and on a cold disk: first token at zero minus first token when
+    /// warm, beside llama-server's.
+    #[value(alias = "first-token")]
+    ColdStart,
+    /// Twenty fine-tunes of one base in a store: what they take on disk and in memory, against what differs.
+    FineTunes,
     /// The forecast beside simple ones, on request traces: loss, coverage, width of the interval.
     Forecast,
     /// What the gateway adds to a request, against calling the engine directly.
@@ -51,16 +57,21 @@ pub enum Name {
 
 /// Runs one benchmark, prints its table and writes target/bench/NAME.json.
 pub fn run(name: Name, models: &[String], traces: Option<&Path>, statsforecast: bool) -> Result<()> {
-    ensure!(models.is_empty() || matches!(name, Name::Engine), "--model chooses among the models of `bench engine`");
+    let has_models = matches!(name, Name::Engine | Name::ColdStart);
+    ensure!(
+        models.is_empty() || has_models,
+        "--model chooses among the models of `bench engine` and `bench cold-start`"
+    );
     ensure!(!statsforecast || matches!(name, Name::Forecast), "--statsforecast is an option of `bench forecast`");
     // A peer has to be installed and the product built for all but what a crate's own example measures.
-    if !matches!(name, Name::Forecast | Name::Load | Name::Policies | Name::Tick) {
+    if !matches!(name, Name::FineTunes | Name::Forecast | Name::Load | Name::Policies | Name::Tick) {
         crate::setup::for_bench()?;
         crate::test::build_binary()?;
     }
     let report = match name {
         Name::Engine => engine::measure(models)?,
-        Name::FirstToken => first_token::measure()?,
+        Name::ColdStart => cold_start::measure(models)?,
+        Name::FineTunes => fine_tunes::measure()?,
         Name::Forecast => forecast::measure(traces.context("`bench forecast` needs --traces DIR")?, statsforecast)?,
         Name::Gateway => gateway::measure()?,
         Name::Probes => probes::measure()?,

@@ -45,6 +45,8 @@ const HOSTS: &[&str] = &[
     "example.com",
     "prometheus.io",
     "grafana.com",
+    // Where `hf://` is unless told otherwise.
+    "huggingface.co",
 ];
 /// Longest file, lines.
 const FILE_LINES: usize = 500;

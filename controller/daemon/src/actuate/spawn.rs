@@ -7,6 +7,7 @@ use super::{ActuateError, Models};
 use crate::clock::monotonic_ns;
 use crate::config::DaemonConfig;
 use crate::foreign::{EngineError, EngineSpec, Values};
+use crate::model_store::store_root;
 use crate::registry::ModelRecord;
 use controller_core::snapshot::Placement;
 use engine_wire::control::AdapterSpec;
@@ -42,7 +43,9 @@ pub(super) struct Start<'a> {
 pub(super) fn spawn(config: &DaemonConfig, start: &Start<'_>, models: &Models) -> Result<Spawned, ActuateError> {
     let record = models.get(start.model).filter(|record| record.revision == start.revision);
     let record = record.ok_or_else(|| ActuateError::UnknownModel(start.model.to_owned()))?;
-    check_unchanged(record)?;
+    if record.head.is_none() {
+        check_unchanged(record)?;
+    }
     let paths = InstancePaths::new(&config.state_dir, start.instance);
     // A socket of an earlier process with this name would make the engine's bind fail.
     paths.remove();
@@ -149,7 +152,7 @@ fn command(config: &DaemonConfig, start: &Start<'_>, record: &ModelRecord, socke
         .process_group(0)
         .arg("engine")
         .arg("--model")
-        .arg(&record.path)
+        .arg(record.served_path())
         .args(["--port", "0", "--name", start.model, "--instance", start.instance, "--revision", start.revision])
         .arg("--control")
         .arg(socket)
@@ -157,6 +160,9 @@ fn command(config: &DaemonConfig, start: &Start<'_>, record: &ModelRecord, socke
         .args(["--cores", &cores.join(",")])
         .args(["--kv-bytes", &config.kv_bytes.to_string()])
         .args(["--compute", config.compute.as_flag()]);
+    if record.head.is_some() {
+        command.arg("--store").arg(store_root(&config.state_dir)).arg("--segments").arg(&config.segments);
+    }
     if let Some(quantise) = record.quantise {
         command.args(["--quantise", &quantise.to_string()]);
     }

@@ -95,6 +95,7 @@ mod tests {
                 context_tokens: 1,
                 instance_bytes: 1,
                 quantise: None,
+                head: None,
                 engine: None,
                 adapters: adapters.collect(),
             };

@@ -5,6 +5,7 @@
 //! delays nobody's request. What does not fit the queue is dropped and counted.
 
 use super::{Registry, RegistryError};
+use crate::timeline::StartRecord;
 use controller_core::action::Decision;
 use controller_core::expect::Predictor;
 use rusqlite::params;
@@ -17,6 +18,8 @@ use std::thread::JoinHandle;
 pub const DECISIONS_KEPT: i64 = 10_000;
 /// Cold-start samples kept per model.
 pub const COLD_STARTS_KEPT: i64 = 64;
+/// Starts kept per model.
+pub const STARTS_KEPT: i64 = 256;
 /// Entries that may wait for the writer.
 const QUEUE: usize = 1_024;
 
@@ -84,6 +87,42 @@ impl Registry {
         write().map_err(|error| RegistryError::from_sqlite(&self.path, error))
     }
 
+    /// Keeps what a start was made of, and forgets the oldest beyond [`STARTS_KEPT`] of its model.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn record_start(&mut self, start: &StartRecord) -> Result<(), RegistryError> {
+        let mut write = || -> rusqlite::Result<()> {
+            let text = serde_json::to_string(start)
+                .map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))?;
+            let transaction = self.connection.transaction()?;
+            transaction.execute("INSERT INTO starts (model, start) VALUES (?1, ?2)", params![start.model, text])?;
+            transaction.execute(
+                "DELETE FROM starts WHERE model = ?1 AND id NOT IN
+                     (SELECT id FROM starts WHERE model = ?1 ORDER BY id DESC LIMIT ?2)",
+                params![start.model, STARTS_KEPT],
+            )?;
+            transaction.commit()
+        };
+        write().map_err(|error| RegistryError::from_sqlite(&self.path, error))
+    }
+
+    /// The newest `limit` starts, of one model or all, oldest first. One that this version cannot read is left out.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn starts(&self, model: Option<&str>, limit: usize) -> Result<Vec<StartRecord>, RegistryError> {
+        let read = || -> rusqlite::Result<Vec<String>> {
+            let mut statement = self
+                .connection
+                .prepare_cached("SELECT start FROM starts WHERE ?1 IS NULL OR model = ?1 ORDER BY id DESC LIMIT ?2")?;
+            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+            statement.query_map(params![model, limit], |row| row.get(0))?.collect()
+        };
+        let texts = read().map_err(|error| self.describe(error))?;
+        Ok(texts.iter().rev().filter_map(|text| serde_json::from_str(text).ok()).collect())
+    }
+
     /// Cold starts of all models, ms, newest last, by (model, revision).
     ///
     /// # Errors
@@ -105,6 +144,7 @@ impl Registry {
 enum Entry {
     Decisions(Vec<Decision>),
     ColdStart { model: String, revision: String, cold_start_ms: f64 },
+    Start(Box<StartRecord>),
     Forecast { model: String, predictor: Box<Predictor> },
 }
 
@@ -142,6 +182,11 @@ impl HistoryWriter {
         self.push(Entry::ColdStart { model: model.to_owned(), revision: revision.to_owned(), cold_start_ms });
     }
 
+    /// Queues what a start was made of. Never waits.
+    pub fn start_record(&mut self, start: &StartRecord) {
+        self.push(Entry::Start(Box::new(start.clone())));
+    }
+
     /// Queues what has been learned of a model. Never waits.
     pub fn forecast(&mut self, model: &str, predictor: Predictor) {
         self.push(Entry::Forecast { model: model.to_owned(), predictor: Box::new(predictor) });
@@ -177,6 +222,7 @@ fn write_all(mut registry: Registry, queue: &Receiver<Entry>) {
             Entry::ColdStart { model, revision, cold_start_ms } => {
                 registry.record_cold_start(model, revision, *cold_start_ms)
             }
+            Entry::Start(start) => registry.record_start(start),
             Entry::Forecast { model, predictor } => registry.record_forecast(model, predictor),
         };
         match (outcome, failing) {

@@ -2,10 +2,11 @@
 
 use super::{AdapterRecord, Registry, RegistryError};
 use crate::foreign::EngineSpec;
-use engine_store::Quantisation;
+use crate::model_store::store_root;
+use engine_store::{Quantisation, Store};
 use rusqlite::{OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A registered model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,12 +30,31 @@ pub struct ModelRecord {
     /// What a folder's matrices are rounded to at load.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantise: Option<Quantisation>,
+    /// What the store keeps of it beside its weights, where the model is in the store: then `path` is only where it came
+    /// from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<PathBuf>,
     /// The engine that serves it, where that is not ours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<EngineSpec>,
     /// The adapters that its instances serve beside it, by name; registered by themselves.
     #[serde(default)]
     pub adapters: Vec<AdapterRecord>,
+}
+
+/// Architecture of models that make vectors.
+const ENCODER_ARCHITECTURE: &str = "bert";
+
+impl ModelRecord {
+    /// Where its configuration and its tokenizer are read from.
+    pub fn served_path(&self) -> &Path {
+        self.head.as_ref().unwrap_or(&self.path)
+    }
+
+    /// Whether it makes vectors, and so keeps no KV pool.
+    pub fn is_encoder(&self) -> bool {
+        self.architecture == ENCODER_ARCHITECTURE
+    }
 }
 
 /// What registering did.
@@ -49,7 +69,7 @@ pub enum Added {
 }
 
 const COLUMNS: &str = "name, path, revision, created_unix_s, file_bytes, modified_unix_ns, architecture, parameters, \
-                       context_tokens, instance_bytes, quantise, engine";
+                       context_tokens, instance_bytes, quantise, engine, stored";
 
 impl Registry {
     /// Registers a model, or lets its name stand for another revision.
@@ -67,7 +87,7 @@ impl Registry {
             Some(_) => Added::Replaced,
         };
         let sql = format!(
-            "INSERT OR REPLACE INTO models ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)"
+            "INSERT OR REPLACE INTO models ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)"
         );
         // Strings and numbers always serialise.
         let engine = model.engine.as_ref().and_then(|engine| serde_json::to_string(engine).ok());
@@ -87,7 +107,8 @@ impl Registry {
                     model.context_tokens,
                     model.instance_bytes as i64,
                     model.quantise.map(|quantise| quantise.to_string()),
-                    engine
+                    engine,
+                    model.head.is_some()
                 ],
             )
             .map_err(|error| self.describe(error))?;
@@ -116,7 +137,8 @@ impl Registry {
     /// When the database cannot be read.
     pub fn model(&self, name: &str) -> Result<Option<ModelRecord>, RegistryError> {
         let sql = format!("SELECT {COLUMNS} FROM models WHERE name = ?1");
-        let found = self.connection.query_row(&sql, [name], read_model).optional();
+        let read = |row: &Row<'_>| read_model(row, &self.path);
+        let found = self.connection.query_row(&sql, [name], read).optional();
         let Some(mut model) = found.map_err(|error| self.describe(error))? else { return Ok(None) };
         model.adapters = self.adapters()?.into_iter().filter(|adapter| adapter.base == name).collect();
         Ok(Some(model))
@@ -129,7 +151,7 @@ impl Registry {
     pub fn models(&self) -> Result<Vec<ModelRecord>, RegistryError> {
         let sql = format!("SELECT {COLUMNS} FROM models ORDER BY name");
         let read = || -> rusqlite::Result<Vec<ModelRecord>> {
-            self.connection.prepare_cached(&sql)?.query_map([], read_model)?.collect()
+            self.connection.prepare_cached(&sql)?.query_map([], |row| read_model(row, &self.path))?.collect()
         };
         let mut models = read().map_err(|error| self.describe(error))?;
         for adapter in self.adapters()? {
@@ -160,16 +182,22 @@ fn names_of_adapters(model: ModelRecord) -> impl Iterator<Item = String> {
 }
 
 fn is_same_file(known: &ModelRecord, model: &ModelRecord) -> bool {
-    (&known.revision, &known.path, known.modified_unix_ns) == (&model.revision, &model.path, model.modified_unix_ns)
+    let of = |model: &ModelRecord| (model.path.clone(), model.modified_unix_ns, model.head.is_some());
+    known.revision == model.revision && of(known) == of(model)
 }
 
-fn read_model(row: &Row<'_>) -> rusqlite::Result<ModelRecord> {
+/// The store lies beside the database, wherever that is now.
+fn read_model(row: &Row<'_>, database: &Path) -> rusqlite::Result<ModelRecord> {
     let path: String = row.get(1)?;
+    let revision: String = row.get(2)?;
+    let root = store_root(database.parent().unwrap_or(Path::new("")));
+    let head = row.get::<_, bool>(12)?.then(|| Store::head_in(&root, &revision));
     let unsigned = |index: usize| -> rusqlite::Result<u64> { Ok(row.get::<_, i64>(index)?.max(0) as u64) };
     Ok(ModelRecord {
         name: row.get(0)?,
         path: PathBuf::from(path),
-        revision: row.get(2)?,
+        revision,
+        head,
         created_unix_s: unsigned(3)?,
         file_bytes: unsigned(4)?,
         modified_unix_ns: unsigned(5)?,

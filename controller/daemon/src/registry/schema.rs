@@ -54,6 +54,9 @@ const MIGRATIONS: &[&str] = &[
     "CREATE TABLE forecasts (
          model TEXT PRIMARY KEY, stored_unix_s INTEGER NOT NULL, predictor TEXT NOT NULL
      ) WITHOUT ROWID;",
+    "ALTER TABLE models ADD COLUMN stored INTEGER NOT NULL DEFAULT 0;
+     CREATE TABLE starts (id INTEGER PRIMARY KEY, model TEXT NOT NULL, start TEXT NOT NULL);
+     CREATE INDEX starts_by_model ON starts (model, id);",
 ];
 
 /// Schema version that this code writes.

@@ -2,7 +2,7 @@
 
 use crate::stage::{config, record};
 use crate::tiny_folder;
-use controller_daemon::{Admin, Daemon, Registry, admin};
+use controller_daemon::{Admin, Daemon, ModelStore, Registry, admin};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,6 +20,7 @@ async fn begin(folder: &std::path::Path) -> SocketAddr {
         catalog: daemon.catalog(),
         routes: daemon.routes(),
         state_dir: folder.to_path_buf(),
+        store: ModelStore::new(folder, folder.join("segments"), Arc::new(engine_store::AsStored)),
         requests: Arc::new(|limit| json!({ "limit": limit })),
         probes: Arc::new(|_| json!({ "attached": [] })),
         outside: Arc::new(|_| None),

@@ -29,6 +29,8 @@ pub fn config(state_dir: &Path) -> DaemonConfig {
         cores: vec![0, 1],
         cores_per_instance: 1,
         memory_budget_bytes: 8 << 30,
+        segments: state_dir.join("segments"),
+        idle_weights_bytes: 1 << 30,
         kv_bytes: 1 << 20,
         // Short, so that engines which a failed test leaves behind end by themselves.
         lease_ms: 5_000,
@@ -59,6 +61,7 @@ pub fn record(state_dir: &Path, name: &str) -> ModelRecord {
         instance_bytes: 1 << 20,
         adapters: Vec::new(),
         quantise: None,
+        head: None,
         engine: None,
         path,
     }

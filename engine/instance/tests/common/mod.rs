@@ -5,7 +5,7 @@
 pub mod device;
 
 use device::DigestDevice;
-use engine_instance::{EngineError, EngineOptions, Loaded, LoadedModel, Supervision, run_with};
+use engine_instance::{Came, EngineError, EngineOptions, Loaded, LoadedModel, Supervision, run_with};
 use engine_wire::TokenId;
 use engine_wire::control::{Command, EngineState, Hello, PROTOCOL, Reply, Telemetry};
 use engine_wire::hop::{FinishReason, GENERATE_PATH, GenerateRequest, HopEvent};
@@ -48,7 +48,7 @@ pub fn options(dir: &Path) -> EngineOptions {
 
 pub fn loaded(pace: Duration) -> Loaded {
     let forward = Box::new(DigestDevice::new(pace));
-    LoadedModel { forward, eos_token_ids: vec![device::EOS], adapters: None, mapped_at_ns: 0 }.into()
+    LoadedModel { forward, eos_token_ids: vec![device::EOS], adapters: None, came: Came::default() }.into()
 }
 
 impl TestEngine {

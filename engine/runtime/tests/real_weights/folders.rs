@@ -11,7 +11,7 @@ use folder::Dtype;
 use tempfile::TempDir;
 
 /// The model as a folder.
-fn folder_of(model: &Model, dtype: Dtype, shards: usize) -> TempDir {
+pub fn folder_of(model: &Model, dtype: Dtype, shards: usize) -> TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     tokenizer_json::write(&model.gguf(), folder.path());
     folder::write(&model.gguf(), folder.path(), dtype, shards);

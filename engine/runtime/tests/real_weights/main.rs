@@ -7,6 +7,7 @@ mod folder;
 mod folders;
 mod golden;
 mod invariance;
+mod stored;
 mod support;
 #[path = "../../../text/tests/common/tokenizer_json.rs"]
 mod tokenizer_json;

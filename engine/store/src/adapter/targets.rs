@@ -24,7 +24,7 @@ impl Linear {
     pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::Output, Self::Gate, Self::Up, Self::Down];
 
     /// As transformers names it inside a block.
-    pub(super) fn path(self) -> &'static str {
+    pub fn path(self) -> &'static str {
         match self {
             Self::Q => "self_attn.q_proj",
             Self::K => "self_attn.k_proj",

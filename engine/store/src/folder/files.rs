@@ -63,18 +63,27 @@ fn folder_digest(folder: &Path) -> Result<String, CheckpointError> {
     Ok(digest::hex(&hash.finalize()))
 }
 
-/// What sentence-transformers puts beside an encoder, and what its vectors depend on.
-const ENCODER_FILES: [&str; 3] = ["modules.json", "sentence_bert_config.json", "1_Pooling/config.json"];
+/// The files of a folder beside its weights, by their names in it. Each but config.json may be absent; the last three are
+/// what sentence-transformers puts beside an encoder, and what its vectors depend on.
+pub const FOLDER_FILES: [&str; 9] = [
+    CONFIG_FILE,
+    GENERATION_FILE,
+    TOKENIZER_FILE,
+    TOKENIZER_CONFIG_FILE,
+    SPECIAL_TOKENS_FILE,
+    TEMPLATE_FILE,
+    "modules.json",
+    "sentence_bert_config.json",
+    "1_Pooling/config.json",
+];
 
-/// The files of a checkpoint. Those of a folder that may be absent are left out when they are.
-fn files(path: &Path) -> Result<Vec<PathBuf>, SafetensorsError> {
+/// The files of a checkpoint, absolute or not as `path` is. Those of a folder that may be absent are left out when they are.
+pub(crate) fn files(path: &Path) -> Result<Vec<PathBuf>, SafetensorsError> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
     }
-    let small =
-        [CONFIG_FILE, GENERATION_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_FILE, TEMPLATE_FILE];
-    let names = small.iter().chain(&ENCODER_FILES);
-    let mut files: Vec<PathBuf> = names.map(|name| path.join(name)).filter(|file| file.exists()).collect();
+    let mut files: Vec<PathBuf> =
+        FOLDER_FILES.iter().map(|name| path.join(name)).filter(|file| file.exists()).collect();
     let (whole, index) = (path.join(WHOLE_FILE), path.join(INDEX_FILE));
     if whole.exists() || !index.exists() {
         files.push(whole);

@@ -43,6 +43,14 @@ impl Group<'_> {
         self.tensors.iter().map(|tensor| tensor.bytes()).sum()
     }
 
+    /// The tensor, when it is the only one.
+    pub(super) fn alone(&self) -> Option<TensorShape<'_>> {
+        match self.tensors[..] {
+            [tensor] => Some(tensor),
+            _ => None,
+        }
+    }
+
     /// The first one's.
     pub(super) fn name(&self) -> &str {
         self.tensors.first().map_or("", |tensor| tensor.name)

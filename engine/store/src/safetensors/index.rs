@@ -30,6 +30,14 @@ pub(crate) fn shards(path: &Path) -> Result<Vec<PathBuf>, SafetensorsError> {
     files(path, &read(path)?)
 }
 
+/// Names of the shards that an index file lists, whether they are there or not. None leads out of the index's folder.
+///
+/// # Errors
+/// When the index cannot be read, is none, or lists no plain name.
+pub fn shard_names(path: &Path) -> Result<BTreeSet<String>, SafetensorsError> {
+    Ok(read(path)?.into_values().collect())
+}
+
 /// The distinct shards of an index, which stand beside it.
 pub(super) fn files(path: &Path, weight_map: &BTreeMap<String, String>) -> Result<Vec<PathBuf>, SafetensorsError> {
     let folder = path.parent().unwrap_or(Path::new(""));

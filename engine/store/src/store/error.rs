@@ -40,6 +40,14 @@ pub enum StoreError {
         path.display()
     )]
     Damaged { path: PathBuf, offset: u64, expected: Checksum, found: Checksum },
+    #[error(
+        "{} and {}, which it differs from, do not make the bytes from {offset} on that were written (checksum {found} instead \
+         of {expected}): verify the base's model; if that is whole, remove the first file and add the model again",
+        path.display(), base.display()
+    )]
+    DamagedDifference { path: PathBuf, base: PathBuf, offset: u64, expected: Checksum, found: Checksum },
+    #[error("{} is not a list of checksums; remove the folder that it is in and add the model again", path.display())]
+    Head { path: PathBuf },
     #[error("no memory is left in {} for {bytes} more bytes of weights: remove segments that no engine uses", folder.display())]
     Memory { folder: PathBuf, bytes: u64 },
     #[error(

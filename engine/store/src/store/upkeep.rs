@@ -45,17 +45,24 @@ impl Store {
         damages
     }
 
-    /// Removes an object's file, for instance a damaged one: adding the model again writes it anew.
+    /// Removes an object's file, and its difference, for instance a damaged one: adding the model again writes it anew.
     pub fn discard(&self, object: &Object) -> Result<(), StoreError> {
         let _lock = self.taking_away()?;
-        let path = self.object_path(object.name());
-        match self.disk.remove(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::io("remove", &path, error)),
-            _ => Ok(()),
+        for path in [self.object_path(object.name()), self.difference_path(object)] {
+            match self.disk.remove(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(StoreError::io("remove", &path, error));
+                }
+                _ => {}
+            }
         }
+        Ok(())
     }
 
     pub(crate) fn verify_object(&self, object: &Object) -> Result<(), StoreError> {
+        if let Some(tuned) = self.tuned(object)? {
+            return tuned.chunks(object, None, |_, _| Ok(()));
+        }
         let path = self.object_path(object.name());
         let found = match std::fs::metadata(&path) {
             Ok(meta) => meta.len(),
@@ -81,7 +88,7 @@ impl Store {
         let _lock = self.taking_away()?;
         let manifests = self.manifests()?;
         let objects = manifests.iter().flat_map(|manifest| &manifest.objects);
-        let needed: BTreeSet<PathBuf> = objects.map(|object| self.object_path(object.name())).collect();
+        let needed: BTreeSet<PathBuf> = objects.flat_map(|object| self.object_files(object)).collect();
         let mut freed = Freed::default();
         for folder in files(&self.objects())? {
             for path in files(&folder)?.into_iter().filter(|path| !needed.contains(path)) {
