@@ -7,17 +7,17 @@
 //! Until a model has bursts of its own, it is believed to be like the fleet; and a fleet without any, to rise for good,
 //! since nothing that arrives may be missed for a guess.
 
-use crate::{NS_PER_S, Nanos, seconds_between};
+use crate::expect::AVERAGED_S;
+use crate::{Nanos, after, seconds_between};
 use serde::{Deserialize, Serialize};
 
 /// What is kept of the past at each burst: about 20 of them.
 const KEPT: f64 = 0.95;
 /// Bursts that what is believed of the fleet counts for.
 const LENT_BURSTS: f64 = 2.0;
-/// Time at the end of the horizon over which the rate is taken, s.
-const AVERAGED_S: f64 = 10.0;
 /// More than this is not left of a burst: it has become another one.
 const MOST_LEFT: f64 = 1.5;
+
 /// What is left of a burst: the mean share, and the mean of its square.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Left {
@@ -83,10 +83,6 @@ struct Burst {
     arrived: f64,
 }
 
-fn after(at_ns: Nanos, s: f64) -> Nanos {
-    at_ns.saturating_add((s.clamp(0.0, 1e6) * NS_PER_S as f64) as u64)
-}
-
 impl Bursts {
     /// Looks this far ahead from now on: what a cold start takes, s.
     pub(crate) fn look_ahead(&mut self, horizon_s: f64) {
@@ -150,6 +146,7 @@ impl Bursts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::NS_PER_S;
 
     /// Bursts of so many requests a second for 5 s every 100 s, and what else comes all the time.
     fn called(burst_per_s: f64, steady_per_s: f64) -> Bursts {

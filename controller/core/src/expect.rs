@@ -14,7 +14,7 @@ use crate::forecast::{ArrivalEstimator, Delta, Forecast};
 use crate::silence::Silences;
 use crate::snapshot::{ModelName, Snapshot};
 use crate::state::{ModelState, State};
-use crate::{NS_PER_S, Nanos};
+use crate::{NS_PER_S, Nanos, after};
 use controller_forecast::{Arrived, IdleTimes, Level, Signals};
 pub use controller_forecast::{Predictor, Reading, Refit};
 use serde::{Deserialize, Serialize};
@@ -35,7 +35,7 @@ const TRUSTED_GAPS: f64 = 10.0;
 /// plan is made, since what the fast estimator says holds there.
 const WIDTHS: std::ops::Range<usize> = 1..Predictor::WIDTHS;
 /// Load is a rate over no less than this, s: what is narrower, queues and batches take up.
-const AVERAGED_S: f64 = 10.0;
+pub(crate) const AVERAGED_S: f64 = 10.0;
 /// What stands against a model is bounded, requests.
 const MOST_OWED: f64 = 1e6;
 /// What the record of stated quantiles keeps of its past at each outcome: about 200 of them.
@@ -199,9 +199,8 @@ impl Expectation {
             record.open = None;
         }
         if record.open.is_none() {
-            let ahead_ns = |ahead_s: f64| now_ns.saturating_add((ahead_s.clamp(0.0, 1e6) * NS_PER_S as f64) as u64);
             let horizon_s = horizon_s.max(AVERAGED_S);
-            let (from_ns, due_ns) = (ahead_ns(horizon_s - AVERAGED_S), ahead_ns(horizon_s));
+            let (from_ns, due_ns) = (after(now_ns, horizon_s - AVERAGED_S), after(now_ns, horizon_s));
             record.open = Some(Stated { from_ns, due_ns, per_s, arrived: 0.0 });
         }
     }

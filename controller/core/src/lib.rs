@@ -37,6 +37,11 @@ pub(crate) const NS_PER_S: u64 = 1_000_000_000;
 /// Nanoseconds of one millisecond.
 pub(crate) const NS_PER_MS: u64 = 1_000_000;
 
+/// So many seconds after a moment, none for less than 0 and no more than days.
+pub(crate) fn after(at_ns: Nanos, s: f64) -> Nanos {
+    at_ns.saturating_add((s.clamp(0.0, 1e6) * NS_PER_S as f64) as u64)
+}
+
 /// Seconds from `from` to `to`; 0 where time went backwards.
 pub(crate) fn seconds_between(from: Nanos, to: Nanos) -> f64 {
     to.saturating_sub(from) as f64 / NS_PER_S as f64

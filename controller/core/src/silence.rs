@@ -8,7 +8,7 @@
 //! minutes after its last call, and one that is called every hour is not held at all, without a time-out that anyone sets.
 //! Where silences have had a typical length the histogram of gaps knows better; `expect` weighs the two.
 
-use crate::{NS_PER_S, Nanos, seconds_between};
+use crate::{Nanos, after, seconds_between};
 use serde::{Deserialize, Serialize};
 
 /// What is kept of the past at each silence that ends: about 20 of them.
@@ -90,7 +90,7 @@ impl Silences {
         self.ended = KEPT * self.ended + 1.0;
         self.quiet_s = KEPT * self.quiet_s + silent_s - self.least_s;
         if self.bunch.is_none() {
-            let until_ns = at_ns.saturating_add((self.least_s.min(1e6) * NS_PER_S as f64) as u64);
+            let until_ns = after(at_ns, self.least_s);
             self.bunch = Some(Bunch { until_ns, requests });
         }
     }
@@ -144,6 +144,7 @@ impl Silences {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::NS_PER_S;
 
     /// Bunches of so many requests, 0.1 s apart, every so many seconds, over `hours`.
     fn called(every_s: u64, requests: u64, hours: u64) -> Silences {

@@ -167,3 +167,27 @@ impl Record {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn corrections_that_have_crossed_come_back() {
+        let (mut horizon, mut points, mut calendar) = (Horizon::new(1, 10.0), Points::new(), Calendar::default());
+        let apart = |horizon: &Horizon| horizon.corrections[0] - horizon.corrections[COUNT - 1];
+        for bin in 0..3_000u32 {
+            // From here on the lowest quantile is stated far above the highest.
+            if bin == 100 {
+                horizon.corrections[0] = 50.0;
+                horizon.corrections[COUNT - 1] = -50.0;
+            }
+            let count = 10.0 + f64::from(bin * 7 % 5);
+            horizon.settle(count);
+            points.observe(count, 10.0, Default::default());
+            calendar.push(count, 10.0);
+            horizon.issue(&points, f64::from(bin) * 10.0, 10.0, &calendar);
+        }
+        assert!(apart(&horizon) < 90.0, "{}", apart(&horizon));
+    }
+}

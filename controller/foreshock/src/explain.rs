@@ -1,5 +1,5 @@
-//! `foreshock explain MODEL`: what was seen, forecast, decided and why, and what its cold starts were made of, newest last, from the state folder's
-//! database, so that it works whether a `serve` runs or not.
+//! `foreshock explain MODEL`: what was seen, forecast, decided and why, and what its cold starts were made of, newest
+//! last, from the state folder's database, so that it works whether a `serve` runs or not.
 
 use crate::cli::ExplainArgs;
 use crate::config::{InputError, state_dir};
