@@ -35,7 +35,7 @@ const TRUSTED_GAPS: f64 = 10.0;
 /// plan is made, since what the fast estimator says holds there.
 const WIDTHS: std::ops::Range<usize> = 1..Predictor::WIDTHS;
 /// Load is a rate over no less than this, s: what is narrower, queues and batches take up.
-pub(crate) const AVERAGED_S: f64 = 10.0;
+pub const AVERAGED_S: f64 = 10.0;
 /// What stands against a model is bounded, requests.
 const MOST_OWED: f64 = 1e6;
 /// What the record of stated quantiles keeps of its past at each outcome: about 200 of them.
@@ -191,8 +191,8 @@ impl Expectation {
         let record = &mut self.record;
         if let Some(open) = record.open.filter(|open| now_ns >= open.due_ns) {
             let over_s = seconds(now_ns.saturating_sub(open.from_ns));
-            // Where nothing was expected and nothing came, nothing is learned of quantiles.
-            if over_s > 0.0 && (open.per_s > 0.0 || open.arrived > 0.0) {
+            // Also where nothing was expected and nothing came: to leave that out would choose by the outcome.
+            if over_s > 0.0 {
                 record.outcomes = KEPT * record.outcomes + 1.0;
                 record.within = KEPT * record.within + f64::from(open.arrived / over_s <= open.per_s);
             }

@@ -25,6 +25,7 @@ pub mod state;
 mod step_fit;
 pub mod tick;
 
+pub use expect::AVERAGED_S;
 pub use policy::Policy;
 pub use state::State;
 pub use tick::tick;

@@ -428,6 +428,10 @@ pub struct SimulateArgs {
     /// How long an instance is kept, in times of the policy's default.
     #[arg(long)]
     pub keep: Option<f64>,
+    /// What stands in for an engine: `scheduled`, its own scheduler and blocks step by step, or `fluid`, a batch in straight lines,
+    /// faster.
+    #[arg(long, default_value = "scheduled", value_parser = crate::simulate::engines)]
+    pub engines: controller_sim::fleet::Engines,
     /// Devices, nodes, instances, disks and the controller fail, something at least once a minute.
     #[arg(long)]
     pub faults: bool,

@@ -5,7 +5,7 @@ mod history;
 use crate::cli::SimulateArgs;
 use crate::config::InputError;
 use anyhow::{Context, Result, bail};
-use controller_sim::fleet::{Config, FaultPlan, Report, Slo, Summary, Work, run_watched};
+use controller_sim::fleet::{Config, Engines, FaultPlan, Report, Slo, Summary, Work, run_watched};
 use controller_sim::policies::{KINDS, Kind, Knobs};
 use controller_sim::trace::generate::{Shape, generate};
 use controller_sim::trace::{Arrival, Options, Trace, read_file};
@@ -109,6 +109,8 @@ fn load(args: &SimulateArgs) -> Result<Load> {
 fn config(args: &SimulateArgs) -> Result<Config> {
     let mut config = Config::new(args.devices, positive(args.cold_start_s, COLD_START_S_MAX, "--cold-start-s")?);
     config.seed = args.seed;
+    config.coverage = true;
+    config.engines = args.engines;
     config.slo = Slo {
         ttft_ms: positive(args.ttft_ms, f64::MAX, "--ttft-ms")?,
         itl_ms: positive(args.itl_ms, f64::MAX, "--itl-ms")?,
@@ -192,6 +194,7 @@ fn write(args: &SimulateArgs, load: &Load, summaries: &[Summary], reports: &[Rep
         "models": load.trace.models.len(),
         "duration_s": load.duration_ns as f64 / 1e9,
         "devices": args.devices,
+        "engines": args.engines,
         "cold_start_s": args.cold_start_s,
         "price_per_h": args.price_per_h,
         "prometheus": args.prometheus,
@@ -234,6 +237,15 @@ impl Progress {
 /// A shape as the command line gives it.
 #[derive(Clone, Copy, Debug)]
 pub struct NamedShape(pub Shape);
+
+/// `scheduled` or `fluid`.
+pub fn engines(text: &str) -> Result<Engines, String> {
+    match text {
+        "scheduled" => Ok(Engines::Scheduled),
+        "fluid" => Ok(Engines::Fluid),
+        _ => Err(format!("`{text}` is neither scheduled nor fluid")),
+    }
+}
 
 /// `poisson:RATE`, `bursty:RATE:TIMES`, `diurnal:PEAK:PERIOD_S`, `flash-crowd:RATE:TIMES` or `sparse:MODELS:RATE`.
 pub fn shape(text: &str) -> Result<NamedShape, String> {

@@ -23,6 +23,8 @@ pub enum Invariant {
     NoFlapping,
     /// The same snapshot again asks for nothing more.
     Idempotent,
+    /// What is stated as a 0.9 quantile of load is one, but for what faults hide.
+    CoverageHolds,
     /// Every action stands in a decision with a reason in words.
     EveryActionExplained,
     /// When the load has ended, every request was answered or refused.

@@ -4,7 +4,7 @@
 use controller_core::action::{ActionKind, Effects};
 use controller_core::snapshot::Snapshot;
 use controller_core::{Policy as Prices, State, tick};
-use controller_sim::fleet::{ColdStart, Config, FaultPlan, Policy, Report, Tick, View, Work, on_device, run};
+use controller_sim::fleet::{ColdStart, Config, Engines, FaultPlan, Policy, Report, Tick, View, Work, on_device, run};
 use controller_sim::policies::{KINDS, Kind, Knobs, Planner, Ticker};
 use controller_sim::random::Random;
 use controller_sim::trace::generate::{Shape, generate};
@@ -34,6 +34,9 @@ fn drawn(seed: u64) -> (Config, Trace) {
         seed,
         faults: FaultPlan::harsh(),
         strict: true,
+        coverage: true,
+        // Some with the engine's own scheduler and blocks.
+        engines: if seed.is_multiple_of(4) { Engines::Scheduled } else { Engines::Fluid },
         devices_per_node: random.between(1, u64::from(devices) / 6) as u32,
         // Where cold starts are long and a crowd comes at once, the last instance is worth holding for the better part
         // of an hour.
@@ -129,6 +132,13 @@ fn forgets_what_it_asked(_: &mut State, snapshot: &Snapshot) -> Effects {
     tick(&mut State::new(Prices::default()), snapshot)
 }
 
+/// Hears of every second request alone.
+fn sees_half_of_the_load(state: &mut State, snapshot: &Snapshot) -> Effects {
+    let mut snapshot = snapshot.clone();
+    snapshot.models.values_mut().for_each(|model| model.demand.arrivals_total /= 2);
+    tick(state, &snapshot)
+}
+
 /// Acts and gives no reason.
 fn explains_nothing(state: &mut State, snapshot: &Snapshot) -> Effects {
     let mut effects = tick(state, snapshot);
@@ -143,10 +153,11 @@ fn broken_planners_are_caught_by_name() {
         // What drains at once meets requests that come every few seconds; the rest many models on few devices.
         let shape = match expected {
             Invariant::NoFlapping => Shape::Poisson { rate_per_s: 0.15 },
+            Invariant::CoverageHolds => Shape::Poisson { rate_per_s: 3.0 },
             _ => Shape::Sparse { models: 20, rate_per_s: 0.5 },
         };
         let trace = generate(shape, 3600.0, 3);
-        let mut config = Config { strict: true, ..Config::new(8, 10.0) };
+        let mut config = Config { strict: true, coverage: true, ..Config::new(8, 10.0) };
         config.faults.asked_twice = 0.2;
         let caught = over(&config, &trace, &mut Ticker::with(planner, Prices::default())).err();
         assert_eq!(caught.as_ref().map(|violation| violation.invariant), Some(expected), "{caught:?}");
@@ -156,6 +167,7 @@ fn broken_planners_are_caught_by_name() {
     check(drains_at_once, Invariant::NoFlapping);
     check(forgets_what_it_asked, Invariant::Idempotent);
     check(explains_nothing, Invariant::EveryActionExplained);
+    check(sees_half_of_the_load, Invariant::CoverageHolds);
 }
 
 /// A fixed count of one model.
@@ -199,6 +211,23 @@ fn a_single_server_waits_as_theory_says() {
     let ttft_s = report.ttft_ms.iter().map(|ms| f64::from(*ms)).sum::<f64>() / report.ttft_ms.len() as f64 / 1e3;
     let expected_s = wait_s + prompt_s;
     assert!((ttft_s / expected_s - 1.0).abs() < 0.08, "mean TTFT {ttft_s} s, {expected_s} s by theory");
+}
+
+/// The batch in straight lines is a fair stand-in for the engine's own scheduler: the same work takes the same device time, and
+/// about as many requests are in time.
+#[test]
+fn both_kinds_of_engine_agree() {
+    let trace = generate(Shape::Diurnal { peak_per_s: 6.0, period_s: 1200.0 }, 3600.0, 11);
+    let of = |engines| {
+        let config = Config { strict: true, coverage: true, engines, ..Config::new(32, 10.0) };
+        over(&config, &trace, &mut Ticker::new(Knobs::default(), &config)).expect("passes")
+    };
+    let (fluid, scheduled) = (of(Engines::Fluid), of(Engines::Scheduled));
+    assert_eq!(fluid.answered, scheduled.answered);
+    let ratio = scheduled.device_s / fluid.device_s;
+    assert!((0.9..1.1).contains(&ratio), "{ratio}");
+    let apart = scheduled.attainment() - fluid.attainment();
+    assert!(apart.abs() < 0.05, "{} and {}", scheduled.attainment(), fluid.attainment());
 }
 
 #[test]

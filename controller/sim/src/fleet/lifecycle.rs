@@ -2,7 +2,7 @@
 
 use super::Policy;
 use super::chaos::Fault;
-use super::engine::FluidEngine;
+use super::engine::Engine;
 use super::view::Wanted;
 use super::world::{Event, Instance, World};
 use crate::check::{Invariant, Violation, ensure};
@@ -117,7 +117,7 @@ impl World<'_> {
             state: InstanceState::Starting,
             gone: false,
             bytes,
-            engine: FluidEngine::new(now_ns),
+            engine: Engine::new(self.config.engines, now_ns, &self.config.engine),
             spawned_ns: now_ns,
             ready_ns: None,
             last_used_ns: now_ns,
@@ -180,7 +180,7 @@ impl World<'_> {
         instance.state = InstanceState::Ready;
         instance.ready_ns = Some(now_ns);
         instance.last_used_ns = now_ns;
-        instance.engine = FluidEngine::new(now_ns);
+        instance.engine = Engine::new(self.config.engines, now_ns, &self.config.engine);
         let (model, device) = (instance.model, instance.device);
         let sight = &mut self.sights[model as usize];
         sight.starting -= 1;

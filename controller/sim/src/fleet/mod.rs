@@ -8,6 +8,7 @@
 
 mod chaos;
 mod checks;
+mod coverage;
 pub mod engine;
 mod lifecycle;
 mod link;
@@ -17,7 +18,7 @@ mod view;
 mod world;
 
 pub use chaos::{Fault, FaultPlan};
-pub use engine::EngineCost;
+pub use engine::{EngineCost, Engines};
 pub use report::{Moment, Report, Summary, quantile};
 pub use view::{ModelSight, REVISION, View, Wanted, on_device};
 pub use world::{run, run_watched};
@@ -32,6 +33,7 @@ pub struct Config {
     pub devices: u32,
     pub devices_per_node: u32,
     pub engine: EngineCost,
+    pub engines: Engines,
     pub cold_start: ColdStart,
     pub storage: Storage,
     pub slo: Slo,
@@ -46,6 +48,8 @@ pub struct Config {
     pub strict: bool,
     /// Requests before this are served and not measured, s: policies learn from them.
     pub measure_from_s: f64,
+    /// Whether what the policy states of the time to come is held against what comes.
+    pub coverage: bool,
 }
 
 /// What arrives: requests in order of time, of models by their number, over a stretch of time.
@@ -106,6 +110,11 @@ pub trait Policy {
     fn detailed(&self) -> bool {
         false
     }
+    /// The 0.9 quantile of a model's requests per second, averaged over the last [`AVERAGED_S`](controller_core::AVERAGED_S) of a
+    /// horizon; none from what states nothing.
+    fn quantile_per_s(&self, _model: &str, _horizon_s: f64) -> Option<f64> {
+        None
+    }
     /// The controller's process is replaced: memory that is not kept outside of it is lost.
     fn restart(&mut self) {}
     /// Whether looking again at once, with nothing changed, asks for nothing more.
@@ -140,6 +149,7 @@ impl Config {
             devices: devices.clamp(1, 10_000),
             devices_per_node: 8,
             engine: EngineCost::default(),
+            engines: Engines::default(),
             cold_start: ColdStart { process_s: 0.6 * cold_start_s, spread: 0.2, weights_bytes },
             storage: Storage {
                 host_bytes: 0,
@@ -155,6 +165,7 @@ impl Config {
             starve_limit_s: 600.0,
             strict: false,
             measure_from_s: 0.0,
+            coverage: false,
         }
     }
 

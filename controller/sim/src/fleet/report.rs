@@ -33,6 +33,9 @@ pub struct Report {
     pub ticks: u64,
     pub peak_devices: u32,
     pub faults: BTreeMap<Fault, u64>,
+    /// Stretches of time of which a 0.9 quantile was stated, and those whose load was within it.
+    pub stated: u64,
+    pub stated_within: u64,
     /// Broken invariants by name, where the run was not ended by the first.
     pub violations: BTreeMap<String, u64>,
     /// The first of them.
@@ -84,6 +87,8 @@ pub struct Summary {
     pub no_room: u64,
     pub ticks: u64,
     pub faults: BTreeMap<Fault, u64>,
+    /// Share of stretches of time whose load was within the 0.9 quantile stated before; none of a policy that states none.
+    pub coverage: Option<f64>,
     pub violations: BTreeMap<String, u64>,
 }
 
@@ -113,6 +118,7 @@ impl Report {
             no_room: self.no_room,
             ticks: self.ticks,
             faults: self.faults.clone(),
+            coverage: (self.stated > 0).then(|| self.stated_within as f64 / self.stated as f64),
             violations: self.violations.clone(),
         }
     }

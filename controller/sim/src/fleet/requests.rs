@@ -58,7 +58,7 @@ impl World<'_> {
             sight.in_flight += 1;
             let before = self.instances[at as usize].engine.load();
             let instance = &mut self.instances[at as usize];
-            instance.engine.submit(job, &self.config.engine);
+            instance.engine.submit(job, &self.work.arrivals[job.request as usize].prefix, &self.config.engine);
             instance.last_used_ns = self.now_ns;
             self.reorder(at, before);
             self.wake(at);
@@ -73,10 +73,10 @@ impl World<'_> {
     pub(super) fn serve(&mut self, at: u32) -> Result<(), Violation> {
         let instance = &mut self.instances[at as usize];
         let model = instance.model as usize;
-        let (before, busy_ns) = (instance.engine.load(), instance.engine.busy_ns);
+        let (before, busy_ns) = (instance.engine.load(), instance.engine.totals().busy_ns);
         let mut done = std::mem::take(&mut self.done);
         instance.engine.advance(self.now_ns, &self.config.engine, &mut done);
-        let busy_s = (instance.engine.busy_ns - busy_ns) as f64 / 1e9;
+        let busy_s = (instance.engine.totals().busy_ns - busy_ns) as f64 / 1e9;
         if before > 0 {
             instance.last_used_ns = self.now_ns;
         }

@@ -54,6 +54,7 @@ impl<'a> View<'a> {
         self.live.iter().map(|(id, at)| {
             let instance = &self.instances[*at as usize];
             let engine = &instance.engine;
+            let totals = engine.totals();
             let ahead = |at_ns: u64| at_ns + self.ahead_ns;
             let placement = on_device(instance.device, instance.bytes);
             let view = InstanceView {
@@ -66,11 +67,11 @@ impl<'a> View<'a> {
                 ready_at_ns: instance.ready_ns.map(ahead),
                 running: engine.running(),
                 waiting: engine.waiting(),
-                prefill_tokens_total: engine.prefill_tokens as u64,
-                decode_tokens_total: engine.decode_tokens as u64,
-                requests_total: engine.finished,
-                busy_ns_total: engine.busy_ns,
-                steps_total: engine.steps as u64,
+                prefill_tokens_total: totals.prefill_tokens as u64,
+                decode_tokens_total: totals.decode_tokens as u64,
+                requests_total: totals.finished,
+                busy_ns_total: totals.busy_ns,
+                steps_total: totals.steps as u64,
                 last_used_at_ns: ahead(instance.last_used_ns),
                 disturbed: false,
                 resident_bytes: instance.bytes,

@@ -1,7 +1,8 @@
 //! The run itself: arrivals, events and ticks in order of time.
 
 use super::checks::LastDrain;
-use super::engine::{Done, FluidEngine, Job};
+use super::coverage::Coverage;
+use super::engine::{Done, Engine, Job};
 use super::lifecycle::Node;
 use super::link::Link;
 use super::report::{Moment, Report};
@@ -26,7 +27,7 @@ pub(super) struct Instance {
     pub state: InstanceState,
     pub gone: bool,
     pub bytes: u64,
-    pub engine: FluidEngine,
+    pub engine: Engine,
     pub spawned_ns: u64,
     pub ready_ns: Option<u64>,
     pub last_used_ns: u64,
@@ -60,6 +61,8 @@ pub(super) enum Event {
     DeviceBack(u32),
     DiskBack(u32),
     Moment,
+    /// A stretch of time begins or ends of which the policy has stated something for a model.
+    Stretch(u32),
 }
 
 pub(super) struct World<'a> {
@@ -93,6 +96,7 @@ pub(super) struct World<'a> {
     pub epoch: u64,
     pub ahead_ns: u64,
     pub last_drains: BTreeMap<u32, LastDrain>,
+    pub coverage: Coverage,
     pub named: u64,
     /// Requests that came in since the last moment, and those that are not ended.
     arrived: u64,
@@ -157,6 +161,7 @@ impl<'a> World<'a> {
             epoch: 1,
             ahead_ns: 0,
             last_drains: BTreeMap::new(),
+            coverage: Coverage::default(),
             named: 0,
             arrived: 0,
             open: 0,
@@ -244,6 +249,7 @@ impl<'a> World<'a> {
             Event::DeviceBack(device) => self.device_back(device),
             Event::DiskBack(node) => self.disk_speed(node, 1.0)?,
             Event::Moment => self.moment(),
+            Event::Stretch(model) => self.stretch(model),
         }
         Ok(())
     }
@@ -311,6 +317,7 @@ impl<'a> World<'a> {
             tick.unexplained.clone().unwrap_or_default()
         });
         self.judge(told)?;
+        self.take_statements(policy);
         self.apply(tick.wanted)?;
         self.check_tick()?;
         self.report.peak_devices = self.report.peak_devices.max(self.live.len() as u32);
@@ -324,6 +331,7 @@ impl<'a> World<'a> {
 
     fn conclude(mut self, policy: &dyn Policy) -> Result<Report, Violation> {
         self.check_end()?;
+        self.check_coverage()?;
         self.report.policy = policy.name().to_owned();
         self.report.requests = self.requests.len() as u64;
         self.report.left = self.live.len() as u32;

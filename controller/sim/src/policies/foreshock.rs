@@ -15,6 +15,9 @@ pub type Planner = fn(&mut State, &Snapshot) -> Effects;
 /// What the mean fill of an instance is beside the one that chance may take it to, about: knobs are in means.
 const MEAN_FILL: f64 = 0.6;
 
+/// Time that nobody looks while a controller is replaced, s.
+const RESTART_S: f64 = 1.0;
+
 /// The tick with its memory.
 pub struct Ticker {
     planner: Planner,
@@ -120,9 +123,17 @@ impl Policy for Ticker {
         true
     }
 
-    /// A new process: an empty state, and counters that start from 0.
+    fn quantile_per_s(&self, model: &str, horizon_s: f64) -> Option<f64> {
+        self.state.forecast(model, horizon_s).map(|forecast| forecast.rate_quantile(0.9))
+    }
+
+    /// A new process: what was learned of arrivals comes from the database, all else is empty and counters start from 0.
     fn restart(&mut self) {
+        let stored = self.state.worth_storing("", usize::MAX);
         self.state = State::new(self.policy.clone());
+        for (model, predictor) in stored {
+            self.state.restore(&model, predictor, RESTART_S);
+        }
         self.restarted = true;
     }
 

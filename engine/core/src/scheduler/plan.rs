@@ -160,6 +160,10 @@ impl Scheduler {
     /// With decodes, the step should take no longer than the target. With none, a long prompt may fill a long step,
     /// which is how it is computed fastest; but prompts that could each end in a short one do not wait for each other.
     pub(super) fn limit_prefill(&self, plan: &mut StepPlan) {
+        // Most steps have no prompt to limit.
+        if plan.decodes == self.running.len() && self.waiting.len() == 0 {
+            return;
+        }
         let (step_tokens, target_ns) = (self.config.step_tokens, self.config.itl_target_ns);
         let chunk_tokens = self.config.chunk_tokens.min(step_tokens);
         let within = |limit_ns, least| self.cost.tokens_within(limit_ns, least, step_tokens);
