@@ -133,3 +133,28 @@ fn whoever_was_connected_when_the_stop_began_gets_an_answer() -> Result<()> {
 fn refused(error: &anyhow::Error) -> bool {
     error.to_string().starts_with("connecting to")
 }
+
+#[test]
+fn turns_of_a_conversation_are_told_from_other_requests() -> Result<()> {
+    let serve = Foreshock::start(&["--idle-seconds", "60"])?;
+    serve.add_model("smollm2")?;
+    let ask = |messages: &[(&str, &str)]| -> Result<String> {
+        let messages: Vec<Value> = messages.iter().map(|(role, text)| json!({"role": role, "content": text})).collect();
+        let body = json!({"model": "smollm2", "messages": messages, "max_tokens": 8, "temperature": 0});
+        let answer = http::post_json(serve.data, "/v1/chat/completions", &body)?;
+        ensure!(answer.status == 200, "{}", answer.text());
+        let answer = answer.json()?;
+        Ok(answer["choices"][0]["message"]["content"].as_str().context("no text")?.to_owned())
+    };
+    let first = ask(&[("user", "Name a colour.")])?;
+    ask(&[("user", "Name a fish.")])?;
+    ask(&[("user", "Name a colour."), ("assistant", &first), ("user", "Another one.")])?;
+    serve.wait_until("the controller knows of three turns", |running| {
+        Ok(running.admin_get("snapshot")?["models"]["smollm2"]["demand"]["turns_total"] == 3)
+    })?;
+    let snapshot = serve.admin_get("snapshot")?;
+    let turns = snapshot["models"]["smollm2"]["demand"]["turns"].as_array().cloned().unwrap_or_default();
+    let session = |at: usize| turns[at]["session"].as_u64();
+    ensure!(session(0) == session(2) && session(0) != session(1), "{turns:?}");
+    Ok(())
+}

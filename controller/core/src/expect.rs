@@ -12,7 +12,7 @@
 use crate::burst::Bursts;
 use crate::forecast::{ArrivalEstimator, Delta, Forecast};
 use crate::silence::Silences;
-use crate::snapshot::{ModelName, Snapshot};
+use crate::snapshot::{Demand, ModelName, Snapshot};
 use crate::state::{ModelState, State};
 use crate::{NS_PER_S, Nanos, after};
 use controller_forecast::{Arrived, IdleTimes, Level, Signals};
@@ -50,6 +50,9 @@ pub struct Expectation {
     /// Shares of requests that were counted here and turned out to be other models': 0 or less.
     owed: f64,
     record: Record,
+    /// Turns of conversations that were counted so far.
+    #[serde(default)]
+    turns_seen: u64,
     #[serde(default)]
     pub(crate) bursts: Bursts,
     #[serde(default)]
@@ -92,6 +95,7 @@ pub(crate) fn learn(state: &mut State, snapshot: &Snapshot) {
         let Some(model) = state.models.get_mut(name) else { continue };
         if let Some(delta) = model.arrivals.observe(snapshot.now_ns, &view.demand) {
             model.expected.take(&delta, model.arrivals.burst());
+            model.expected.take_turns(&view.demand);
         }
         wanting |= WIDTHS.clone().any(|width| model.expected.predictor.wants_level(width));
     }
@@ -155,13 +159,24 @@ impl Expectation {
             requests,
             prefill_tokens: delta.prompt_tokens,
             decode_tokens: delta.output_tokens,
-            signals: Signals::default(),
+            signals: Signals { connections_per_s: delta.connections_per_s, backlog: delta.backlog },
         };
         self.predictor.take(seconds(delta.at_ns), arrived);
         self.bursts.take(delta.at_ns, requests, burst);
         self.silences.take(delta.at_ns, requests);
         if let Some(open) = self.record.open.as_mut().filter(|open| delta.at_ns > open.from_ns) {
             open.arrived += requests;
+        }
+    }
+
+    /// Turns that were not known. Totals that fell are those of a gateway that began anew.
+    fn take_turns(&mut self, demand: &Demand) {
+        let before = if demand.turns_total < self.turns_seen { 0 } else { self.turns_seen };
+        let fresh = usize::try_from(demand.turns_total - before).unwrap_or(usize::MAX);
+        self.turns_seen = demand.turns_total;
+        let known = demand.turns.len().saturating_sub(fresh);
+        for turn in &demand.turns[known..] {
+            self.predictor.turn(turn.session, seconds(turn.at_ns));
         }
     }
 
@@ -183,6 +198,8 @@ impl Expectation {
             let paid_back = self.predictor.payback_per_s(now_s, 0.0);
             forecast.hazard_per_s += trust * (paid_back - forecast.hazard_per_s);
         }
+        // Somebody who was answered lately may be about to ask again, however rare requests are.
+        forecast.hazard_per_s = forecast.hazard_per_s.max(self.predictor.turns_per_s(now_s, 0.0));
         forecast
     }
 

@@ -113,6 +113,9 @@ pub struct Delta {
     pub requests: f64,
     pub prompt_tokens: f64,
     pub output_tokens: f64,
+    /// Connections opened, 1/s, and requests that only the kernel has seen, at the end.
+    pub connections_per_s: f64,
+    pub backlog: f64,
 }
 
 /// What is remembered of one model's arrivals.
@@ -142,6 +145,8 @@ struct Mark {
     unnamed: f64,
     prompt_tokens: u64,
     output_tokens: u64,
+    #[serde(default)]
+    connections: f64,
 }
 
 impl ArrivalEstimator {
@@ -156,6 +161,7 @@ impl ArrivalEstimator {
             unnamed: if demand.unnamed_total.is_finite() { demand.unnamed_total.clamp(-1e12, 1e12) } else { 0.0 },
             prompt_tokens: demand.prompt_tokens_total,
             output_tokens: demand.output_tokens_total,
+            connections: finite(demand.connections_total),
         };
         let Some(last) = self.mark.clone() else {
             self.dispersion = DISPERSION.0;
@@ -176,12 +182,15 @@ impl ArrivalEstimator {
         if arrived > 0.0 {
             self.last_arrival_ns = Some(at_ns);
         }
-        self.learn_rate(arrived, seconds_between(last.at_ns, at_ns));
+        let over_s = seconds_between(last.at_ns, at_ns);
+        self.learn_rate(arrived, over_s);
         let delta = Delta {
             at_ns,
             requests: arrived,
             prompt_tokens: mark.prompt_tokens.saturating_sub(base.prompt_tokens) as f64,
             output_tokens: mark.output_tokens.saturating_sub(base.output_tokens) as f64,
+            connections_per_s: (mark.connections - last.connections).max(0.0) / over_s,
+            backlog: unidentified,
         };
         self.learn_tokens(named, &delta);
         self.mark = Some(mark);

@@ -66,6 +66,22 @@ pub struct Demand {
     pub in_flight: u32,
     pub prompt_tokens_total: u64,
     pub output_tokens_total: u64,
+    /// This model's share of connections that the kernel saw made, each shared out when it was made.
+    #[serde(default)]
+    pub connections_total: f64,
+    /// Turns of conversations since the gateway began, and the newest of them, oldest first.
+    #[serde(default)]
+    pub turns_total: u64,
+    #[serde(default)]
+    pub turns: Vec<Turn>,
+}
+
+/// One request, and the conversation that it is a turn of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Turn {
+    /// Any name that no other conversation has.
+    pub session: u64,
+    pub at_ns: Nanos,
 }
 
 /// How well demand is known.

@@ -203,16 +203,20 @@ impl Predictor {
     /// How often holding something for the next request is paid back: see [`IdleTimes::payback_per_s`]. Live
     /// conversations can only add to it.
     pub fn payback_per_s(&self, now_s: f64, lead_s: f64) -> f64 {
-        let by_gaps = self.idle.payback_per_s(self.silent_s(now_s), lead_s);
+        self.idle.payback_per_s(self.silent_s(now_s), lead_s).max(self.turns_per_s(now_s, lead_s))
+    }
+
+    /// The same by the turns that live conversations are expected to take, alone.
+    pub fn turns_per_s(&self, now_s: f64, lead_s: f64) -> f64 {
         if self.sessions.live() == 0 {
-            return by_gaps;
+            return 0.0;
         }
         // What is held for no longer than a window is paid back at least this often.
         let by_turns = SESSION_WINDOWS_S.map(|window_s| {
             let turns = self.sessions.expected(now_s, lead_s + window_s) - self.sessions.expected(now_s, lead_s);
             (1.0 - (-turns.max(0.0)).exp()) / (lead_s + window_s)
         });
-        by_turns.into_iter().fold(by_gaps, f64::max)
+        by_turns.into_iter().fold(0.0, f64::max)
     }
 
     /// For how long there has been no request, s; very long where there never was one.

@@ -9,8 +9,9 @@ use crate::idle::{BINS, bin_of};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Conversations that are followed at once; beyond that the ones silent for longest are dropped.
-const MOST: usize = 4096;
+/// Conversations that are followed at once; beyond that the ones silent for longest are dropped. A model with more is never idle
+/// long enough for them to matter.
+const MOST: usize = 512;
 /// A conversation that is silent for longer is over, s.
 const OVER_S: f64 = 3600.0;
 /// What the hazards keep of their past at each turn: about 2,000 turns.

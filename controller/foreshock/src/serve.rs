@@ -5,6 +5,7 @@ use crate::config::{self, InputError, Node};
 use crate::{cuda, logging, models, recorder};
 use anyhow::{Context, Result};
 use controller_core::outside::Slo;
+use controller_core::snapshot::Turn;
 use controller_daemon::{
     Admin, ComputeMode, Daemon, DaemonConfig, DaemonError, GatewayReading, GatewaySignal, KernelReading, KernelSignal,
     KvType, ModelDemand, ModelStore, OutsideWatch,
@@ -192,6 +193,8 @@ fn gateway_reading(gateway: &Gateway) -> GatewayReading {
             in_flight: demand.in_flight,
             prompt_tokens_total: demand.prompt_tokens_total,
             output_tokens_total: demand.output_tokens_total,
+            turns_total: demand.turns_total,
+            turns: demand.turns.iter().map(|turn| Turn { session: turn.session, at_ns: turn.at_ns }).collect(),
         };
         (name, demand)
     });

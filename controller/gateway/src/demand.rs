@@ -1,6 +1,7 @@
 //! Demand as the gateway counts it, and the guard that keeps a request in exactly one of the states held and
 //! in flight. Totals only grow, so that the controller may read them as often or as rarely as it likes.
 
+use crate::conversations::Turn;
 use crate::model::ModelState;
 use serde::Serialize;
 use std::collections::{BTreeMap, VecDeque};
@@ -22,6 +23,9 @@ pub struct ModelDemand {
     pub prompt_tokens_total: u64,
     /// Tokens passed on to clients, as they come.
     pub output_tokens_total: u64,
+    /// Turns of conversations so far, and the newest of them, oldest first.
+    pub turns_total: u64,
+    pub turns: Vec<Turn>,
     /// How long the oldest held request has been waiting, milliseconds.
     pub oldest_held_ms: Option<u64>,
 }

@@ -179,6 +179,8 @@ impl Gateway {
         } else {
             model.arrivals_total.fetch_add(1, Ordering::Relaxed);
             model.meters().arrivals.increment(1);
+            let (now, at_ns) = (Instant::now(), engine_http::clock::monotonic_ns());
+            model.conversations().take(&context.tenant, request.prompt(), now, at_ns);
         }
         if self.shared.draining.load(Ordering::Acquire) {
             count_rejected(&model.name, "shutting_down");

@@ -5,6 +5,7 @@
 //! controller publishes a [`RouteTable`] and reads [`Gateway::demand`]; nothing else passes between the two.
 
 mod connection;
+mod conversations;
 mod demand;
 mod endpoint;
 mod forward;
@@ -22,6 +23,7 @@ pub mod sse;
 mod text;
 mod work;
 
+pub use conversations::Turn;
 pub use demand::ModelDemand;
 pub use gateway::Gateway;
 pub use options::GatewayOptions;

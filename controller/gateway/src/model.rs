@@ -1,6 +1,7 @@
 //! One model in the gateway: what the route table says of it, the requests for it, and the counters. It is
 //! kept when the model is removed, so that totals never fall if the name comes back.
 
+use crate::conversations::Conversations;
 use crate::demand::{HoldBook, ModelDemand};
 use crate::endpoint::{Choice, EndpointState, choose};
 use crate::meters::Meters;
@@ -29,6 +30,7 @@ pub struct ModelState {
     /// Held requests go in the order in which they asked for this lock: tokio's is fair.
     pub turn: Arc<tokio::sync::Mutex<()>>,
     book: Mutex<HoldBook>,
+    conversations: Mutex<Conversations>,
     meters: OnceLock<Meters>,
 }
 
@@ -59,6 +61,7 @@ impl ModelState {
             queued: AtomicUsize::new(0),
             turn: Arc::default(),
             book: Mutex::default(),
+            conversations: Mutex::default(),
             meters: OnceLock::new(),
         }
     }
@@ -69,6 +72,10 @@ impl ModelState {
 
     pub fn hold_book(&self) -> MutexGuard<'_, HoldBook> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn conversations(&self) -> MutexGuard<'_, Conversations> {
+        self.conversations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn meters(&self) -> &Meters {
@@ -131,6 +138,7 @@ impl ModelState {
 
     /// The counters now.
     pub fn demand(&self) -> ModelDemand {
+        let (turns_total, turns) = self.conversations().turns();
         let book = self.hold_book();
         ModelDemand {
             arrivals_total: self.arrivals_total.load(Ordering::Relaxed),
@@ -138,6 +146,8 @@ impl ModelState {
             in_flight: self.in_flight.load(Ordering::Relaxed),
             prompt_tokens_total: self.prompt_tokens_total.load(Ordering::Relaxed),
             output_tokens_total: self.output_tokens_total.load(Ordering::Relaxed),
+            turns_total,
+            turns,
             oldest_held_ms: book.oldest().map(|since| since.elapsed().as_millis() as u64),
         }
     }

@@ -39,6 +39,10 @@ pub trait Asked {
     fn model(&self) -> &str;
     /// Feeds what tells one question from another.
     fn hash(&self, hasher: &mut dyn Hasher);
+    /// Tokens that a conversation is known by; none of what is no turn of one.
+    fn prompt(&self) -> &[u32] {
+        &[]
+    }
     fn prompt_tokens(&self) -> usize;
     /// Tokens that the client has already.
     fn emitted_tokens(&self) -> usize;
@@ -52,6 +56,10 @@ impl Asked for GenerateRequest {
     fn hash(&self, hasher: &mut dyn Hasher) {
         hash_tokens(&self.prompt, hasher);
         hash_tokens(&self.given, hasher);
+    }
+
+    fn prompt(&self) -> &[u32] {
+        &self.prompt
     }
 
     fn prompt_tokens(&self) -> usize {

@@ -119,6 +119,7 @@ impl Cluster {
                 in_flight: at_engines as u32,
                 prompt_tokens_total: queue.prompt_tokens_total,
                 output_tokens_total: queue.output_tokens_total,
+                ..Demand::default()
             };
             let view = ModelView {
                 revision: model.revision.clone(),

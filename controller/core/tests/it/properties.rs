@@ -4,7 +4,7 @@
 use crate::node::{S, apply};
 use controller_core::action::{ActionKind, Effects};
 use controller_core::snapshot::{
-    Demand, DeviceSlice, Fidelity, InstanceState, InstanceView, ModelView, NodeView, Placement, Shard, Snapshot,
+    Demand, DeviceSlice, Fidelity, InstanceState, InstanceView, ModelView, NodeView, Placement, Shard, Snapshot, Turn,
 };
 use controller_core::{State, tick};
 use proptest::collection::{btree_map, vec};
@@ -44,6 +44,9 @@ fn model() -> impl Strategy<Value = ModelView> {
             in_flight,
             prompt_tokens_total: prompt,
             output_tokens_total: output,
+            connections_total: unidentified,
+            turns_total: arrivals_total,
+            turns: (0..held.min(3)).map(|n| Turn { session: u64::from(n), at_ns: at_s * S }).collect(),
         },
     );
     let bytes = prop_oneof![6 => 0u64..600, 1 => Just(u64::MAX >> 20)].prop_map(|mib| mib << 20);

@@ -2,7 +2,7 @@
 
 use crate::node::{MIB, S, apply, demand, node, pass, ready, register, told};
 use controller_core::action::{ActionKind, Effects};
-use controller_core::snapshot::{InstanceState, Snapshot};
+use controller_core::snapshot::{InstanceState, Snapshot, Turn};
 use controller_core::{Policy, State, tick};
 use insta::assert_snapshot;
 
@@ -153,6 +153,42 @@ fn a_dearer_policy_gives_up_sooner() {
     let short = idle_s(Policy { miss_cost: 2.0, wait_cost_per_s: 0.0, ..Policy::default() });
     assert!(usual > 10.0 && usual < 30.0, "{usual}");
     assert!(short > 0.5 && short < 3.0, "{short}");
+}
+
+/// Users who think for 90 s come and come back, one in each second, and then nobody does.
+fn idle_after_conversations(told: bool) -> f64 {
+    let (mut state, mut snapshot) = (State::default(), node());
+    register(&mut snapshot, "a");
+    ready(&mut snapshot, "a-0-1", "a", 0);
+    for second in 0..300_u64 {
+        pass(&mut snapshot, 1.0);
+        let at_ns = snapshot.now_ns;
+        let turns = [Some(second), second.checked_sub(90)].into_iter().flatten();
+        let demand = demand(&mut snapshot, "a");
+        for session in turns {
+            demand.arrivals_total += 1;
+            if told {
+                demand.turns_total += 1;
+                demand.turns.push(Turn { session, at_ns });
+            }
+        }
+        // What is listed is bounded.
+        let over = demand.turns.len().saturating_sub(8);
+        demand.turns.drain(..over);
+        snapshot.instances.get_mut("a-0-1").expect("running").last_used_at_ns = at_ns;
+        tick(&mut state, &snapshot);
+    }
+    let since_ns = snapshot.now_ns;
+    while tick(&mut state, &snapshot).actions.is_empty() {
+        pass(&mut snapshot, 0.5);
+    }
+    (snapshot.now_ns - since_ns) as f64 / 1e9
+}
+
+#[test]
+fn who_was_answered_lately_is_expected_back() {
+    let (without, with) = (idle_after_conversations(false), idle_after_conversations(true));
+    assert!(with > without + 5.0 && with < 300.0, "{with} s with conversations, {without} s without");
 }
 
 #[test]

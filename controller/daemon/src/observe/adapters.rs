@@ -14,6 +14,7 @@ struct Counted {
     arrivals: u64,
     prompt_tokens: u64,
     output_tokens: u64,
+    turns: u64,
 }
 
 impl Counted {
@@ -22,6 +23,7 @@ impl Counted {
             arrivals: demand.arrivals_total,
             prompt_tokens: demand.prompt_tokens_total,
             output_tokens: demand.output_tokens_total,
+            turns: demand.turns_total,
         }
     }
 }
@@ -55,12 +57,16 @@ impl AdapterDemand {
                 whole.in_flight += own.in_flight;
                 whole.unidentified += own.unidentified;
                 whole.unnamed_total += own.unnamed_total;
+                whole.connections_total += own.connections_total;
+                whole.turns.extend(&own.turns);
+                whole.turns.sort_by_key(|turn| turn.at_ns);
             }
         }
         for ((base, _), (first, last)) in &self.0 {
             let Some(whole) = demand.get_mut(base) else { continue };
             whole.arrivals_total += last.arrivals.saturating_sub(first.arrivals);
             whole.prompt_tokens_total += last.prompt_tokens.saturating_sub(first.prompt_tokens);
+            whole.turns_total += last.turns.saturating_sub(first.turns);
             whole.output_tokens_total += last.output_tokens.saturating_sub(first.output_tokens);
         }
         demand

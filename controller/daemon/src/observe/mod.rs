@@ -11,7 +11,7 @@ pub mod outside;
 pub mod reconcile;
 
 use controller_core::Nanos;
-use controller_core::snapshot::{InstanceId, InstanceView, ModelName};
+use controller_core::snapshot::{InstanceId, InstanceView, ModelName, Turn};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -48,6 +48,9 @@ pub struct ModelDemand {
     pub in_flight: u32,
     pub prompt_tokens_total: u64,
     pub output_tokens_total: u64,
+    /// Turns of conversations, and the newest of them, oldest first.
+    pub turns_total: u64,
+    pub turns: Vec<Turn>,
 }
 
 /// Running totals of the kernel at the gateway's port, since the probes were attached.

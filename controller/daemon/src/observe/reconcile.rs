@@ -28,6 +28,8 @@ pub struct Reconciler {
     last_ns: Nanos,
     /// The difference at the last look.
     difference: Option<i64>,
+    /// Connections at the last look.
+    connections: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -36,6 +38,8 @@ struct Share {
     recent: f64,
     /// As [`Demand::unnamed_total`].
     unnamed_total: f64,
+    /// As [`Demand::connections_total`].
+    connections_total: f64,
 }
 
 impl Reconciler {
@@ -53,8 +57,11 @@ impl Reconciler {
         let count = models.clone().count().max(1) as f64;
         let recent_sum: f64 = self.shares.values().map(|share| share.recent).sum();
         let news = self.news(observations) as f64;
+        let connections = self.connected(observations);
         for share in self.shares.values_mut() {
-            share.unnamed_total += news * if recent_sum > 0.0 { share.recent / recent_sum } else { 1.0 / count };
+            let part = if recent_sum > 0.0 { share.recent / recent_sum } else { 1.0 / count };
+            share.unnamed_total += news * part;
+            share.connections_total += connections * part;
         }
         let demand_of = |model: &ModelName| {
             let counted = observations.gateway.models.get(model).cloned().unwrap_or_default();
@@ -67,6 +74,9 @@ impl Reconciler {
                 arrivals_total: counted.arrivals_total,
                 unidentified: unidentified * share,
                 unnamed_total: self.shares.get(model).map_or(0.0, |share| share.unnamed_total),
+                connections_total: self.shares.get(model).map_or(0.0, |share| share.connections_total),
+                turns_total: counted.turns_total,
+                turns: counted.turns,
                 held: counted.held,
                 in_flight: counted.in_flight,
                 prompt_tokens_total: counted.prompt_tokens_total,
@@ -102,6 +112,13 @@ impl Reconciler {
         let last = std::mem::replace(&mut self.difference, difference(observations));
         let (Some(last), Some(now)) = (last, self.difference) else { return 0 };
         now - last
+    }
+
+    /// Connections made since the last look. A kernel that counts anew says nothing.
+    fn connected(&mut self, observations: &Observations) -> f64 {
+        let now = observations.kernel.map(|kernel| kernel.connections_total);
+        let last = std::mem::replace(&mut self.connections, now);
+        last.zip(now).map_or(0.0, |(last, now)| now.saturating_sub(last) as f64)
     }
 
     /// Requests begun and not named; none when either side does not count.

@@ -77,6 +77,7 @@ impl Ticker {
                 in_flight: sight.in_flight,
                 prompt_tokens_total: sight.prompt_tokens_total - counted.1,
                 output_tokens_total: sight.output_tokens_total - counted.2,
+                ..Demand::default()
             };
             known.cold_start_ms.clone_from(&sight.cold_start_ms);
         }
