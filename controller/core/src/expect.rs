@@ -192,14 +192,17 @@ impl Expectation {
         let mut forecast = arrivals.forecast(horizon_s, self.bursts.left(), learned);
         forecast.hazard_per_s = self.silences.hazard_per_s(silent_s);
         let now_s = seconds(now_ns);
-        let gaps = self.predictor.idle_times().longer_gaps(self.predictor.silent_s(now_s));
+        let (idle, idle_s) = (self.predictor.idle_times(), self.predictor.silent_s(now_s));
+        let gaps = idle.longer_gaps(idle_s);
         let trust = gaps / (gaps + TRUSTED_GAPS);
         if trust > 1e-3 {
-            let paid_back = self.predictor.payback_per_s(now_s, 0.0);
+            let paid_back = self.predictor.payback_per_s(now_s, 0.0).max(idle.latest_payback_per_s(idle_s));
             forecast.hazard_per_s += trust * (paid_back - forecast.hazard_per_s);
+            forecast.ahead_per_s = trust * idle.ahead_per_s(idle_s, horizon_s);
         }
         // Somebody who was answered lately may be about to ask again, however rare requests are.
         forecast.hazard_per_s = forecast.hazard_per_s.max(self.predictor.turns_per_s(now_s, 0.0));
+        forecast.ahead_per_s = forecast.ahead_per_s.max(self.predictor.turns_per_s(now_s, horizon_s));
         forecast
     }
 

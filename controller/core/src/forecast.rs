@@ -63,6 +63,8 @@ pub struct Forecast {
     pub step_s: f64,
     /// Rate of the next arrival given the silence so far, 1/s: what keep-alive goes by.
     pub hazard_per_s: f64,
+    /// How often holding an instance that is started now, and ready at the horizon, would be paid back by the next request.
+    pub ahead_per_s: f64,
 }
 
 /// One path. Entry `i` of each list covers the time from `i` to `i + 1` steps from now.
@@ -256,7 +258,7 @@ impl ArrivalEstimator {
     ) -> Forecast {
         let horizon_s = horizon_s.clamp(0.1, 600.0);
         let step_s = horizon_s / STEPS as f64;
-        let mut forecast = Forecast { scenarios: Vec::new(), step_s, hazard_per_s: 0.0 };
+        let mut forecast = Forecast { scenarios: Vec::new(), step_s, hazard_per_s: 0.0, ahead_per_s: 0.0 };
         let known: [Option<Ranks>; STEPS] = std::array::from_fn(|step| learned((step as f64 + 1.0) * step_s, RANKS));
         if self.slow_per_s + self.fast_per_s < LEAST_RATE_PER_S && known[0].is_none() {
             return forecast;

@@ -81,6 +81,10 @@ fn need_of(model: &mut ModelState, view: &ModelView, group: &Group, snapshot: &S
     while model.needed_ns.len() < need as usize {
         model.needed_ns.push(now_ns);
     }
+    let miss_cost = policy.miss_cost_of(cold_start_s, holding_cost_per_s, model.expected.silences.together());
+    // What is warmed ahead has not been needed yet: for how long nothing was asked of the model goes on counting.
+    let ahead = forecast.ahead_per_s * miss_cost > holding_cost_per_s;
+    let need = need.max(u32::from(ahead)).min(policy.max_instances);
     let starved = view.demand.held > 0 && group.have() == 0;
     model.starved_since_ns = if starved { model.starved_since_ns.or(Some(now_ns)) } else { None };
     let mut found = Need {
@@ -103,7 +107,7 @@ fn need_of(model: &mut ModelState, view: &ModelView, group: &Group, snapshot: &S
         load,
         starved_since_ns: model.starved_since_ns,
         holding_cost_per_s,
-        miss_cost: policy.miss_cost_of(cold_start_s, holding_cost_per_s, model.expected.silences.together()),
+        miss_cost,
         restart_cost: policy.restart_cost_of(cold_start_s, holding_cost_per_s),
     };
     keep_alive(&mut found, model, group, now_ns);

@@ -4,6 +4,7 @@
 //! given the silence so far ("Serverless in the Wild", Shahrad et al., 2020). Bins are logarithmic, from a tenth of a
 //! second to a week, so one small table serves every model.
 
+use crate::gaps::Gaps;
 use serde::{Deserialize, Serialize};
 
 /// Bins of a histogram of durations, the shortest duration that is told apart, s, and bins per factor of two.
@@ -35,11 +36,13 @@ pub(crate) fn start_of(bin: usize) -> f64 {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct IdleTimes {
     gaps: Vec<f64>,
+    #[serde(default)]
+    latest: Gaps,
 }
 
 impl Default for IdleTimes {
     fn default() -> Self {
-        Self { gaps: vec![0.0; BINS] }
+        Self { gaps: vec![0.0; BINS], latest: Gaps::default() }
     }
 }
 
@@ -53,6 +56,7 @@ impl IdleTimes {
             *gap *= KEPT;
         }
         self.gaps[bin_of(gap_s)] += 1.0;
+        self.latest.observe(gap_s);
     }
 
     /// Probability that the next arrival comes within `within_s`, given a silence of `silent_s`.
@@ -110,6 +114,16 @@ impl IdleTimes {
             }
         }
         best
+    }
+
+    /// The same by the latest gaps as they were, where something is held already.
+    pub fn latest_payback_per_s(&self, silent_s: f64) -> f64 {
+        self.latest.payback_per_s(silent_s)
+    }
+
+    /// How often what is started now, and ready after `lead_s`, is paid back soon after that.
+    pub fn ahead_per_s(&self, silent_s: f64, lead_s: f64) -> f64 {
+        self.latest.ahead_per_s(silent_s, lead_s)
     }
 
     /// How many gaps longer than a silence there have been: what is known of times like this.

@@ -10,6 +10,7 @@ mod calendar;
 mod experts;
 mod filling;
 mod format;
+mod gaps;
 mod horizon;
 mod hours;
 mod idle;

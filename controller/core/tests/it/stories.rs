@@ -155,6 +155,35 @@ fn a_dearer_policy_gives_up_sooner() {
     assert!(short > 0.5 && short < 3.0, "{short}");
 }
 
+#[test]
+fn a_regular_caller_finds_its_model_warm() {
+    let (mut state, mut snapshot) = (State::default(), node());
+    register(&mut snapshot, "a");
+    let (mut found_warm, mut held_s) = (0, 0.0);
+    for second in 0..600 * 30_u64 {
+        pass(&mut snapshot, 1.0);
+        let (now_ns, calls) = (snapshot.now_ns, second % 600 == 599);
+        // Started instances are ready within a second, and drained ones gone.
+        snapshot.instances.retain(|_, instance| instance.state != InstanceState::Draining);
+        for instance in snapshot.instances.values_mut() {
+            instance.state = InstanceState::Ready;
+            let ready_at_ns = *instance.ready_at_ns.get_or_insert(now_ns);
+            instance.last_used_at_ns = instance.last_used_at_ns.max(ready_at_ns);
+            held_s += 1.0;
+        }
+        if calls {
+            found_warm += usize::from(second > 600 * 20 && !snapshot.instances.is_empty());
+            demand(&mut snapshot, "a").arrivals_total += 1;
+            snapshot.instances.values_mut().for_each(|instance| instance.last_used_at_ns = now_ns);
+        }
+        demand(&mut snapshot, "a").held = u32::from(calls && snapshot.instances.is_empty());
+        let effects = tick(&mut state, &snapshot);
+        apply(&mut snapshot, &effects.actions);
+    }
+    assert!(found_warm >= 8, "{found_warm} of the last 9 calls");
+    assert!(held_s < 0.3 * 600.0 * 30.0, "{held_s} s");
+}
+
 /// Users who think for 90 s come and come back, one in each second, and then nobody does.
 fn idle_after_conversations(told: bool) -> f64 {
     let (mut state, mut snapshot) = (State::default(), node());
