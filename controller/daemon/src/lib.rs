@@ -21,6 +21,8 @@ mod model_store;
 pub mod observe;
 pub mod registry;
 mod run;
+mod starts;
+mod tiers;
 mod timeline;
 mod view;
 mod weights;

@@ -48,6 +48,11 @@ fn daemon_config(args: &ServeArgs, node: Node) -> Result<DaemonConfig> {
         miss_cost: args.idle_seconds,
         start_cost: args.idle_seconds / 2.0,
         start_timeout_ms: args.start_timeout_ms,
+        tiers: match args.tiers {
+            cli::Tiers::Planned => TierRule::Planned,
+            cli::Tiers::Lru => TierRule::Lru,
+            cli::Tiers::None => TierRule::None,
+        },
         ..controller_core::Policy::default()
     };
     Ok(DaemonConfig {
@@ -56,6 +61,7 @@ fn daemon_config(args: &ServeArgs, node: Node) -> Result<DaemonConfig> {
         cores_per_instance: node.cores_per_instance,
         memory_budget_bytes: node.memory_budget_bytes,
         segments: config::segments_dir(&args.segments),
+        kernel_layout: engine_instance::CpuBands::LAYOUT.to_owned(),
         idle_weights_bytes: args.idle_weights_bytes.unwrap_or(node.memory_budget_bytes / 2),
         kv_bytes: args.kv_bytes,
         lease_ms: args.lease_ms,
