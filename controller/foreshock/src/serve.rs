@@ -5,6 +5,7 @@ use crate::config::{self, InputError, Node};
 use crate::{cuda, logging, models, recorder};
 use anyhow::{Context, Result};
 use controller_core::outside::Slo;
+use controller_core::policy::TierRule;
 use controller_daemon::{
     Admin, ComputeMode, Daemon, DaemonConfig, DaemonError, GatewayReading, GatewaySignal, KernelReading, KernelSignal,
     KvType, ModelDemand, ModelStore, OutsideWatch,
