@@ -1,6 +1,6 @@
 //! Which models' weights lie in host memory while no instance uses them.
 //!
-//! Weights in memory are worth what they save: the chance of a start within the horizon, times the time by which it is
+//! Weights in memory are worth what they save: the starts expected within the horizon, times the time by which each is
 //! sooner than one from disk, priced as waiting is. What is worth least for its size makes room, for instances first,
 //! whose room is never taken, and for weights that are worth more by more than reading them costs. That cost is all the
 //! damping there is: under a constant forecast every exchange gains, so none is taken back.
@@ -21,6 +21,9 @@ use crate::snapshot::{ModelName, Revision, Snapshot, WeightsTier};
 use crate::state::State;
 use crate::{Nanos, wake};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Least time from one start of a model to the next that it is counted on for, s.
+const AWAKE_S: f64 = 5.0;
 
 /// What is to move between tiers.
 #[derive(Clone, Debug, Default)]
@@ -115,7 +118,8 @@ fn weights_of<'a>(
         let (Some(weights), Some(need)) = (&view.weights, needs.get(name)) else { continue };
         let likely = need.forecast.arrival_probability(horizon_s(&state.policy));
         let saved_s = wake::saved_s(weights, &snapshot.node);
-        let value = likely * state.policy.saved_cost_of(saved_s, need.together);
+        let value =
+            starts(need.forecast.hazard_per_s, &state.policy) * state.policy.saved_cost_of(saved_s, need.together);
         let last_used_ns = state.models.get(name).map_or(0, |model| {
             let needed_ns = model.needed_ns.first().copied();
             needed_ns.max(model.arrivals.last_arrival_ns).unwrap_or(0)
@@ -139,6 +143,12 @@ fn weights_of<'a>(
         one.last_used_ns = one.last_used_ns.max(last_used_ns);
     }
     all.into_values().collect()
+}
+
+/// Starts expected within the horizon. What is called again within seconds hardly ever sleeps, so they are fewer than calls.
+fn starts(hazard_per_s: f64, policy: &Policy) -> f64 {
+    let hazard_per_s = if hazard_per_s.is_finite() { hazard_per_s.max(0.0) } else { 0.0 };
+    horizon_s(policy) * hazard_per_s / (1.0 + hazard_per_s * AWAKE_S)
 }
 
 fn horizon_s(policy: &Policy) -> f64 {

@@ -105,7 +105,13 @@ mod tests {
         Snapshot {
             now_ns,
             epoch: 1,
-            node: NodeView { observed_at_ns: now_ns, cores: vec![], cores_per_instance: 1, memory_budget_bytes: 0, weights: Default::default() },
+            node: NodeView {
+                observed_at_ns: now_ns,
+                cores: vec![],
+                cores_per_instance: 1,
+                memory_budget_bytes: 0,
+                weights: Default::default(),
+            },
             models: BTreeMap::from([("m".to_owned(), view)]),
             instances: BTreeMap::new(),
         }

@@ -259,8 +259,7 @@ impl Work {
         let short = FREE_BYTES.saturating_sub(available_bytes().unwrap_or(u64::MAX));
         let (bytes, all) = (excess.max(short), short > 0 || is_lasting);
         let victims = victims(&self.known, &held, &self.least_worth_first, bytes, all);
-        let gone: u64 =
-            victims.into_iter().filter(|(name, _)| segments.discard(*name)).map(|(_, bytes)| bytes).sum();
+        let gone: u64 = victims.into_iter().filter(|(name, _)| segments.discard(*name)).map(|(_, bytes)| bytes).sum();
         discarded(gone, if short > 0 { "pressure" } else { "bound" });
     }
 }

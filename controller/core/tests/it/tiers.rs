@@ -160,16 +160,60 @@ fn the_rules_to_compare_with() {
         ["a", "b", "c"].iter().for_each(|name| stored(&mut snapshot, name, 100));
         for (name, disk_ms) in [("a", 500.0), ("b", 500.0), ("c", 40.0)] {
             let weights = weights(&mut snapshot, name);
-            (weights.memory_start_ms, weights.disk_start_ms) = (vec![20.0; 3], vec![disk_ms; 3]);
+            (weights.memory_start_ms, weights.disk_start_ms) = (vec![20.0; 32], vec![disk_ms; 32]);
         }
-        calls(&mut state, &mut snapshot, 40, &[("a", 5), ("b", 7), ("c", 6)]);
+        calls(&mut state, &mut snapshot, 400, &[("a", 5), ("b", 7), ("c", 6)]);
         ["a", "b", "c"].iter().for_each(|name| remembered(&mut snapshot, name));
-        calls(&mut state, &mut snapshot, 2, &[("a", 1), ("c", 1)]);
+        calls(&mut state, &mut snapshot, 1, &[("a", 1), ("c", 1)]);
         in_memory(&snapshot).join(" ")
     };
     assert_eq!(rule(TierRule::Lru), "a c", "used last");
     assert_eq!(rule(TierRule::None), "");
     assert_eq!(rule(TierRule::Planned), "a b", "worth more");
+}
+
+/// Of the calls in the last two thirds of `seconds`, the share that found its model's weights in memory, and how many
+/// were read ahead. Eight models are called every few seconds, 42 now and then; six fit into memory.
+fn found_in_memory(tiers: TierRule, seconds: u64) -> (f64, usize) {
+    let (mut state, mut snapshot) = (State::new(Policy { tiers, ..Policy::default() }), world(650));
+    let names: Vec<String> = (0..50).map(|at| format!("m{at:02}")).collect();
+    names.iter().for_each(|name| stored(&mut snapshot, name, 100));
+    let mut random = 7u64;
+    let mut share = || {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((random >> 33) + 1) as f64 / (1u64 << 31) as f64
+    };
+    let period_s = |model: usize| 6.0 + 0.75 * model as f64;
+    let mut due_s: Vec<f64> =
+        (0..50).map(|at| if at < 8 { period_s(at) * share() } else { -90.0 * share().ln() }).collect();
+    let (mut calls, mut found, mut ahead) = (0, 0, 0);
+    for step in 0..seconds * 4 {
+        let now_s = step as f64 / 4.0;
+        pass(&mut snapshot, 0.25);
+        arrive(&mut snapshot);
+        for (model, name) in names.iter().enumerate() {
+            if due_s[model] > now_s {
+                continue;
+            }
+            due_s[model] += if model < 8 { period_s(model) * (0.9 + 0.2 * share()) } else { -90.0 * share().ln() };
+            demand(&mut snapshot, name).arrivals_total += 1;
+            calls += usize::from(now_s > seconds as f64 / 3.0);
+            let is_there = weights(&mut snapshot, name).tier == WeightsTier::Memory;
+            found += usize::from(is_there && now_s > seconds as f64 / 3.0);
+            remembered(&mut snapshot, name);
+        }
+        let effects = tick(&mut state, &snapshot);
+        ahead += effects.actions.iter().filter(|one| matches!(one.kind, ActionKind::Prefetch { .. })).count();
+        apply(&mut snapshot, &effects.actions);
+    }
+    (found as f64 / calls as f64, ahead)
+}
+
+#[test]
+fn regular_callers_find_their_weights_among_many_others() {
+    let (planned, ahead) = found_in_memory(TierRule::Planned, 180);
+    let (lru, _) = found_in_memory(TierRule::Lru, 180);
+    assert!(planned > lru + 0.3 && ahead > 0, "planned {planned:.2}, {ahead} read ahead, lru {lru:.2}");
 }
 
 fn is_over(snapshot: &Snapshot) -> bool {

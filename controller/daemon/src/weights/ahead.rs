@@ -102,11 +102,7 @@ fn read(places: &Places, revision: &str, disk_wanted: &AtomicBool, stopped: &Ato
     counter!(telemetry::WEIGHTS_PREFETCHED_BYTES_TOTAL.name).increment(read_bytes);
 }
 
-fn bring(
-    places: &Places,
-    revision: &str,
-    goes_on: &mut (dyn FnMut(u64) -> bool + Send),
-) -> Result<Ahead, StoreError> {
+fn bring(places: &Places, revision: &str, goes_on: &mut (dyn FnMut(u64) -> bool + Send)) -> Result<Ahead, StoreError> {
     let store = Store::open(&places.store)?;
     let missing = || StoreError::Missing { path: store.root().join("models").join(revision) };
     let manifest = store.manifest(revision, &places.layout)?.ok_or_else(missing)?;

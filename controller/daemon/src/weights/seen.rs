@@ -39,7 +39,10 @@ impl Seen {
     /// Bytes of all weights by the tier in which they are, each model's own counted.
     pub(crate) fn bytes_by_tier(&self) -> [(&'static str, u64); 2] {
         let sum = |of: fn(&WeightsView) -> u64| self.by_revision.values().map(of).sum();
-        [("memory", sum(|view| view.memory_bytes)), ("disk", sum(|view| view.bytes - view.memory_bytes.min(view.bytes)))]
+        [
+            ("memory", sum(|view| view.memory_bytes)),
+            ("disk", sum(|view| view.bytes - view.memory_bytes.min(view.bytes))),
+        ]
     }
 }
 

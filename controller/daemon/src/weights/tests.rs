@@ -25,7 +25,8 @@ impl Stage {
     fn new(models: &[&str], idle_bytes: u64) -> Self {
         let folder = scratch();
         let store = Store::open(folder.path().join("store")).unwrap();
-        let manifests: Vec<Manifest> = models.iter().zip(1..).map(|(model, seed)| ingest(&store, model, seed)).collect();
+        let manifests: Vec<Manifest> =
+            models.iter().zip(1..).map(|(model, seed)| ingest(&store, model, seed)).collect();
         let places = Places {
             store: store.root().to_owned(),
             segments: folder.path().join("segments"),

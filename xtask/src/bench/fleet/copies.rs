@@ -87,7 +87,8 @@ fn tensors(bytes: &[u8]) -> Result<Vec<(u32, u64, usize)>> {
     for _ in 0..count {
         cursor.skip_text()?;
         let dims = cursor.number(4)?;
-        let elements = (0..dims).try_fold(1, |product: u64, _| Ok::<u64, anyhow::Error>(product * cursor.number(8)?))?;
+        let elements =
+            (0..dims).try_fold(1, |product: u64, _| Ok::<u64, anyhow::Error>(product * cursor.number(8)?))?;
         let (kind, offset) = (cursor.number(4)?, cursor.number(8)?);
         tensors.push((u32::try_from(kind)?, elements, usize::try_from(offset)?));
     }
