@@ -24,6 +24,9 @@ mod run;
 mod starts;
 mod tiers;
 mod timeline;
+#[cfg(test)]
+#[path = "../../../engine/store/tests/common/tiny_folder.rs"]
+mod tiny_folder;
 mod view;
 mod weights;
 

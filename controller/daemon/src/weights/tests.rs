@@ -2,8 +2,6 @@
 
 #[path = "../../../../engine/store/tests/common/random_folder.rs"]
 mod random_folder;
-#[path = "../../../../engine/store/tests/common/tiny_folder.rs"]
-mod tiny_folder;
 
 use super::*;
 use controller_core::snapshot::{WeightsTier, WeightsView};
