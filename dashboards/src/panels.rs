@@ -264,6 +264,24 @@ const INSTANCES: &[Panel] = &[
         ],
     },
     Panel {
+        title: "Weights by tier",
+        description: "Weights of the registered models in memory, and on disk alone; and what was read ahead of starts.",
+        unit: Unit::Bytes,
+        queries: &[
+            query("sum by (tier) (foreshock_weights_tier_bytes)", "{{tier}}"),
+            query("sum(foreshock_weights_prefetched_bytes_total) or vector(0)", "read ahead in all"),
+        ],
+    },
+    Panel {
+        title: "Moves of weights",
+        description: "Within ten minutes: weights read ahead of a start, and weights that left memory.",
+        unit: Unit::Count,
+        queries: &[
+            query("sum by (outcome) (increase(foreshock_weights_prefetches_total[10m]))", "read ahead: {{outcome}}"),
+            query("sum by (reason) (increase(foreshock_weights_evictions_total[10m]))", "left: {{reason}}"),
+        ],
+    },
+    Panel {
         title: "Memory",
         description: "Memory given to instances, and what may be given in all.",
         unit: Unit::Bytes,

@@ -140,6 +140,23 @@ pub const WEIGHTS_DISCARDED_BYTES_TOTAL: Metric = counter(
     &[],
     "Weights that left shared memory because no engine used them and room was wanted.",
 );
+pub const WEIGHTS_TIER_BYTES: Metric = gauge(
+    "foreshock_weights_tier_bytes",
+    &["tier"],
+    "Weights of the registered models by where they are: in memory, or on disk alone. What models share counts for each.",
+);
+pub const WEIGHTS_EVICTIONS_TOTAL: Metric = counter(
+    "foreshock_weights_evictions_total",
+    &["reason"],
+    "Times that weights left shared memory: planned, pressure (memory ran short), bound (more lay unused than may).",
+);
+pub const WEIGHTS_PREFETCHES_TOTAL: Metric = counter(
+    "foreshock_weights_prefetches_total",
+    &["outcome"],
+    "Weights read from disk ahead of a start: whole, stopped, failed.",
+);
+pub const WEIGHTS_PREFETCHED_BYTES_TOTAL: Metric =
+    counter("foreshock_weights_prefetched_bytes_total", &[], "Weights read from disk ahead of a start.");
 pub const COLD_STARTS_TOTAL: Metric = counter("foreshock_cold_starts_total", &["model"], "Instances started.");
 pub const INSTANCE_EXITS_TOTAL: Metric = counter(
     "foreshock_instance_exits_total",
@@ -387,6 +404,10 @@ pub const METRICS: &[Metric] = &[
     COLD_STARTS_TOTAL,
     WEIGHTS_SHARED_BYTES,
     WEIGHTS_DISCARDED_BYTES_TOTAL,
+    WEIGHTS_TIER_BYTES,
+    WEIGHTS_EVICTIONS_TOTAL,
+    WEIGHTS_PREFETCHES_TOTAL,
+    WEIGHTS_PREFETCHED_BYTES_TOTAL,
     INSTANCE_EXITS_TOTAL,
     KV_BLOCKS_USED,
     KV_BLOCKS_TOTAL,

@@ -159,19 +159,27 @@ impl Serve {
 pub struct Owned {
     child: Child,
     pub serve: Serve,
-    _state: Scratch,
+    /// Goes with it.
+    scratch: Option<Scratch>,
 }
 
 impl Owned {
     /// Starts one on free ports with a fresh state folder under target/.
     pub fn start(args: &[&str]) -> Result<Self> {
         let state = Scratch::new("bench-state")?;
+        let mut owned = Self::start_on(&state.path, args)?;
+        owned.scratch = Some(state);
+        Ok(owned)
+    }
+
+    /// The same on a state folder that stays.
+    pub fn start_on(state: &Path, args: &[&str]) -> Result<Self> {
         let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let (data, admin) = (loopback(free_port()?), loopback(free_port()?));
         let mut foreshock = command(layout::foreshock(), &[]);
-        let child = spawn_serve(&mut foreshock, &state.path, data, admin, args)?;
-        let serve = Serve { pid: child.id(), data, admin, state: state.path.clone() };
-        let mut owned = Self { child, serve, _state: state };
+        let child = spawn_serve(&mut foreshock, state, data, admin, args)?;
+        let serve = Serve { pid: child.id(), data, admin, state: state.to_owned() };
+        let mut owned = Self { child, serve, scratch: None };
         owned.serve.wait_ready(&mut owned.child)?;
         Ok(owned)
     }

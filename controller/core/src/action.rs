@@ -13,6 +13,8 @@ pub struct Effects {
     pub next_tick_ns: Nanos,
     /// One per model whose plan changed or that is worth a word; never empty when `actions` is not.
     pub decisions: Vec<Decision>,
+    /// Weights in host memory that nobody uses, those first that are to go first when memory runs short.
+    pub least_worth_first: Vec<Revision>,
 }
 
 /// One thing to do.
@@ -32,6 +34,10 @@ pub enum ActionKind {
     Start { instance: InstanceId, model: ModelName, revision: Revision, placement: Placement },
     /// Take it out of routing, let it finish, stop it; at the deadline stop it anyway.
     Drain { instance: InstanceId, deadline_ms: u64 },
+    /// Read its weights from disk into host memory, for a start that is to come.
+    Prefetch { model: ModelName, revision: Revision },
+    /// Leave its weights on disk alone. What an instance maps stays for as long as it does.
+    Forget { model: ModelName, revision: Revision },
 }
 
 /// A decision with its inputs and its reason: the log line, the metric and the API answer.
@@ -76,6 +82,10 @@ pub enum Reason {
     Evicted,
     /// An instance did not become ready; the next try waits, longer each time.
     StartFailed,
+    /// Its weights come into host memory, since a start is expected.
+    Prefetched,
+    /// Its weights leave host memory for instances, or for weights that are worth more there.
+    Forgotten,
     /// Nothing changes.
     Steady,
 }

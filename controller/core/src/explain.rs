@@ -41,7 +41,10 @@ pub(crate) fn sentence(
             plan.no_room.get(name).map_or("no cores or memory are free", String::as_str),
         ),
         Reason::StartFailed => failed(model, &drains, now_ns),
-        Reason::Steady => format!("{} for {} present.", instances(seen.ready + seen.starting), requests(need.load)),
+        // The moves of weights between tiers say their own.
+        Reason::Steady | Reason::Prefetched | Reason::Forgotten => {
+            format!("{} for {} present.", instances(seen.ready + seen.starting), requests(need.load))
+        }
     }
 }
 

@@ -1,7 +1,9 @@
 //! The instances as they will be once everything asked for has happened: the snapshot, with pending
 //! starts added and asked-for drains counted as draining.
 
-use crate::snapshot::{DeviceSlice, InstanceId, InstanceState, ModelName, Placement, Shard, Snapshot};
+use crate::snapshot::{
+    DeviceSlice, InstanceId, InstanceState, ModelName, ModelView, Placement, Revision, Shard, Snapshot,
+};
 use crate::state::State;
 use crate::{NS_PER_MS, Nanos};
 use std::collections::BTreeMap;
@@ -33,11 +35,28 @@ pub(crate) struct Member {
     pub(crate) id: InstanceId,
     pub(crate) model: ModelName,
     pub(crate) cores: Vec<u32>,
+    /// Its own.
     pub(crate) bytes: u64,
+    /// The weights that it shares with others.
+    pub(crate) weights: Option<Lot>,
     /// Requests at it.
     pub(crate) load: u64,
     pub(crate) ready_at_ns: Nanos,
     pub(crate) last_used_at_ns: Nanos,
+}
+
+/// Weights that lie on a node once, however many map them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Lot {
+    pub(crate) revision: Revision,
+    pub(crate) bytes: u64,
+}
+
+impl Lot {
+    /// Those of a model, where its instances share any.
+    pub(crate) fn of(view: &ModelView) -> Option<Self> {
+        view.weights.as_ref().map(|weights| Self { revision: view.revision.clone(), bytes: weights.bytes })
+    }
 }
 
 impl Group {
@@ -55,17 +74,22 @@ impl Fleet {
             fleet.groups.insert(name.clone(), Group::default());
         }
         for (id, view) in &snapshot.instances {
+            let model = snapshot.models.get(&view.model).filter(|model| model.revision == view.revision);
+            let weights = model.and_then(Lot::of);
+            // What a process has mapped counts as resident there, and is counted once for all.
+            let own_bytes = view.resident_bytes.saturating_sub(weights.as_ref().map_or(0, |lot| lot.bytes));
             let member = Member {
                 id: id.clone(),
                 model: view.model.clone(),
                 cores: view.placement.cores(),
-                bytes: placed_bytes(&view.placement).max(view.resident_bytes),
+                bytes: placed_bytes(&view.placement).max(own_bytes),
+                weights,
                 load: u64::from(view.running) + u64::from(view.waiting),
                 ready_at_ns: view.ready_at_ns.unwrap_or(view.spawned_at_ns),
                 last_used_at_ns: view.last_used_at_ns,
             };
             let leaving = view.state == InstanceState::Draining || state.drains.contains_key(id);
-            let registered = snapshot.models.get(&view.model).is_some_and(|model| model.revision == view.revision);
+            let registered = model.is_some();
             let timeout_ns = state.policy.start_timeout_ms.saturating_mul(NS_PER_MS);
             let stuck = view.state == InstanceState::Starting
                 && snapshot.now_ns.saturating_sub(view.spawned_at_ns) > timeout_ns;
@@ -89,6 +113,7 @@ impl Fleet {
                 model: pending.model.clone(),
                 cores: pending.placement.cores(),
                 bytes: placed_bytes(&pending.placement),
+                weights: snapshot.models.get(&pending.model).and_then(Lot::of),
                 ..Member::default()
             };
             match fleet.groups.get_mut(&pending.model) {

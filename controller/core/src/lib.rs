@@ -24,6 +24,8 @@ mod staffing;
 pub mod state;
 mod step_fit;
 pub mod tick;
+mod tiers;
+pub mod wake;
 
 pub use expect::AVERAGED_S;
 pub use policy::Policy;

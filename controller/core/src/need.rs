@@ -1,13 +1,14 @@
 //! Phases 1 to 3 of the plan: how many instances each model needs, and how many are worth keeping.
 
 use crate::action::{CapacityView, ForecastView, Seen};
-use crate::fleet::{Fleet, Group};
+use crate::fleet::{Fleet, Group, Lot};
 use crate::forecast::Forecast;
 use crate::policy::Policy;
+use crate::room::Claim;
 use crate::snapshot::{ModelView, Snapshot};
 use crate::staffing::{Prices, Risk, Service};
 use crate::state::{ModelState, State};
-use crate::{Nanos, seconds_between};
+use crate::{Nanos, seconds_between, wake};
 use std::collections::BTreeMap;
 
 /// What one model needs, with everything that the reason quotes.
@@ -17,7 +18,8 @@ pub(crate) struct Need {
     pub(crate) capacity: CapacityView,
     pub(crate) forecast_view: ForecastView,
     pub(crate) forecast: Forecast,
-    pub(crate) instance_bytes: u64,
+    /// What one more instance takes.
+    pub(crate) claim: Claim,
     /// Share of answers that would be late with the instances that are there, and with the needed ones.
     pub(crate) late_share: (f64, f64),
     /// What one instance does with many requests at once, as far as it is useful to fill it.
@@ -36,6 +38,8 @@ pub(crate) struct Need {
     pub(crate) holding_cost_per_s: f64,
     pub(crate) miss_cost: f64,
     pub(crate) restart_cost: f64,
+    /// Requests that come together after a silence.
+    pub(crate) together: f64,
 }
 
 impl Need {
@@ -55,7 +59,8 @@ pub(crate) fn needs(state: &mut State, snapshot: &Snapshot, fleet: &Fleet) -> BT
 
 fn need_of(model: &mut ModelState, view: &ModelView, group: &Group, snapshot: &Snapshot, policy: &Policy) -> Need {
     let now_ns = snapshot.now_ns;
-    let capacity = model.capacity.view(&view.cold_start_ms, &policy.slo);
+    let capacity = model.capacity.view(&wake::cold_starts_ms(view, &snapshot.node), &policy.slo);
+    let claim = Claim { bytes: view.instance_bytes, weights: Lot::of(view) };
     let load = present(view, group);
     remember_use(model, view, group, load, now_ns);
     let silent_s = model.needed_ns.first().map_or(f64::MAX, |at| seconds_between(*at, now_ns));
@@ -66,7 +71,7 @@ fn need_of(model: &mut ModelState, view: &ModelView, group: &Group, snapshot: &S
     let mut service = model.capacity.service(&policy.slo);
     service.concurrency = service.bound(policy.slo.ttft_ms) * policy.usable_share();
     let cold_start_s = capacity.cold_start_ms_p50 / 1e3;
-    let holding_cost_per_s = policy.holding_cost_per_s(snapshot.node.cores_per_instance.max(1), view.instance_bytes);
+    let holding_cost_per_s = policy.holding_cost_per_s(snapshot.node.cores_per_instance.max(1), claim.all_bytes());
     let risk = Risk { service, forecast: &forecast, load: load as f64 };
     let prices =
         Prices { holding_cost_per_s, late_cost: crate::policy::price(policy.late_cost), most: policy.max_instances };
@@ -98,7 +103,7 @@ fn need_of(model: &mut ModelState, view: &ModelView, group: &Group, snapshot: &S
         },
         capacity,
         forecast,
-        instance_bytes: view.instance_bytes,
+        claim,
         late_share,
         service,
         for_queue,
@@ -109,6 +114,7 @@ fn need_of(model: &mut ModelState, view: &ModelView, group: &Group, snapshot: &S
         holding_cost_per_s,
         miss_cost,
         restart_cost: policy.restart_cost_of(cold_start_s, holding_cost_per_s),
+        together: model.expected.silences.together(),
     };
     keep_alive(&mut found, model, group, now_ns);
     found

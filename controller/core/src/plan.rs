@@ -6,9 +6,9 @@
 //! what is not worth keeping; damping is in the costs (see `need`), so there is no timer here.
 
 use crate::action::Reason;
-use crate::fleet::{Fleet, Member};
+use crate::fleet::{Fleet, Lot, Member};
 use crate::need::Need;
-use crate::policy::{Policy, price};
+use crate::policy::{Policy, TierRule, price};
 use crate::room::Room;
 use crate::snapshot::{InstanceId, ModelName, Placement, Snapshot};
 use crate::state::State;
@@ -24,6 +24,8 @@ pub(crate) struct Plan {
     pub(crate) no_room: BTreeMap<ModelName, String>,
     /// Models whose next start waits for a back-off to pass.
     pub(crate) backing_off: BTreeSet<ModelName>,
+    /// Memory that instances leave, the started ones counted and the drained ones too, bytes.
+    pub(crate) free_bytes: u64,
 }
 
 /// An instance to start.
@@ -65,7 +67,8 @@ pub(crate) fn solve(state: &State, snapshot: &Snapshot, fleet: &Fleet, needs: &B
     // What is drained for a model with nothing may be more than it needs: then others need not leave it what is free.
     let unmet = planner.start_wishes(&mut plan, &mut room, unmet);
     plan.no_room.retain(|name, _| unmet.iter().any(|wish| wish.order.3 == *name));
-    check(&plan, snapshot, fleet);
+    check(&plan, snapshot, fleet, needs);
+    plan.free_bytes = room.free_bytes();
     plan
 }
 
@@ -141,10 +144,10 @@ impl<'a> Planner<'a> {
             let Some(need) = self.needs.get(name) else { continue };
             // Room that is being made for a model with nothing is not taken by a wish that is less urgent.
             let promised = wish.order.0 > 0 && unmet.iter().any(|other| self.waits_for_room(other, room));
-            let spare = !promised && coming.fits(need.instance_bytes);
-            let placement = if spare { room.take(need.instance_bytes) } else { None };
+            let spare = !promised && coming.fits(&need.claim);
+            let placement = if spare { room.take(&need.claim) } else { None };
             if placement.is_some() || wish.order.0 == 0 {
-                let _reserved = coming.take(need.instance_bytes);
+                let _reserved = coming.take(&need.claim);
             }
             match placement {
                 Some(placement) => {
@@ -158,8 +161,7 @@ impl<'a> Planner<'a> {
 
     /// Whether a wish is one for a first instance that other models may have to leave room for.
     fn waits_for_room(&self, wish: &Wish, room: &Room) -> bool {
-        let bytes = self.needs.get(&wish.order.3).map_or(0, |need| need.instance_bytes);
-        wish.order.0 == 0 && room.could_ever_fit(bytes)
+        wish.order.0 == 0 && self.needs.get(&wish.order.3).is_none_or(|need| room.could_ever_fit(&need.claim))
     }
 
     /// Every instance that is needed and not there, one wish each, most urgent first.
@@ -208,26 +210,26 @@ impl<'a> Planner<'a> {
             if plan.no_room.contains_key(&name) {
                 continue;
             }
-            let bytes = need.instance_bytes;
-            if !room.could_ever_fit(bytes) {
-                plan.no_room.insert(name, never_fits(room, bytes));
+            let claim = &need.claim;
+            if !room.could_ever_fit(claim) {
+                plan.no_room.insert(name, never_fits(room, claim.all_bytes()));
                 continue;
             }
-            if coming.take(bytes).is_some() {
+            if coming.take(claim).is_some() {
                 let names: Vec<&str> = self.leaving().iter().map(|member| member.id.as_str()).collect();
                 plan.no_room.insert(name, format!("waiting for {} to finish", listed(&names)));
                 continue;
             }
             let victims = self.victims(plan, wish, need);
             let enough =
-                (1..=victims.len()).find(|count| coming.without(&members(&victims[..*count]), fleet).fits(bytes));
+                (1..=victims.len()).find(|count| coming.without(&members(&victims[..*count]), fleet).fits(claim));
             let Some(count) = enough else {
-                plan.no_room.insert(name, short_of(room, bytes));
+                plan.no_room.insert(name, short_of(room, claim.all_bytes()));
                 continue;
             };
             let chosen: Vec<&Member> = members(&victims[..count]);
             coming = coming.without(&chosen, fleet);
-            let _promised = coming.take(bytes);
+            let _promised = coming.take(claim);
             for victim in &victims[..count] {
                 self.drain(
                     plan,
@@ -289,7 +291,11 @@ impl<'a> Planner<'a> {
             // The switch has to run for this long before it has paid for itself.
             let payback_s = need.restart_cost / need.holding_cost_per_s;
             let missed = owner.forecast.arrival_probability(payback_s);
-            let price_of_loss = if last { missed * owner.miss_cost } else { missed * owner.restart_cost };
+            let price_of_loss = match self.policy().tiers {
+                TierRule::Lru => -owner.seen.idle_s,
+                _ if last => missed * owner.miss_cost,
+                _ => missed * owner.restart_cost,
+            };
             let worth = need.miss_cost + self.wait_cost(need);
             return (at_zero || worth > price_of_loss + need.restart_cost)
                 .then(|| (price_of_loss, format!("{} has been idle for {:.1} s", member.model, owner.seen.idle_s)));
@@ -381,7 +387,7 @@ fn listed(names: &[&str]) -> String {
 }
 
 /// Postconditions. They hold by construction; a plan that breaks one must not be acted on.
-fn check(plan: &Plan, snapshot: &Snapshot, fleet: &Fleet) {
+fn check(plan: &Plan, snapshot: &Snapshot, fleet: &Fleet, needs: &BTreeMap<ModelName, Need>) {
     let drained: BTreeSet<&InstanceId> = plan.drains.iter().map(|drain| &drain.instance).collect();
     assert!(drained.len() == plan.drains.len(), "phase 5 drained an instance twice");
     if plan.starts.is_empty() {
@@ -389,6 +395,7 @@ fn check(plan: &Plan, snapshot: &Snapshot, fleet: &Fleet) {
     }
     let known: BTreeSet<u32> = snapshot.node.cores.iter().copied().collect();
     let mut taken: BTreeSet<u32> = fleet.everyone().flat_map(|member| member.cores.iter().copied()).collect();
+    let mut lots: BTreeSet<&Lot> = fleet.everyone().filter_map(|member| member.weights.as_ref()).collect();
     let mut bytes = fleet.everyone().fold(0u64, |sum, member| sum.saturating_add(member.bytes));
     for start in &plan.starts {
         for core in start.placement.cores() {
@@ -396,6 +403,8 @@ fn check(plan: &Plan, snapshot: &Snapshot, fleet: &Fleet) {
             assert!(taken.insert(core), "phase 4a gave a core twice: {core}");
         }
         bytes = bytes.saturating_add(start.placement.bytes());
-        assert!(bytes <= snapshot.node.memory_budget_bytes, "phase 4a gave more memory than there is: {bytes}");
+        lots.extend(needs.get(&start.model).and_then(|need| need.claim.weights.as_ref()));
+        let all = lots.iter().fold(bytes, |sum, lot| sum.saturating_add(lot.bytes));
+        assert!(all <= snapshot.node.memory_budget_bytes, "phase 4a gave more memory than there is: {all}");
     }
 }

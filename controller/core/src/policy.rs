@@ -44,6 +44,23 @@ pub struct Policy {
     pub backoff_cap_ms: u64,
     /// Time a drained instance has for finishing its streams, ms.
     pub drain_deadline_ms: u64,
+    /// What decides which weights lie in host memory while nobody uses them.
+    pub tiers: TierRule,
+    /// Weights are worth keeping there for the starts expected within this time, s.
+    pub tier_horizon_s: f64,
+}
+
+/// How weights that nobody uses share host memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TierRule {
+    /// By what they are expected to save.
+    #[default]
+    Planned,
+    /// Those used last stay, and so do instances: for comparison.
+    Lru,
+    /// None of them stay: for comparison.
+    None,
 }
 
 impl Default for Policy {
@@ -65,6 +82,8 @@ impl Default for Policy {
             backoff_ms: 500,
             backoff_cap_ms: 60_000,
             drain_deadline_ms: 30_000,
+            tiers: TierRule::Planned,
+            tier_horizon_s: 60.0,
         }
     }
 }
@@ -92,6 +111,11 @@ impl Policy {
     /// not serve in time meanwhile.
     pub fn restart_cost_of(&self, cold_start_s: f64, holding_cost_per_s: f64) -> f64 {
         price(self.start_cost) + (price(self.wait_cost_per_s) * 0.5 + holding_cost_per_s) * cold_start_s
+    }
+
+    /// What so much shorter a start saves those who wait for it, when so many come together.
+    pub fn saved_cost_of(&self, saved_s: f64, together: f64) -> f64 {
+        price(self.wait_cost_per_s) * saved_s * (1.0 + together) / 2.0
     }
 
     /// `target_fill`, made safe.

@@ -31,19 +31,70 @@ pub struct NodeView {
     pub cores: Vec<u32>,
     /// Cores of one instance.
     pub cores_per_instance: u32,
-    /// Memory that instances may use in all, bytes.
+    /// Memory that instances may use in all, bytes. Weights that lie in memory for the next start have what is left.
     pub memory_budget_bytes: u64,
+    #[serde(default)]
+    pub weights: NodeWeights,
+}
+
+/// Weights on the node, over all models.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodeWeights {
+    /// Most that may lie in host memory while no instance uses it, bytes.
+    pub idle_bytes_max: u64,
+    /// What lies there so of the registered models, bytes; what several share counts once.
+    pub idle_bytes: u64,
+    /// How fast weights have come from disk, bytes/s; 0 while that has not been measured.
+    pub disk_bytes_per_s: f64,
+    /// Whose weights are being brought into memory ahead of a start.
+    pub bringing: Option<Revision>,
 }
 
 /// A registered model and its demand.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelView {
     pub revision: Revision,
-    /// Expected resident bytes of one instance (weights, KV pool, scratch).
+    /// Expected bytes of one instance that are its own: KV pool and scratch, and the weights where they are not shared.
     pub instance_bytes: u64,
     pub demand: Demand,
     /// Cold-start durations measured so far, ms, newest last; bounded. Kept across restarts.
     pub cold_start_ms: Vec<f64>,
+    /// The weights that all its instances on a node share; none where each has its own.
+    #[serde(default)]
+    pub weights: Option<WeightsView>,
+}
+
+/// Weights that instances map, and where they are.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WeightsView {
+    /// All of them.
+    pub bytes: u64,
+    /// Where the next start would find them.
+    pub tier: WeightsTier,
+    /// Of them in host memory, whoever else has the same.
+    pub memory_bytes: u64,
+    /// What of that would come free without them: nobody maps it, and no other model in memory has the same.
+    pub freeable_bytes: u64,
+    /// A process maps some of them.
+    pub mapped: bool,
+    /// Cold starts from memory, and from disk, ms, newest last; bounded. Kept across restarts.
+    pub memory_start_ms: Vec<f64>,
+    pub disk_start_ms: Vec<f64>,
+}
+
+/// The place from which a start takes its weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WeightsTier {
+    /// In host memory, whole.
+    Memory,
+    /// Some of them on disk alone.
+    #[default]
+    Disk,
+    /// Not on this node.
+    Absent,
 }
 
 /// Demand on a model, joined by the reconciler from the gateway's and the kernel's counters.

@@ -8,6 +8,7 @@ use crate::expect::{Expectation, Rota};
 use crate::forecast::ArrivalEstimator;
 use crate::policy::Policy;
 use crate::snapshot::{InstanceId, InstanceState, ModelName, Placement, Snapshot};
+use crate::tiers::Asked;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -26,6 +27,9 @@ pub struct State {
     pub(crate) pending: BTreeMap<InstanceId, Pending>,
     /// Told to drain, and not seen draining yet.
     pub(crate) drains: BTreeMap<InstanceId, Drain>,
+    /// What was asked for between tiers.
+    #[serde(default)]
+    pub(crate) tiers: Asked,
     /// In the last snapshot.
     pub(crate) known: BTreeMap<InstanceId, Known>,
 }
@@ -95,6 +99,7 @@ impl State {
     pub fn forget_actions(&mut self) {
         self.pending.clear();
         self.drains.clear();
+        self.tiers = Asked::default();
     }
 
     /// What is known of a model's arrivals; none before its first tick.
@@ -114,6 +119,7 @@ impl State {
             self.instances_named = 0;
             self.pending.clear();
             self.drains.clear();
+            self.tiers = Asked::default();
             self.known.clear();
             for model in self.models.values_mut() {
                 model.arrivals.rebase();

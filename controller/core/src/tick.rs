@@ -1,13 +1,14 @@
 //! The controller: one snapshot in, effects out. The same function runs live and in the simulator.
 
-use crate::action::{Action, Decision, Effects, Reason, Seen};
+use crate::action::{Action, ActionKind, Decision, Effects, Reason, Seen};
 use crate::explain;
 use crate::fleet::Fleet;
 use crate::need::{Need, needs};
 use crate::plan::{Plan, solve};
 use crate::snapshot::{ModelName, Snapshot};
 use crate::state::{ModelState, State};
-use crate::{NS_PER_MS, NS_PER_S, Nanos, diff, learn, outlook};
+use crate::tiers::{Move, TierPlan};
+use crate::{NS_PER_MS, NS_PER_S, Nanos, diff, learn, outlook, tiers};
 use std::collections::BTreeMap;
 
 /// The next tick while something is held, starting or draining, ns.
@@ -29,6 +30,7 @@ pub fn tick(state: &mut State, snapshot: &Snapshot) -> Effects {
     let fleet = Fleet::of(state, snapshot);
     let needs = needs(state, snapshot, &fleet);
     let plan = solve(state, snapshot, &fleet, &needs);
+    let tiers = tiers::plan(state, snapshot, &fleet, &needs, &plan);
     let mut by_model = diff::actions(state, snapshot, &plan);
     let mut decisions = Vec::new();
     for (name, need) in &needs {
@@ -38,16 +40,51 @@ pub fn tick(state: &mut State, snapshot: &Snapshot) -> Effects {
     for (name, actions) in by_model {
         decisions.push(decide_unregistered(snapshot, &plan, name, actions));
     }
+    decisions.extend(decide_moves(state, snapshot, &needs, &tiers));
     let actions: Vec<Action> = in_order(&decisions);
     let next_tick_ns = next_tick_ns(state, snapshot, &fleet, &needs, !actions.is_empty());
-    Effects { actions, next_tick_ns, decisions }
+    Effects { actions, next_tick_ns, decisions, least_worth_first: tiers.least_worth_first }
 }
 
-/// Drains before starts, and each kind in the order of the models.
+/// What makes room before what takes it, and each kind in the order of the models.
 fn in_order(decisions: &[Decision]) -> Vec<Action> {
     let mut actions: Vec<Action> = decisions.iter().flat_map(|decision| decision.actions.iter().cloned()).collect();
-    actions.sort_by_key(|action| matches!(action.kind, crate::action::ActionKind::Start { .. }));
+    actions.sort_by_key(|action| match action.kind {
+        ActionKind::Drain { .. } | ActionKind::Forget { .. } => 0,
+        ActionKind::Start { .. } => 1,
+        ActionKind::Prefetch { .. } => 2,
+    });
     actions
+}
+
+/// The decisions about weights that go to another tier.
+fn decide_moves(
+    state: &mut State,
+    snapshot: &Snapshot,
+    needs: &BTreeMap<ModelName, Need>,
+    tiers: &TierPlan,
+) -> Vec<Decision> {
+    let actions = state.tiers.actions(snapshot, tiers);
+    let pairs = tiers.moves.iter().zip(actions);
+    let decide = |(one, action): (&Move, Action)| {
+        let (need, model) = (needs.get(&one.model)?, state.models.get(&one.model)?);
+        let have = need.seen.ready + need.seen.starting;
+        let want = model.told.map_or(have, |(want, _)| want);
+        Some(Decision {
+            at_ns: snapshot.now_ns,
+            epoch: snapshot.epoch,
+            model: one.model.clone(),
+            seen: need.seen.clone(),
+            forecast: outlook::view(need, model, &state.policy, want),
+            capacity: need.capacity.clone(),
+            have,
+            want,
+            reason: one.reason,
+            why: one.why.clone(),
+            actions: vec![action],
+        })
+    };
+    pairs.filter_map(decide).collect()
 }
 
 /// The decision about one registered model; none when nothing changes and nothing new is to be said.
@@ -138,7 +175,8 @@ fn next_tick_ns(
 ) -> Nanos {
     let held = needs.values().any(|need| need.seen.held > 0 || need.seen.unidentified > 0.0);
     let starting = fleet.groups.values().any(|group| !group.starting.is_empty());
-    let moving = acted || held || starting || !fleet.leaving.is_empty() || !state.pending.is_empty();
+    let asked = !state.pending.is_empty() || state.tiers.is_waiting();
+    let moving = acted || held || starting || !fleet.leaving.is_empty() || asked;
     let now_ns = snapshot.now_ns;
     let serving = needs.values().any(|need| need.load > 0);
     let wait_ns = match (moving, serving) {

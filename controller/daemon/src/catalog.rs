@@ -191,7 +191,12 @@ pub fn remove_model(registry: &mut Registry, store: &ModelStore, name: &str) -> 
     Ok(removed)
 }
 
-/// Memory that one instance is expected to take, KV pool included, bytes.
+/// Weights that all instances of a model share; none where each has its own.
+pub(crate) fn stored_weights_bytes(record: &ModelRecord) -> Option<u64> {
+    record.head.as_ref().map(|_| record.instance_bytes.saturating_sub(SCRATCH_BYTES))
+}
+
+/// Memory that one instance is expected to take, KV pool and weights included, bytes.
 pub fn instance_bytes(record: &ModelRecord, config: &DaemonConfig) -> u64 {
     // What another engine takes is in its record, its KV cache included.
     if record.is_encoder() || record.engine.is_some() {

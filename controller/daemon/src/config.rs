@@ -18,6 +18,8 @@ pub struct DaemonConfig {
     pub memory_budget_bytes: u64,
     /// Folder of shared memory where engines have their weights.
     pub segments: PathBuf,
+    /// For which kernels models of the store are laid out.
+    pub kernel_layout: String,
     /// Weights that stay there while no engine uses them, bytes.
     pub idle_weights_bytes: u64,
     /// KV pool of one instance, bytes.
@@ -132,6 +134,7 @@ impl DaemonConfig {
             cores: self.cores.clone(),
             cores_per_instance: self.cores_per_instance,
             memory_budget_bytes: self.memory_budget_bytes,
+            weights: Default::default(),
         }
     }
 

@@ -14,6 +14,8 @@ use crate::observe::adapters::AdapterDemand;
 use crate::observe::engine_view::EngineViews;
 use crate::observe::reconcile::Reconciler;
 use crate::registry::{HistoryWriter, Registry, RegistryError};
+use crate::starts::ColdStarts;
+use crate::tiers;
 use crate::view::{View, ViewPublisher};
 use crate::weights::Keeper;
 use controller_core::State;
@@ -21,7 +23,7 @@ use controller_core::action::Reason;
 use controller_core::snapshot::ModelName;
 use controller_gateway::RouteTable;
 use controller_witness::{PortRole, Witness};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use thiserror::Error;
@@ -29,8 +31,6 @@ use tokio::sync::{Notify, mpsc, watch};
 
 /// Events of engines that may wait for the loop.
 const EVENT_QUEUE: usize = 1_024;
-/// Cold starts per model that the planner sees.
-const COLD_STARTS_SEEN: usize = 64;
 /// Bytes that a Unix socket's path may have (`sun_path` less its final zero).
 const SOCKET_PATH_LIMIT_BYTES: usize = 107;
 
@@ -107,7 +107,7 @@ pub struct Daemon {
     /// In advisory mode: what stands advised, instances wanted and why.
     pub(crate) advised: BTreeMap<ModelName, (u32, Reason)>,
     /// None in advisory mode, which touches nothing.
-    _keeper: Option<Keeper>,
+    pub(crate) keeper: Option<Keeper>,
     // Last, so that it is given back when everything else is done.
     _lock: ServeLock,
 }
@@ -129,7 +129,7 @@ impl Daemon {
         let epoch = registry.next_epoch()?;
         let decisions = registry.decisions(None, crate::view::DECISIONS_SHOWN)?;
         let starts = registry.starts(None, crate::view::STARTS_SHOWN)?;
-        let cold_starts = ColdStarts::new(registry.cold_starts()?);
+        let cold_starts = ColdStarts::new(registry.cold_starts()?, &starts);
         let mut state = State::new(config.policy.clone());
         for kept in registry.forecasts()? {
             state.restore(&kept.model, kept.predictor, kept.unseen_s);
@@ -147,9 +147,10 @@ impl Daemon {
                 fleet.adopted(&engine, now_ns);
             }
         }
+        let wake = Arc::new(Notify::new());
         let keeper = match config.advise {
             true => None,
-            false => Keeper::start(config.segments.clone(), config.idle_weights_bytes)
+            false => Keeper::start(tiers::places(&config), tiers::revisions(&catalog.models().borrow()), wake.clone())
                 .inspect_err(|error| tracing::warn!(%error, "weights in shared memory are not looked after"))
                 .ok(),
         };
@@ -172,11 +173,11 @@ impl Daemon {
             history,
             gauges: Gauges::default(),
             routes,
-            wake: Arc::new(Notify::new()),
+            wake,
             publisher: ViewPublisher::new(decisions, starts),
             advised: BTreeMap::new(),
             config,
-            _keeper: keeper,
+            keeper,
             _lock: lock,
         })
     }
@@ -263,27 +264,4 @@ fn check_socket_path(config: &DaemonConfig) -> Result<(), DaemonError> {
     }
     let excess = longest - SOCKET_PATH_LIMIT_BYTES;
     Err(DaemonError::StatePathTooLong { path: config.state_dir.clone(), excess })
-}
-
-/// Measured cold starts by model and revision, newest last.
-#[derive(Debug, Default)]
-pub(crate) struct ColdStarts(BTreeMap<(String, String), VecDeque<f64>>);
-
-impl ColdStarts {
-    fn new(kept: BTreeMap<(String, String), Vec<f64>>) -> Self {
-        Self(kept.into_iter().map(|(model, samples)| (model, samples.into())).collect())
-    }
-
-    pub(crate) fn push(&mut self, model: &str, revision: &str, cold_start_ms: f64) {
-        let samples = self.0.entry((model.to_owned(), revision.to_owned())).or_default();
-        samples.push_back(cold_start_ms);
-        if samples.len() > COLD_STARTS_SEEN {
-            samples.pop_front();
-        }
-    }
-
-    pub(crate) fn of(&self, model: &str, revision: &str) -> Vec<f64> {
-        let samples = self.0.get(&(model.to_owned(), revision.to_owned()));
-        samples.map(|samples| samples.iter().copied().collect()).unwrap_or_default()
-    }
 }

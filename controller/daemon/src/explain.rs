@@ -63,6 +63,12 @@ fn render_one(text: &mut String, decision: &Decision, newest_ns: u64) -> std::fm
             ActionKind::Start { instance, placement, .. } => {
                 writeln!(text, "  action    start {instance} on cores {:?}", placement.cores())?;
             }
+            ActionKind::Prefetch { revision, .. } => {
+                writeln!(text, "  action    read the weights of {revision} into memory")?;
+            }
+            ActionKind::Forget { revision, .. } => {
+                writeln!(text, "  action    leave the weights of {revision} on disk alone")?;
+            }
             ActionKind::Drain { instance, deadline_ms } => {
                 writeln!(text, "  action    drain {instance} within {deadline_ms} ms")?;
             }

@@ -101,11 +101,17 @@ mod tests {
     fn snapshot(now_s: u64, arrivals_total: u64) -> Snapshot {
         let now_ns = now_s * 1_000_000_000;
         let demand = Demand { observed_at_ns: now_ns, arrivals_total, ..Demand::default() };
-        let view = ModelView { revision: "r".into(), instance_bytes: 1, demand, cold_start_ms: vec![] };
+        let view = ModelView { revision: "r".into(), instance_bytes: 1, demand, cold_start_ms: vec![], weights: None };
         Snapshot {
             now_ns,
             epoch: 1,
-            node: NodeView { observed_at_ns: now_ns, cores: vec![], cores_per_instance: 1, memory_budget_bytes: 0 },
+            node: NodeView {
+                observed_at_ns: now_ns,
+                cores: vec![],
+                cores_per_instance: 1,
+                memory_budget_bytes: 0,
+                weights: Default::default(),
+            },
             models: BTreeMap::from([("m".to_owned(), view)]),
             instances: BTreeMap::new(),
         }

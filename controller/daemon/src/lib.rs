@@ -21,7 +21,12 @@ mod model_store;
 pub mod observe;
 pub mod registry;
 mod run;
+mod starts;
+mod tiers;
 mod timeline;
+#[cfg(test)]
+#[path = "../../../engine/store/tests/common/tiny_folder.rs"]
+mod tiny_folder;
 mod view;
 mod weights;
 

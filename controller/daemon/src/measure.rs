@@ -5,6 +5,7 @@ use crate::timeline::StartRecord;
 use controller_core::action::{Action, ActionKind, Decision};
 use controller_core::capacity::cold_start_quantiles_ms;
 use controller_core::snapshot::{InstanceState, InstanceView, ModelName, Snapshot};
+use controller_core::wake::cold_starts_ms;
 use controller_core::{Nanos, State};
 use engine_wire::control::{Outcome, Telemetry};
 use metrics::{counter, gauge, histogram};
@@ -103,6 +104,8 @@ pub fn action(decided: &BTreeMap<String, ModelName>, action: &Action, outcome: &
     let (kind, model) = match &action.kind {
         ActionKind::Start { model, .. } => ("start", model.clone()),
         ActionKind::Drain { instance, .. } => ("drain", decided.get(instance).cloned().unwrap_or_default()),
+        ActionKind::Prefetch { model, .. } => ("prefetch", model.clone()),
+        ActionKind::Forget { model, .. } => ("forget", model.clone()),
     };
     if kind == "start" && outcome == "applied" {
         counter!(telemetry::COLD_STARTS_TOTAL.name, "model" => model.clone()).increment(1);
@@ -156,8 +159,7 @@ impl Gauges {
             gauge!(telemetry::KV_BLOCKS_USED.name, "model" => model.clone()).set(used as f64);
             gauge!(telemetry::KV_BLOCKS_TOTAL.name, "model" => model.clone()).set(total as f64);
         }
-        let placed: u64 = snapshot.instances.values().map(|instance| instance.placement.bytes()).sum();
-        gauge!(telemetry::MEMORY_PLACED_BYTES.name).set(placed as f64);
+        gauge!(telemetry::MEMORY_PLACED_BYTES.name).set(placed_bytes(snapshot) as f64);
         gauge!(telemetry::MEMORY_BUDGET_BYTES.name).set(snapshot.node.memory_budget_bytes as f64);
         self.rates(snapshot);
         forecasts(state, snapshot);
@@ -218,13 +220,24 @@ impl Gauges {
     }
 }
 
+/// Memory of all instances: what is their own, and what they share once.
+fn placed_bytes(snapshot: &Snapshot) -> u64 {
+    let own: u64 = snapshot.instances.values().map(|instance| instance.placement.bytes()).sum();
+    let used = snapshot.instances.values().filter_map(|instance| {
+        let model = snapshot.models.get(&instance.model).filter(|model| model.revision == instance.revision)?;
+        model.weights.as_ref().map(|weights| (&instance.revision, weights.bytes))
+    });
+    let shared: BTreeMap<_, u64> = used.collect();
+    own + shared.values().sum::<u64>()
+}
+
 /// Quantiles of the forecast that are shown, and their labels.
 const SHOWN: [(&str, f64); 3] = [("0.1", 0.1), ("0.5", 0.5), ("0.9", 0.9)];
 
 /// The forecast at each model's cold-start horizon, which is where warming ahead is decided, and how it has done.
 fn forecasts(state: &State, snapshot: &Snapshot) {
     for (model, view) in &snapshot.models {
-        let (_, cold_start_ms_p90) = cold_start_quantiles_ms(&view.cold_start_ms);
+        let (_, cold_start_ms_p90) = cold_start_quantiles_ms(&cold_starts_ms(view, &snapshot.node));
         let horizon_s = cold_start_ms_p90 / 1e3;
         let (Some(forecast), Some(expected)) = (state.forecast(model, horizon_s), state.expected(model)) else {
             continue;

@@ -5,7 +5,6 @@
 //! the spawn; logging, metrics, the database and the admin API's view come after.
 
 use crate::actuate::{ActuateError, Actuator, Applied, EngineEvent, EngineEventKind, Exit, Models, adapter_specs};
-use crate::catalog::instance_bytes;
 use crate::clock::monotonic_ns;
 use crate::daemon::{Daemon, DaemonError};
 use crate::fleet::Change;
@@ -13,7 +12,7 @@ use crate::measure;
 use crate::observe::{Observations, Signal};
 use controller_core::Nanos;
 use controller_core::action::{Action, ActionKind, Decision, Effects, Reason};
-use controller_core::snapshot::{ModelName, ModelView, Snapshot};
+use controller_core::snapshot::{ModelName, ModelView, NodeView, Snapshot};
 use controller_witness::record::PortRole;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -59,6 +58,7 @@ impl Daemon {
                 Some(event) = self.events.recv() => self.take_events(event, &models)?,
                 Ok(()) = models_changed.changed() => {
                     models = models_changed.borrow_and_update().clone();
+                    self.tell_models(&models);
                     self.publish_routes(&models);
                     self.actuator.offer_adapters(&models);
                     true
@@ -107,6 +107,7 @@ impl Daemon {
                 phases = ?start.phases(),
                 "a start is over"
             );
+            self.cold_starts.started(&start);
             self.history.start_record(&start);
             self.publisher.started(start);
         }
@@ -124,6 +125,7 @@ impl Daemon {
             }
             Change::Ready { model, revision, cold_start_ms } => {
                 self.publish_routes(models);
+                self.look_at_weights();
                 tracing::info!(instance, model, cold_start_ms, by_telemetry = is_telemetry, "engine ready");
                 if let Some(cold_start_ms) = cold_start_ms {
                     measure::cold_start(&model, cold_start_ms);
@@ -144,6 +146,7 @@ impl Daemon {
 
     fn exited(&mut self, instance: &str, model: &str, port: Option<u16>, exit: &Exit, models: &Models) {
         self.publish_routes(models);
+        self.look_at_weights();
         if let Some(port) = port {
             self.ports.unwatch(port);
         }
@@ -155,7 +158,8 @@ impl Daemon {
     fn tick(&mut self, models: &Models) -> Instant {
         let began = Instant::now();
         let snapshot = self.observe(models);
-        let Effects { actions, next_tick_ns, decisions } = controller_core::tick(&mut self.state, &snapshot);
+        let Effects { actions, next_tick_ns, decisions, least_worth_first } =
+            controller_core::tick(&mut self.state, &snapshot);
         let took = began.elapsed();
         let owners = self.owners();
         for action in &actions {
@@ -165,6 +169,7 @@ impl Daemon {
         if !actions.is_empty() {
             self.publish_routes(models);
         }
+        self.tell_plan(&snapshot, least_worth_first);
         self.publisher.ticked(&snapshot, acted_ns, actions.len());
         measure::tick(took);
         let decisions = if self.config.advise { self.new_advice(decisions) } else { decisions };
@@ -189,19 +194,15 @@ impl Daemon {
         let names: Vec<&ModelName> = models.keys().chain(adapters.map(|adapter| &adapter.name)).collect();
         let by_name = self.reconciler.join(&observations, names.iter().copied());
         let mut demand = self.adapter_demand.fold(by_name, models);
+        let seen = self.weights_seen();
         let view = |(name, record): (&ModelName, &crate::registry::ModelRecord)| {
-            let view = ModelView {
-                revision: record.revision.clone(),
-                instance_bytes: instance_bytes(record, &self.config),
-                demand: demand.remove(name).unwrap_or_default(),
-                cold_start_ms: self.cold_starts.of(name, &record.revision),
-            };
-            (name.clone(), view)
+            let view = self.model_view(name, record, seen.as_deref());
+            (name.clone(), ModelView { demand: demand.remove(name).unwrap_or_default(), ..view })
         };
         Snapshot {
             now_ns,
             epoch: self.epoch,
-            node: self.config.node(now_ns),
+            node: NodeView { weights: self.node_weights(seen.as_deref()), ..self.config.node(now_ns) },
             models: models.iter().map(view).collect(),
             instances: observations.instances,
         }
@@ -210,6 +211,9 @@ impl Daemon {
     fn apply(&mut self, action: &Action, decided_at_ns: Nanos, models: &Models, owners: &BTreeMap<String, ModelName>) {
         if self.config.advise {
             measure::action(owners, action, "advised");
+            return;
+        }
+        if self.apply_move(action, owners) {
             return;
         }
         match (self.actuator.apply(action, models), &action.kind) {
@@ -227,7 +231,7 @@ impl Daemon {
                 self.fleet.draining(instance);
                 measure::action(owners, action, "applied");
             }
-            (Ok(_), ActionKind::Start { .. }) => measure::action(owners, action, "applied"),
+            (Ok(_), _) => measure::action(owners, action, "applied"),
             (Err(error), _) => {
                 report_failure(action, &error);
                 measure::action(owners, action, "failed");

@@ -77,6 +77,11 @@ impl StartRecord {
         ]
     }
 
+    /// Up to its readiness, ms: what a cold start counts as.
+    pub(crate) fn until_ready_ms(&self) -> f64 {
+        self.decision_ms + self.spawn_ms + self.load_ms + self.ready_ms
+    }
+
     /// All of it, ms.
     pub fn total_ms(&self) -> f64 {
         self.phases().iter().filter_map(|(_, ms)| *ms).sum()

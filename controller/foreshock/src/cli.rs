@@ -59,6 +59,9 @@ pub struct ServeArgs {
     /// Weights that stay in shared memory while no engine uses them, bytes [default: half of --memory-bytes].
     #[arg(long, env = "FORESHOCK_IDLE_WEIGHTS_BYTES")]
     pub idle_weights_bytes: Option<u64>,
+    /// What decides whose weights those are: the planner, or for comparison who used them last, or nobody.
+    #[arg(long, value_enum, default_value_t = Tiers::Planned, hide = true)]
+    pub tiers: Tiers,
     /// Data port: the OpenAI API.
     #[arg(long, env = "FORESHOCK_LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
@@ -125,6 +128,14 @@ pub enum Compute {
     F32,
     /// Integer dot products on quantised activations.
     Fast,
+}
+
+/// How weights that no engine uses share memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Tiers {
+    Planned,
+    Lru,
+    None,
 }
 
 /// When an engine drafts.

@@ -5,6 +5,7 @@ use crate::config::{self, InputError, Node};
 use crate::{cuda, logging, models, recorder};
 use anyhow::{Context, Result};
 use controller_core::outside::Slo;
+use controller_core::policy::TierRule;
 use controller_core::snapshot::Turn;
 use controller_daemon::{
     Admin, ComputeMode, Daemon, DaemonConfig, DaemonError, GatewayReading, GatewaySignal, KernelReading, KernelSignal,
@@ -49,6 +50,11 @@ fn daemon_config(args: &ServeArgs, node: Node) -> Result<DaemonConfig> {
         miss_cost: args.idle_seconds,
         start_cost: args.idle_seconds / 2.0,
         start_timeout_ms: args.start_timeout_ms,
+        tiers: match args.tiers {
+            cli::Tiers::Planned => TierRule::Planned,
+            cli::Tiers::Lru => TierRule::Lru,
+            cli::Tiers::None => TierRule::None,
+        },
         ..controller_core::Policy::default()
     };
     Ok(DaemonConfig {
@@ -57,6 +63,7 @@ fn daemon_config(args: &ServeArgs, node: Node) -> Result<DaemonConfig> {
         cores_per_instance: node.cores_per_instance,
         memory_budget_bytes: node.memory_budget_bytes,
         segments: config::segments_dir(&args.segments),
+        kernel_layout: engine_instance::CpuBands::LAYOUT.to_owned(),
         idle_weights_bytes: args.idle_weights_bytes.unwrap_or(node.memory_budget_bytes / 2),
         kv_bytes: args.kv_bytes,
         lease_ms: args.lease_ms,

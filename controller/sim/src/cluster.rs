@@ -75,6 +75,8 @@ impl Cluster {
                 engine.drain_deadline_ns = Some(deadline_ns);
                 Applied::Draining { instance: instance.clone(), model: engine.model.clone(), deadline_ns }
             }
+            // Simulated instances have weights of their own: there is nothing to keep for others.
+            ActionKind::Prefetch { .. } | ActionKind::Forget { .. } => Applied::Nothing,
         }
     }
 
@@ -126,6 +128,7 @@ impl Cluster {
                 instance_bytes: model.instance_bytes,
                 demand,
                 cold_start_ms: model.cold_start_ms.clone(),
+                weights: None,
             };
             (name.clone(), view)
         });
@@ -137,6 +140,7 @@ impl Cluster {
                 cores: self.cores.clone(),
                 cores_per_instance: self.cores_per_instance,
                 memory_budget_bytes: self.memory_budget_bytes,
+                weights: Default::default(),
             },
             models: models.collect(),
             instances: self.engines.iter().map(|(id, engine)| (id.clone(), engine.view(now_ns))).collect(),

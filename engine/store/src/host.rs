@@ -2,9 +2,11 @@
 //! wanted: those that nobody maps, least recently used first. A model that finds no room is mapped from the store's
 //! own files instead, which the page cache can give up again.
 
+mod ahead;
 mod bring;
 mod memory;
 
+pub use ahead::{Ahead, bring_ahead};
 pub use bring::{Brought, Tier, bring, map};
 pub use memory::available_bytes;
 

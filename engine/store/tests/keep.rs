@@ -7,7 +7,7 @@ mod tiny_folder;
 
 use engine_store::{
     Checkpoint, LoadOptions, Manifest, Packer, Quantisation, Segments, Store, StoreError,
-    host::{Tier, bring},
+    host::{Ahead, Tier, bring, bring_ahead},
 };
 use random_folder::{Tails, bytes, packed, scratch, wide, write};
 use std::{collections::BTreeSet, fs, path::Path};
@@ -142,4 +142,49 @@ fn what_no_model_needs_is_known_and_goes() {
     store.keep_only(&BTreeSet::new()).unwrap();
     assert!(store.manifests().unwrap().is_empty() && store.verify_head("one").is_err());
     assert_eq!(fs::read_dir(root.join("heads")).unwrap().count(), 0);
+}
+
+#[test]
+fn weights_come_ahead_of_a_start_part_by_part_and_stop_when_told() {
+    let folder = scratch();
+    let source = folder.path().join("source");
+    fs::create_dir(&source).unwrap();
+    write(&wide(3000), &source, 1);
+    let (store, manifest) = kept(&folder.path().join("store"), &source, "one");
+    let place = folder.path().join("segments");
+    let stopped = bring_ahead(&store, &manifest, &place, 0, &mut |_| false).unwrap();
+    assert_eq!(stopped, Ahead::default());
+    let mut asked = Vec::new();
+    let mut first = |read_bytes| {
+        asked.push(read_bytes);
+        asked.len() == 1
+    };
+    let stopped = bring_ahead(&store, &manifest, &place, 0, &mut first).unwrap();
+    let whole = bring_ahead(&store, &manifest, &place, 0, &mut |_| true).unwrap();
+    assert_eq!((whole.whole, stopped.read_bytes + whole.read_bytes), (true, manifest.bytes()), "{asked:?}");
+    // A start finds them, and they are what the source says.
+    let brought = bring(&store, &manifest, &place, LoadOptions::default(), 0).unwrap();
+    assert_eq!(brought.tier, Tier::Memory);
+    let original = Checkpoint::open(&source, None).unwrap();
+    assert_eq!(bytes(&brought.loaded), packed(&original, &Tails));
+    let again = bring_ahead(&store, &manifest, &place, 0, &mut |_| panic!("nothing is missing")).unwrap();
+    assert_eq!(again, Ahead { read_bytes: 0, whole: true });
+}
+
+#[test]
+fn what_comes_ahead_is_verified_and_takes_no_memory_that_is_short() {
+    let folder = scratch();
+    let source = folder.path().join("source");
+    fs::create_dir(&source).unwrap();
+    write(&wide(3000), &source, 1);
+    let (store, manifest) = kept(&folder.path().join("store"), &source, "one");
+    let place = folder.path().join("segments");
+    let refused = bring_ahead(&store, &manifest, &place, u64::MAX / 2, &mut |_| true).unwrap_err();
+    assert!(matches!(refused, StoreError::Memory { .. }), "{refused}");
+    let object = store.object_path(manifest.objects[0].name());
+    let mut bytes = fs::read(&object).unwrap();
+    bytes[100] ^= 1;
+    fs::write(&object, bytes).unwrap();
+    assert!(bring_ahead(&store, &manifest, &place, 0, &mut |_| true).is_err());
+    assert!(!place.join(manifest.objects[0].name().to_string()).exists());
 }

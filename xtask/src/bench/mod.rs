@@ -5,6 +5,7 @@ mod cold;
 mod cold_start;
 mod engine;
 mod fine_tunes;
+mod fleet;
 mod forecast;
 mod gateway;
 mod knee;
@@ -33,6 +34,9 @@ pub enum Name {
     ColdStart,
     /// Twenty fine-tunes of one base in a store: what they take on disk and in memory, against what differs.
     FineTunes,
+    /// Fifty registered models and memory for a few: cold starts, time to first token and bytes read, with weights kept and
+    /// read ahead by the planner, by last use, and not at all.
+    Fleet,
     /// The forecast beside simple ones, on request traces: loss, coverage, width of the interval.
     Forecast,
     /// What the gateway adds to a request, against calling the engine directly.
@@ -72,6 +76,7 @@ pub fn run(name: Name, models: &[String], traces: Option<&Path>, statsforecast: 
         Name::Engine => engine::measure(models)?,
         Name::ColdStart => cold_start::measure(models)?,
         Name::FineTunes => fine_tunes::measure()?,
+        Name::Fleet => fleet::measure()?,
         Name::Forecast => forecast::measure(traces.context("`bench forecast` needs --traces DIR")?, statsforecast)?,
         Name::Gateway => gateway::measure()?,
         Name::Probes => probes::measure()?,

@@ -4,3 +4,4 @@ mod node;
 mod outside;
 mod properties;
 mod stories;
+mod tiers;

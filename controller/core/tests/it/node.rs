@@ -2,7 +2,8 @@
 
 use controller_core::action::{Action, ActionKind, Effects};
 use controller_core::snapshot::{
-    Demand, DeviceSlice, InstanceState, InstanceView, ModelView, NodeView, Placement, Shard, Snapshot,
+    Demand, DeviceSlice, InstanceState, InstanceView, ModelView, NodeView, NodeWeights, Placement, Shard, Snapshot,
+    WeightsTier,
 };
 use std::collections::BTreeMap;
 
@@ -21,6 +22,7 @@ pub fn node() -> Snapshot {
             cores: vec![0, 1],
             cores_per_instance: 1,
             memory_budget_bytes: 1024 * MIB,
+            weights: NodeWeights::default(),
         },
         models: BTreeMap::new(),
         instances: BTreeMap::new(),
@@ -34,6 +36,7 @@ pub fn register(snapshot: &mut Snapshot, name: &str) {
         instance_bytes: 256 * MIB,
         demand: Demand { observed_at_ns: snapshot.now_ns, ..Demand::default() },
         cold_start_ms: vec![800.0, 1200.0],
+        weights: None,
     };
     snapshot.models.insert(name.to_owned(), view);
 }
@@ -90,6 +93,16 @@ pub fn apply(snapshot: &mut Snapshot, actions: &[Action]) {
                     view.resident_bytes = 0;
                     view.placement = placement.clone();
                 }
+            }
+            ActionKind::Prefetch { revision, .. } => snapshot.node.weights.bringing = Some(revision.clone()),
+            ActionKind::Forget { model, .. } => {
+                let weights = snapshot.models.get_mut(model).and_then(|view| view.weights.as_mut());
+                let Some(weights) = weights.filter(|weights| !weights.mapped) else { continue };
+                let freed = weights.freeable_bytes;
+                (weights.tier, weights.freeable_bytes) = (WeightsTier::Disk, 0);
+                weights.memory_bytes = weights.memory_bytes.saturating_sub(freed);
+                let idle_bytes = &mut snapshot.node.weights.idle_bytes;
+                *idle_bytes = idle_bytes.saturating_sub(freed);
             }
             ActionKind::Drain { instance, .. } => {
                 if let Some(view) = snapshot.instances.get_mut(instance) {

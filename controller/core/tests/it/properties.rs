@@ -4,10 +4,12 @@
 use crate::node::{S, apply};
 use controller_core::action::{ActionKind, Effects};
 use controller_core::snapshot::{
-    Demand, DeviceSlice, Fidelity, InstanceState, InstanceView, ModelView, NodeView, Placement, Shard, Snapshot, Turn,
+    Demand, DeviceSlice, Fidelity, InstanceState, InstanceView, ModelView, NodeView, NodeWeights, Placement, Shard,
+    Snapshot, Turn, WeightsTier, WeightsView,
 };
 use controller_core::{State, tick};
 use proptest::collection::{btree_map, vec};
+use proptest::option;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
@@ -49,12 +51,41 @@ fn model() -> impl Strategy<Value = ModelView> {
             turns: (0..held.min(3)).map(|n| Turn { session: u64::from(n), at_ns: at_s * S }).collect(),
         },
     );
-    let bytes = prop_oneof![6 => 0u64..600, 1 => Just(u64::MAX >> 20)].prop_map(|mib| mib << 20);
-    (0..2u8, bytes, demand, vec(wild(), 0..4)).prop_map(|(revision, instance_bytes, demand, cold_start_ms)| ModelView {
-        revision: format!("r{revision}"),
-        instance_bytes,
-        demand,
-        cold_start_ms,
+    (0..2u8, bytes(), demand, vec(wild(), 0..4), option::of(weights())).prop_map(
+        |(revision, instance_bytes, demand, cold_start_ms, weights)| ModelView {
+            revision: format!("r{revision}"),
+            instance_bytes,
+            demand,
+            cold_start_ms,
+            weights,
+        },
+    )
+}
+
+fn bytes() -> impl Strategy<Value = u64> {
+    prop_oneof![6 => 0u64..600, 1 => Just(u64::MAX >> 20)].prop_map(|mib| mib << 20)
+}
+
+fn weights() -> impl Strategy<Value = WeightsView> {
+    let tier = prop_oneof![Just(WeightsTier::Memory), Just(WeightsTier::Disk), Just(WeightsTier::Absent)];
+    let samples = (vec(wild(), 0..5), vec(wild(), 0..5));
+    (bytes(), bytes(), bytes(), tier, any::<bool>(), samples).prop_map(
+        |(bytes, memory_bytes, freeable_bytes, tier, mapped, (memory_start_ms, disk_start_ms))| WeightsView {
+            bytes,
+            tier,
+            memory_bytes,
+            freeable_bytes,
+            mapped,
+            memory_start_ms,
+            disk_start_ms,
+        },
+    )
+}
+
+fn node_weights() -> impl Strategy<Value = NodeWeights> {
+    let bringing = option::of((0..2u8).prop_map(|revision| format!("r{revision}")));
+    (bytes(), bytes(), wild(), bringing).prop_map(|(idle_bytes_max, idle_bytes, disk_bytes_per_s, bringing)| {
+        NodeWeights { idle_bytes_max, idle_bytes, disk_bytes_per_s, bringing }
     })
 }
 
@@ -86,14 +117,20 @@ fn instance() -> impl Strategy<Value = InstanceView> {
 }
 
 fn snapshot() -> impl Strategy<Value = Snapshot> {
-    let node = (vec(0u32..6, 0..8), 0u32..4, prop_oneof![6 => 0u64..4096, 1 => Just(u64::MAX >> 20)]);
+    let node = (vec(0u32..6, 0..8), 0u32..4, prop_oneof![6 => 0u64..4096, 1 => Just(u64::MAX >> 20)], node_weights());
     let models = btree_map((0..NAMES.len()).prop_map(|at| NAMES[at].to_owned()), model(), 0..4);
     let instances = btree_map("[abd]-[12]-[1-4]", instance(), 0..5);
     (prop_oneof![8 => 0u64..300, 1 => Just(18_000_000_000u64)], 1u64..3, node, models, instances).prop_map(
-        |(now_s, epoch, (cores, cores_per_instance, mib), models, instances)| Snapshot {
+        |(now_s, epoch, (cores, cores_per_instance, mib, weights), models, instances)| Snapshot {
             now_ns: now_s * S,
             epoch,
-            node: NodeView { observed_at_ns: now_s * S, cores, cores_per_instance, memory_budget_bytes: mib << 20 },
+            node: NodeView {
+                observed_at_ns: now_s * S,
+                cores,
+                cores_per_instance,
+                memory_budget_bytes: mib << 20,
+                weights,
+            },
             models,
             instances,
         },
@@ -101,14 +138,22 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
 }
 
 /// What is started goes on free cores of the node, distinct, and within what is left of the budget, with
-/// everything that is running, starting or draining counted.
+/// everything that is running, starting or draining counted, and what they share counted once.
 fn within_room(snapshot: &Snapshot, effects: &Effects) -> Result<(), TestCaseError> {
     let mut taken: BTreeSet<u32> = snapshot.instances.values().flat_map(|view| view.placement.cores()).collect();
-    let used: u128 =
-        snapshot.instances.values().map(|view| u128::from(view.placement.bytes().max(view.resident_bytes))).sum();
-    let mut bytes = used;
+    let lot = |model: &str, revision: &str| {
+        let view = snapshot.models.get(model).filter(|view| view.revision == revision)?;
+        view.weights.as_ref().map(|weights| (view.revision.clone(), u128::from(weights.bytes)))
+    };
+    let own = |view: &InstanceView| {
+        let shared = lot(&view.model, &view.revision).map_or(0, |(_, bytes)| bytes);
+        u128::from(view.placement.bytes()).max(u128::from(view.resident_bytes).saturating_sub(shared))
+    };
+    let mut bytes: u128 = snapshot.instances.values().map(own).sum();
+    let running = snapshot.instances.values().filter_map(|view| lot(&view.model, &view.revision));
+    let mut lots: BTreeSet<(String, u128)> = running.collect();
     for action in &effects.actions {
-        let ActionKind::Start { instance, model, placement, .. } = &action.kind else { continue };
+        let ActionKind::Start { instance, model, revision, placement } = &action.kind else { continue };
         prop_assert!(snapshot.models.contains_key(model));
         prop_assert!(!snapshot.instances.contains_key(instance));
         let plain = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
@@ -118,7 +163,10 @@ fn within_room(snapshot: &Snapshot, effects: &Effects) -> Result<(), TestCaseErr
             prop_assert!(snapshot.node.cores.contains(&core) && taken.insert(core), "core {}", core);
         }
         bytes += u128::from(placement.bytes());
-        prop_assert!(bytes <= u128::from(snapshot.node.memory_budget_bytes));
+        lots.extend(lot(model, revision));
+        prop_assert!(
+            bytes + lots.iter().map(|(_, bytes)| bytes).sum::<u128>() <= u128::from(snapshot.node.memory_budget_bytes)
+        );
     }
     Ok(())
 }

@@ -205,6 +205,8 @@ impl Actuator for ProcessActuator {
                 let deadline = Instant::now() + Duration::from_millis(*deadline_ms);
                 self.order_drain(instance, DrainOrder { deadline, by_signal: false })
             }
+            // No instance has a part in these: the keeper of weights carries them out.
+            ActionKind::Prefetch { .. } | ActionKind::Forget { .. } => Applied::Nothing,
         };
         self.applied.insert(&action.key);
         Ok(applied)

@@ -30,6 +30,7 @@ pub fn config(state_dir: &Path) -> DaemonConfig {
         cores_per_instance: 1,
         memory_budget_bytes: 8 << 30,
         segments: state_dir.join("segments"),
+        kernel_layout: "any".to_owned(),
         idle_weights_bytes: 1 << 30,
         kv_bytes: 1 << 20,
         // Short, so that engines which a failed test leaves behind end by themselves.

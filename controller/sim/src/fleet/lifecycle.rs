@@ -49,6 +49,8 @@ impl World<'_> {
                     self.drain(at, deadline_ms.saturating_mul(NS_PER_MS));
                 }
             }
+            // A node's cache of weights is the fleet's own here, and no policy is told of it.
+            ActionKind::Prefetch { .. } | ActionKind::Forget { .. } => {}
         }
         Ok(())
     }

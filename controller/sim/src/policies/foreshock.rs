@@ -66,6 +66,7 @@ impl Ticker {
                 instance_bytes: view.instance_bytes,
                 demand: Demand::default(),
                 cold_start_ms: Vec::new(),
+                weights: None,
             });
             known.demand = Demand {
                 observed_at_ns: view.now_ns,
@@ -89,6 +90,7 @@ impl Ticker {
                 cores: view.devices.to_vec(),
                 cores_per_instance: 1,
                 memory_budget_bytes: view.instance_bytes.saturating_mul(view.devices.len() as u64 + 1_000_000),
+                weights: Default::default(),
             },
             models,
             instances: view.instances().map(|(id, view)| (id.clone(), view)).collect(),

@@ -55,6 +55,7 @@ fn fleet(models: usize) -> Snapshot {
         instance_bytes: BYTES,
         demand: Demand { observed_at_ns: now_ns, ..Demand::default() },
         cold_start_ms: vec![10_000.0; 32],
+        weights: None,
     };
     let instance = |at: usize| InstanceView {
         observed_at_ns: now_ns,
@@ -83,6 +84,7 @@ fn fleet(models: usize) -> Snapshot {
             cores: (0..models as u32).collect(),
             cores_per_instance: 1,
             memory_budget_bytes: u64::MAX,
+            weights: Default::default(),
         },
         models: (0..models).map(|at| (name(at), view(at))).collect(),
         instances: (0..models).filter(|at| at % 10 < 6).map(|at| (format!("i{at:05}"), instance(at))).collect(),
@@ -121,6 +123,7 @@ fn happen(snapshot: &mut Snapshot, actions: Vec<controller_core::action::Action>
     let now_ns = snapshot.now_ns;
     for action in actions {
         match action.kind {
+            ActionKind::Prefetch { .. } | ActionKind::Forget { .. } => {}
             ActionKind::Drain { instance, .. } => {
                 snapshot.instances.remove(&instance);
             }

@@ -88,7 +88,7 @@ fn make_room(segments: &Segments, manifest: &Manifest, reserve_bytes: u64) -> Re
 }
 
 /// Bytes that are missing for so many more. Where the system does not say, the attempt will.
-fn short_of(folder: &Path, bytes: u64, reserve_bytes: u64) -> u64 {
+pub(super) fn short_of(folder: &Path, bytes: u64, reserve_bytes: u64) -> u64 {
     let free = statvfs(folder).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
     let available = available_bytes().unwrap_or(u64::MAX);
     let memory = bytes.saturating_add(reserve_bytes).saturating_sub(available);
