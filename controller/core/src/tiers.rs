@@ -9,6 +9,7 @@
 //! start reads.
 
 mod asked;
+mod calls;
 
 pub(crate) use asked::Asked;
 
@@ -24,6 +25,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Least time from one start of a model to the next that it is counted on for, s.
 const AWAKE_S: f64 = 5.0;
+
+/// How much more a start is worth that a request waits for already.
+const WAITING: f64 = 1e3;
 
 /// What is to move between tiers.
 #[derive(Clone, Debug, Default)]
@@ -116,10 +120,13 @@ fn weights_of<'a>(
     let mut all: BTreeMap<&Revision, Weights> = BTreeMap::new();
     for (name, view) in &snapshot.models {
         let (Some(weights), Some(need)) = (&view.weights, needs.get(name)) else { continue };
-        let likely = need.forecast.arrival_probability(horizon_s(&state.policy));
+        let horizon_s = horizon_s(&state.policy);
+        // Of what is called now, the start waits for room.
+        let waits = need.load > 0;
+        let likely = if waits { 1.0 } else { need.forecast.arrival_probability(horizon_s) };
+        let starts = starts(likely, state.tiers.calls.per_s(name, horizon_s), need, horizon_s);
         let saved_s = wake::saved_s(weights, &snapshot.node);
-        let value =
-            starts(need.forecast.hazard_per_s, &state.policy) * state.policy.saved_cost_of(saved_s, need.together);
+        let value = starts * state.policy.saved_cost_of(saved_s, need.together) * if waits { WAITING } else { 1.0 };
         let last_used_ns = state.models.get(name).map_or(0, |model| {
             let needed_ns = model.needed_ns.first().copied();
             needed_ns.max(model.arrivals.last_arrival_ns).unwrap_or(0)
@@ -145,10 +152,11 @@ fn weights_of<'a>(
     all.into_values().collect()
 }
 
-/// Starts expected within the horizon. What is called again within seconds hardly ever sleeps, so they are fewer than calls.
-fn starts(hazard_per_s: f64, policy: &Policy) -> f64 {
-    let hazard_per_s = if hazard_per_s.is_finite() { hazard_per_s.max(0.0) } else { 0.0 };
-    horizon_s(policy) * hazard_per_s / (1.0 + hazard_per_s * AWAKE_S)
+/// Starts expected within the horizon: the next one, which the forecast knows, and after it as many as there are calls in
+/// the long run. What is called again within seconds hardly ever sleeps, so they are fewer than calls.
+fn starts(likely: f64, calls_per_s: f64, need: &Need, horizon_s: f64) -> f64 {
+    let times_per_s = calls_per_s / need.together.max(1.0);
+    likely * (1.0 + horizon_s * times_per_s / (1.0 + times_per_s * AWAKE_S))
 }
 
 fn horizon_s(policy: &Policy) -> f64 {

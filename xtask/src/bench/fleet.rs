@@ -20,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const MODELS: usize = 50;
 const ROUNDS: usize = 2;
-const ROUND_S: f64 = 45.0;
+const ROUND_S: f64 = 60.0;
 const SEED: u64 = 7;
 const PROMPT_TOKENS: usize = 16;
 /// Memory in all: two instances of one core with their weights, and weights of some six models beside them.

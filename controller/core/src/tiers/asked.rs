@@ -1,7 +1,8 @@
 //! The memory of moves that were asked for: each is asked for once, and again only after a later snapshot has shown that
 //! it did not happen, each time later.
 
-use super::TierPlan;
+use super::calls::Calls;
+use super::{TierPlan, horizon_s};
 use crate::action::{Action, ActionKind, Reason};
 use crate::policy::Policy;
 use crate::snapshot::{ModelView, Revision, Snapshot, WeightsTier, WeightsView};
@@ -13,6 +14,7 @@ use std::collections::BTreeMap;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Asked {
+    pub(super) calls: Calls,
     seen_ns: Option<Nanos>,
     bring: Option<Bring>,
     /// When weights were told to leave, and how much of them would come free then.
@@ -43,6 +45,7 @@ impl Asked {
         if self.seen_ns.replace(snapshot.now_ns) == Some(snapshot.now_ns) {
             return false;
         }
+        self.calls.see(snapshot, horizon_s(policy));
         let views: BTreeMap<&Revision, &WeightsView> = snapshot.models.values().filter_map(of).collect();
         self.retries.retain(|revision, _| views.contains_key(revision));
         self.see_bring(snapshot, policy, &views);
