@@ -59,6 +59,13 @@ fn world(idle_mib: u64) -> Snapshot {
     snapshot
 }
 
+/// The same where no instance fits, so that none is started ahead of a request.
+fn world_of_weights(idle_mib: u64) -> Snapshot {
+    let mut snapshot = world(idle_mib);
+    snapshot.node.cores_per_instance = 64;
+    snapshot
+}
+
 fn moves(effects: &[Effects]) -> Vec<&Action> {
     effects.iter().flat_map(|effects| &effects.actions).collect()
 }
@@ -82,7 +89,7 @@ fn what_is_called_often_is_read_ahead_and_what_is_not_stays_on_disk() {
 
 #[test]
 fn weights_worth_more_take_the_place_of_others() {
-    let (mut state, mut snapshot) = (State::default(), world(250));
+    let (mut state, mut snapshot) = (State::default(), world_of_weights(250));
     ["a", "b", "c"].iter().for_each(|name| stored(&mut snapshot, name, 100));
     ["a", "b"].iter().for_each(|name| remembered(&mut snapshot, name));
     let effects = calls(&mut state, &mut snapshot, 300, &[("a", 20), ("b", 900), ("c", 20)]);
@@ -156,7 +163,7 @@ fn a_move_that_does_not_happen_is_asked_for_again_later_each_time() {
 #[test]
 fn the_rules_to_compare_with() {
     let rule = |tiers: TierRule| {
-        let (mut state, mut snapshot) = (State::new(Policy { tiers, ..Policy::default() }), world(250));
+        let (mut state, mut snapshot) = (State::new(Policy { tiers, ..Policy::default() }), world_of_weights(250));
         ["a", "b", "c"].iter().for_each(|name| stored(&mut snapshot, name, 100));
         for (name, disk_ms) in [("a", 500.0), ("b", 500.0), ("c", 40.0)] {
             let weights = weights(&mut snapshot, name);
@@ -175,7 +182,7 @@ fn the_rules_to_compare_with() {
 /// Of the calls in the last two thirds of `seconds`, the share that found its model's weights in memory, and how many
 /// were read ahead. Eight models are called every few seconds, 42 now and then; six fit into memory.
 fn found_in_memory(tiers: TierRule, seconds: u64) -> (f64, usize) {
-    let (mut state, mut snapshot) = (State::new(Policy { tiers, ..Policy::default() }), world(650));
+    let (mut state, mut snapshot) = (State::new(Policy { tiers, ..Policy::default() }), world_of_weights(650));
     let names: Vec<String> = (0..50).map(|at| format!("m{at:02}")).collect();
     names.iter().for_each(|name| stored(&mut snapshot, name, 100));
     let mut random = 7u64;
