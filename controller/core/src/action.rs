@@ -66,6 +66,8 @@ pub enum Reason {
     HeldAtZero,
     /// The forecast at the cold-start horizon exceeds what the instances can serve.
     ForecastAboveCapacity,
+    /// No request is there, and one is expected about when an instance would be ready.
+    CallExpected,
     /// Requests queue inside the engines or at the gateway beyond what the target allows.
     QueueAboveTarget,
     /// An instance died and its share is still needed.

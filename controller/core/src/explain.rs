@@ -18,7 +18,11 @@ pub(crate) fn sentence(
     let seen = &need.seen;
     let drains: Vec<&PlannedDrain> = plan.drains.iter().filter(|drain| drain.model == name).collect();
     match reason {
-        Reason::HeldAtZero | Reason::ReplaceLost | Reason::QueueAboveTarget | Reason::ForecastAboveCapacity => {
+        Reason::HeldAtZero
+        | Reason::ReplaceLost
+        | Reason::QueueAboveTarget
+        | Reason::CallExpected
+        | Reason::ForecastAboveCapacity => {
             let starting = instances(starts(plan, name));
             format!("{}: starting {starting}.", cause_of_start(name, need, model, reason))
         }
@@ -63,6 +67,12 @@ fn cause_of_start(name: &str, need: &Need, model: &ModelState, reason: Reason) -
         Reason::ReplaceLost => {
             format!("{} died with {} present", instances(model.lost.max(1)), requests(need.load))
         }
+        Reason::CallExpected => format!(
+            "Silent for {:.1} s, and by its gaps {name} is called soon after the {cold_start} that a start takes: not to wait then is worth {:.2} a second, holding an instance costs {:.2}",
+            seen.idle_s,
+            need.forecast.ahead_per_s * need.miss_cost,
+            need.holding_cost_per_s,
+        ),
         Reason::QueueAboveTarget => format!(
             "{} present ({} held, {} in flight), more than {} can take up within a cold start of {cold_start} at {:.1} requests/s and {:.0} at once each ({})",
             requests(need.load),

@@ -30,6 +30,8 @@ pub(crate) struct Need {
     pub(crate) need: u32,
     /// Instances worth having: at least the needed ones, and those whose loss would cost more than keeping them.
     pub(crate) keep: u32,
+    /// A call is expected about when an instance would be ready, and one is worth holding for it.
+    pub(crate) ahead: bool,
     /// Requests present, wherever they are, that no draining instance is finishing.
     pub(crate) load: u64,
     /// Held with nothing serving or about to, since.
@@ -109,6 +111,7 @@ fn need_of(model: &mut ModelState, view: &ModelView, group: &Group, snapshot: &S
         for_queue,
         need,
         keep: need,
+        ahead,
         load,
         starved_since_ns: model.starved_since_ns,
         holding_cost_per_s,

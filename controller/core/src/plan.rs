@@ -184,6 +184,7 @@ impl<'a> Planner<'a> {
                 let reason = match rank {
                     _ if nth - have < lost => Reason::ReplaceLost,
                     0 => Reason::HeldAtZero,
+                    _ if nth == 0 && need.ahead => Reason::CallExpected,
                     1 => Reason::QueueAboveTarget,
                     _ => Reason::ForecastAboveCapacity,
                 };

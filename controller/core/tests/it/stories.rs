@@ -160,6 +160,7 @@ fn a_regular_caller_finds_its_model_warm() {
     let (mut state, mut snapshot) = (State::default(), node());
     register(&mut snapshot, "a");
     let (mut found_warm, mut held_s) = (0, 0.0);
+    let mut said = String::new();
     for second in 0..600 * 30_u64 {
         pass(&mut snapshot, 1.0);
         let (now_ns, calls) = (snapshot.now_ns, second % 600 == 599);
@@ -178,8 +179,12 @@ fn a_regular_caller_finds_its_model_warm() {
         }
         demand(&mut snapshot, "a").held = u32::from(calls && snapshot.instances.is_empty());
         let effects = tick(&mut state, &snapshot);
+        if !effects.actions.is_empty() && demand(&mut snapshot, "a").held == 0 && snapshot.instances.is_empty() {
+            said = told(&effects);
+        }
         apply(&mut snapshot, &effects.actions);
     }
+    assert_snapshot!(said, @"a 0->1 CallExpected: Silent for 594.0 s, and by its gaps a is called soon after the 800 ms that a start takes: not to wait then is worth 3.30 a second, holding an instance costs 1.05: starting 1 instance.");
     assert!(found_warm >= 8, "{found_warm} of the last 9 calls");
     assert!(held_s < 0.3 * 600.0 * 30.0, "{held_s} s");
 }
