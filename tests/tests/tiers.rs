@@ -107,9 +107,11 @@ fn weights_without_room_leave_by_a_decision() -> Result<()> {
         Ok(place.held().is_empty() && !decisions(serve, "forgotten")?.is_empty())
     })?;
     ensure!(serve.metric_sum("foreshock_weights_evictions_total", &["reason=\"planned\""])? > 0.0, "not counted");
-    let snapshot = serve.admin_get("snapshot")?;
-    let weights = &snapshot["models"]["m"]["weights"];
-    ensure!(weights["tier"] == "disk" && weights["bytes"].as_u64() > Some(90_000_000), "{snapshot}");
-    ensure!(snapshot["models"]["m"]["instance_bytes"].as_u64() < Some(400_000_000), "{snapshot}");
-    Ok(())
+    // The next tick sees it.
+    serve.wait_until("the weights to be seen on disk", |serve| {
+        let snapshot = serve.admin_get("snapshot")?;
+        let weights = &snapshot["models"]["m"]["weights"];
+        let own_bytes = snapshot["models"]["m"]["instance_bytes"].as_u64();
+        Ok(weights["tier"] == "disk" && weights["bytes"].as_u64() > Some(90_000_000) && own_bytes < Some(400_000_000))
+    })
 }
