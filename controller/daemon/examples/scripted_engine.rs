@@ -132,6 +132,7 @@ fn answer(command: Command, shared: &mut Shared, hello: &Hello) -> Reply {
             Reply::Hello(Hello { ready_at_ns: shared.ready_at_ns, epoch: shared.epoch, ..hello.clone() })
         }
         Command::Adapters { .. } => Reply::Done,
+        Command::Adopt { .. } | Command::Prepare { .. } => Reply::Refused { message: "it is no spare".to_owned() },
         Command::Drain { .. } => {
             shared.drain_at = Some(Instant::now() + Duration::from_millis(10));
             Reply::Done

@@ -3,7 +3,7 @@
 use super::{available_bytes, is_of_memory};
 use crate::{
     Checksum, LoadFacts, LoadOptions, Loaded, Manifest, Object, Segments, Store, StoreError, huge::FileMap, load,
-    load::loaded,
+    load::{find, loaded},
 };
 use rustix::fs::statvfs;
 use std::{
@@ -51,6 +51,9 @@ pub fn bring(
     reserve_bytes: u64,
 ) -> Result<Brought, StoreError> {
     let in_memory = Segments::open(folder).and_then(|segments| {
+        if let Some(loaded) = find(store, manifest, &segments)? {
+            return Ok(loaded);
+        }
         make_room(&segments, manifest, reserve_bytes)?;
         load(store, manifest, &segments, options)
     });
