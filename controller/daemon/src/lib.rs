@@ -21,6 +21,7 @@ mod model_store;
 pub mod observe;
 pub mod registry;
 mod run;
+mod spares;
 mod timeline;
 mod view;
 mod weights;

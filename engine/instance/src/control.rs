@@ -117,13 +117,7 @@ pub(crate) struct Adopted {
 }
 
 impl SpareSeat {
-    pub fn new(
-        instance: String,
-        port: u16,
-        heads: Heads,
-        adopt: Adopt,
-        adopted: oneshot::Sender<Adopted>,
-    ) -> Self {
+    pub fn new(instance: String, port: u16, heads: Heads, adopt: Adopt, adopted: oneshot::Sender<Adopted>) -> Self {
         let started_at_ns = clock::monotonic_ns();
         Self { instance, port, started_at_ns, heads, adopt, adopted: Mutex::new(Some(adopted)) }
     }

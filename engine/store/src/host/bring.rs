@@ -2,7 +2,9 @@
 
 use super::{available_bytes, is_of_memory};
 use crate::{
-    Checksum, LoadFacts, LoadOptions, Loaded, Manifest, Object, Segments, Store, StoreError, huge::FileMap, load,
+    Checksum, LoadFacts, LoadOptions, Loaded, Manifest, Object, Segments, Store, StoreError,
+    huge::FileMap,
+    load,
     load::{find, loaded},
 };
 use rustix::fs::statvfs;
