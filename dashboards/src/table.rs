@@ -128,7 +128,7 @@ pub const COLD_START_PHASE_SECONDS: Metric = Metric {
     name: "foreshock_cold_start_phase_seconds",
     kind: Kind::Histogram(START_BUCKETS_S),
     labels: &["model", "phase", "tier"],
-    help: "Parts of a cold start: decision, spawn, load, ready, first_token. The tier is where the weights were: memory, disk or file.",
+    help: "Parts of a cold start: decision, spawn (or adopt, by a spare process), load, ready, first_token. The tier is where the weights were: memory, disk or file.",
 };
 pub const SPARES: Metric = gauge(
     "foreshock_spares",
