@@ -5,11 +5,15 @@ use crate::snapshot::{ModelName, Snapshot};
 use crate::state::State;
 use crate::{Nanos, seconds_between};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// Chance that a start may find none left.
 const SHORT: f64 = 0.01;
 /// More are never held: each further start of a crowd waits for a core in any case.
 const MOST: u32 = 8;
+
+/// Models that a plan names at most: a spare process cannot read more ahead.
+const NAMED: usize = 64;
 
 /// What a spare process takes.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -34,18 +38,18 @@ pub struct SparePlan {
 impl State {
     /// The spare processes to hold for the models that can be adopted.
     pub fn spares(&self, snapshot: &Snapshot, adoptable: impl Fn(&str) -> bool, cost: SpareCost) -> SparePlan {
-        let mut chances: Vec<(bool, f64, &ModelName)> = Vec::new();
-        for name in snapshot.models.keys().filter(|name| adoptable(name)) {
-            let is_up = snapshot.instances.values().any(|instance| instance.model == *name);
-            chances.push((is_up, self.hazard_per_s(name, snapshot.now_ns), name));
-        }
+        let up: BTreeSet<&ModelName> = snapshot.instances.values().map(|instance| &instance.model).collect();
+        let names = snapshot.models.keys().filter(|name| adoptable(name));
+        let mut chances: Vec<(bool, f64, &ModelName)> =
+            names.map(|name| (up.contains(name), self.hazard_per_s(name, snapshot.now_ns), name)).collect();
         chances.sort_by(|a, b| (a.0.cmp(&b.0)).then(b.1.total_cmp(&a.1)).then(a.2.cmp(b.2)));
         let per_s = chances.iter().filter(|(is_up, ..)| !is_up).map(|(_, per_s, _)| per_s).sum::<f64>();
         let used_bytes: u128 = snapshot.instances.values().map(|i| u128::from(i.placement.bytes())).sum();
         let free_bytes = u128::from(snapshot.node.memory_budget_bytes).saturating_sub(used_bytes);
         let fit = free_bytes.checked_div(u128::from(cost.bytes)).map_or(MOST, |fit| fit.min(u128::from(MOST)) as u32);
-        let models = chances.into_iter().map(|(.., name)| name.clone()).collect();
-        plan(models, per_s * cost.made_in_s.max(0.0), fit)
+        let known = u32::try_from(chances.len()).unwrap_or(u32::MAX);
+        let models = chances.into_iter().take(NAMED).map(|(.., name)| name.clone()).collect();
+        SparePlan { models, ..plan(known, per_s * cost.made_in_s.max(0.0), fit) }
     }
 
     /// Rate at which a model is called next, given its silence so far, 1/s.
@@ -58,8 +62,7 @@ impl State {
 }
 
 /// The number for so many expected starts where `fit` have room.
-fn plan(models: Vec<ModelName>, starts_expected: f64, fit: u32) -> SparePlan {
-    let known = u32::try_from(models.len()).unwrap_or(u32::MAX);
+fn plan(known: u32, starts_expected: f64, fit: u32) -> SparePlan {
     let enough = enough(starts_expected);
     let wanted = enough.min(known).min(fit);
     let limit = match wanted {
@@ -69,7 +72,7 @@ fn plan(models: Vec<ModelName>, starts_expected: f64, fit: u32) -> SparePlan {
         _ => "memory has no room for more".to_owned(),
     };
     let why = format!("{starts_expected:.3} starts are expected while one is made; {limit}");
-    SparePlan { wanted, models, starts_expected, why }
+    SparePlan { wanted, models: Vec::new(), starts_expected, why }
 }
 
 /// The least number, one at least, that a Poisson number of starts exceeds with a chance of at most [`SHORT`].
@@ -91,32 +94,28 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn names(count: usize) -> Vec<ModelName> {
-        (0..count).map(|n| n.to_string()).collect()
-    }
-
     #[test]
     fn none_without_models_and_one_is_enough_for_quiet_ones() {
-        assert_eq!(plan(names(0), 0.0, 8).wanted, 0);
-        assert_eq!(plan(names(1), 0.0, 8).wanted, 1);
-        assert_eq!(plan(names(50), 0.1, 8).wanted, 1);
-        assert_eq!(plan(names(50), 0.5, 8).wanted, 3);
-        assert_eq!(plan(names(2), 0.5, 8).wanted, 2);
-        assert_eq!(plan(names(50), 0.5, 0).wanted, 0);
-        assert!(plan(names(50), 0.5, 0).why.ends_with("memory has no room for more"));
-        assert_eq!(plan(names(50), 1e9, 64).wanted, MOST);
+        assert_eq!(plan(0, 0.0, 8).wanted, 0);
+        assert_eq!(plan(1, 0.0, 8).wanted, 1);
+        assert_eq!(plan(50, 0.1, 8).wanted, 1);
+        assert_eq!(plan(50, 0.5, 8).wanted, 3);
+        assert_eq!(plan(2, 0.5, 8).wanted, 2);
+        assert_eq!(plan(50, 0.5, 0).wanted, 0);
+        assert!(plan(50, 0.5, 0).why.ends_with("memory has no room for more"));
+        assert_eq!(plan(50, 1e9, 64).wanted, MOST);
     }
 
     proptest! {
         #[test]
         fn more_starts_models_and_room_never_want_fewer(
-            starts in 0.0..20.0f64, more in 0.0..20.0f64, models in 0..20usize, fit in 0..20u32
+            starts in 0.0..20.0f64, more in 0.0..20.0f64, models in 0..20u32, fit in 0..20u32
         ) {
-            let least = plan(names(models), starts, fit).wanted;
-            prop_assert!(least as usize <= models && least <= fit && least <= MOST);
-            prop_assert!(plan(names(models), starts + more, fit).wanted >= least);
-            prop_assert!(plan(names(models + 1), starts, fit).wanted >= least);
-            prop_assert!(plan(names(models), starts, fit + 1).wanted >= least);
+            let least = plan(models, starts, fit).wanted;
+            prop_assert!(least <= models && least <= fit && least <= MOST);
+            prop_assert!(plan(models, starts + more, fit).wanted >= least);
+            prop_assert!(plan(models + 1, starts, fit).wanted >= least);
+            prop_assert!(plan(models, starts, fit + 1).wanted >= least);
             // The promise itself, where neither models nor memory bind.
             let enough = enough(starts);
             if enough < MOST {
