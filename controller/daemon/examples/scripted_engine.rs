@@ -67,6 +67,7 @@ async fn main() {
         ready_at_ns: None,
         epoch: 0,
         adapters_max: 4,
+        spare: false,
     };
     let control = UnixListener::bind(PathBuf::from(options["--control"])).unwrap();
     let serving = shared.clone();
