@@ -57,7 +57,7 @@ impl Spare {
 }
 
 fn adopt(word: &str) -> Command {
-    Command::Adopt { epoch: 3, args: vec![word.to_owned()] }
+    Command::Adopt { epoch: 1, args: vec![word.to_owned()] }
 }
 
 fn is_refused(reply: &Reply, why: &str) -> bool {
@@ -70,17 +70,17 @@ async fn it_waits_and_becomes_an_engine_once() {
     let mut controller = spare.controller().await;
     let Reply::Hello(hello) = controller.send(&Command::Hello { protocol: PROTOCOL }).await else { panic!("no hello") };
     assert!(hello.spare && hello.instance == "spare-1" && hello.model.is_empty() && hello.port != 0);
-    let renew = Command::Renew { epoch: 2, lease_ms: 600_000 };
+    let renew = Command::Renew { epoch: 1, lease_ms: 600_000 };
     assert!(matches!(controller.send(&renew).await, Reply::Spare(report) if report.resident_bytes > 0));
     // Heads that are not there are no reason to end.
     let head = HeadSpec { store: spare.dir.path().join("store"), revision: "none".into() };
-    assert_eq!(controller.send(&Command::Prepare { epoch: 2, heads: vec![head] }).await, Reply::Done);
-    assert!(is_refused(&controller.send(&Command::Adapters { epoch: 2, adapters: vec![] }).await, "no model"));
+    assert_eq!(controller.send(&Command::Prepare { epoch: 1, heads: vec![head] }).await, Reply::Done);
+    assert!(is_refused(&controller.send(&Command::Adapters { epoch: 1, adapters: vec![] }).await, "no model"));
     // What cannot be taken leaves it as it was, and so does a controller of the past.
     assert!(is_refused(&controller.send(&adopt("nonsense")).await, "what is"));
     assert!(is_refused(&controller.send(&adopt("alone")).await, "--control"));
-    let late = Command::Adopt { epoch: 1, args: vec!["digest".into()] };
-    assert!(is_refused(&controller.send(&late).await, "epoch 3"));
+    let late = Command::Adopt { epoch: 0, args: vec!["digest".into()] };
+    assert!(is_refused(&controller.send(&late).await, "epoch 1"));
     assert_eq!(controller.send(&adopt("digest")).await, Reply::Done);
 
     let Spare { dir, task } = spare;
