@@ -128,8 +128,20 @@ pub const COLD_START_PHASE_SECONDS: Metric = Metric {
     name: "foreshock_cold_start_phase_seconds",
     kind: Kind::Histogram(START_BUCKETS_S),
     labels: &["model", "phase", "tier"],
-    help: "Parts of a cold start: decision, spawn, load, ready, first_token. The tier is where the weights were: memory, disk or file.",
+    help: "Parts of a cold start: decision, spawn (or adopt, by a spare process), load, ready, first_token. The tier is where the weights were: memory, disk or file.",
 };
+pub const SPARES: Metric = gauge(
+    "foreshock_spares",
+    &["state"],
+    "Spare engine processes: wanted by the planner, ready to adopt a model, and being made.",
+);
+pub const SPARES_BYTES: Metric =
+    gauge("foreshock_spares_bytes", &[], "Resident memory of the spare engine processes that are ready.");
+pub const SPARE_ADOPTIONS_TOTAL: Metric = counter(
+    "foreshock_spare_adoptions_total",
+    &["outcome"],
+    "Starts that a spare process was used for: adopted, or failed, upon which a process was started.",
+);
 pub const WEIGHTS_SHARED_BYTES: Metric = gauge(
     "foreshock_weights_shared_bytes",
     &["state"],
@@ -402,6 +414,9 @@ pub const METRICS: &[Metric] = &[
     COLD_START_SECONDS,
     COLD_START_PHASE_SECONDS,
     COLD_STARTS_TOTAL,
+    SPARES,
+    SPARES_BYTES,
+    SPARE_ADOPTIONS_TOTAL,
     WEIGHTS_SHARED_BYTES,
     WEIGHTS_DISCARDED_BYTES_TOTAL,
     WEIGHTS_TIER_BYTES,

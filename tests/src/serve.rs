@@ -190,19 +190,35 @@ impl Drop for Foreshock {
     }
 }
 
-/// Kills engines whose command line names this state folder. Call it at the end of a test with a folder of its own.
+/// Kills engines and spare processes of this state folder. Call it at the end of a test with a folder of its own.
 pub fn kill_engines(state: &Path) {
-    for pid in engine_pids(state) {
+    for pid in engine_pids(state).into_iter().chain(pids_of(&state.join("spares"))) {
         if let Some(pid) = rustix::process::Pid::from_raw(pid) {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
     }
 }
 
-/// Engine processes of a state folder: their command line holds their control socket, which stands in it.
+/// Engine processes of a state folder: their command line holds their control socket, which stands in it; or they were
+/// spare processes, and an instance file names them.
 pub fn engine_pids(state: &Path) -> Vec<i32> {
+    let mut pids = pids_of(&state.join("engines"));
+    let spares = pids_of(&state.join("spares"));
+    let files = std::fs::read_dir(state.join("engines")).into_iter().flatten().flatten();
+    let file_pid = |path: PathBuf| -> Option<i32> {
+        let file: Value = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+        i32::try_from(file["pid"].as_i64()?).ok()
+    };
+    pids.extend(files.filter_map(|file| file_pid(file.path())).filter(|pid| spares.contains(pid)));
+    pids.sort_unstable();
+    pids.dedup();
+    pids
+}
+
+/// Processes whose command line holds a path in this folder.
+fn pids_of(folder: &Path) -> Vec<i32> {
     let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
-    let needle = state.join("engines").to_string_lossy().into_owned();
+    let needle = folder.to_string_lossy().into_owned();
     processes
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())

@@ -20,6 +20,7 @@ pub mod policy;
 mod room;
 mod silence;
 pub mod snapshot;
+pub mod spares;
 mod staffing;
 pub mod state;
 mod step_fit;

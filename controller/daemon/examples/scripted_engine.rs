@@ -67,6 +67,7 @@ async fn main() {
         ready_at_ns: None,
         epoch: 0,
         adapters_max: 4,
+        spare: false,
     };
     let control = UnixListener::bind(PathBuf::from(options["--control"])).unwrap();
     let serving = shared.clone();
@@ -132,6 +133,7 @@ fn answer(command: Command, shared: &mut Shared, hello: &Hello) -> Reply {
             Reply::Hello(Hello { ready_at_ns: shared.ready_at_ns, epoch: shared.epoch, ..hello.clone() })
         }
         Command::Adapters { .. } => Reply::Done,
+        Command::Adopt { .. } | Command::Prepare { .. } => Reply::Refused { message: "it is no spare".to_owned() },
         Command::Drain { .. } => {
             shared.drain_at = Some(Instant::now() + Duration::from_millis(10));
             Reply::Done

@@ -127,6 +127,8 @@ pub fn routes(admin: Admin) -> impl Filter<Extract = (impl Reply,), Error = Infa
         .unify()
         .or(warp::path!("v1" / "foreshock" / "starts").and(warp::get()).and(with()).and(query()).map(starts))
         .unify()
+        .or(warp::path!("v1" / "foreshock" / "spares").and(warp::get()).and(with()).map(spares))
+        .unify()
         .or(warp::path!("v1" / "foreshock" / "instances").and(warp::get()).and(with()).map(instances))
         .unify()
         .or(warp::path!("v1" / "foreshock" / "requests").and(warp::get()).and(with()).and(query()).map(requests))
@@ -168,6 +170,10 @@ fn ticks(admin: Admin, query: HashMap<String, String>) -> Answer {
         Ok(limit) => list(&admin.view.ticks(limit)),
         Err(answer) => *answer,
     }
+}
+
+fn spares(admin: Admin) -> Answer {
+    json(StatusCode::OK, &*admin.view.spares())
 }
 
 fn starts(admin: Admin, query: HashMap<String, String>) -> Answer {

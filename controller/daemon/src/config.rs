@@ -33,6 +33,8 @@ pub struct DaemonConfig {
     pub compute: ComputeMode,
     /// How engines store keys and values; none leaves it to them.
     pub kv_type: Option<KvType>,
+    /// Engine processes that are kept ready to adopt a model; none leaves their number to the planner.
+    pub spares: Option<u32>,
     /// Decide and record, act on nothing.
     pub advise: bool,
     /// At shutdown drain the engines; if false they live on by their lease, to be adopted.

@@ -66,7 +66,7 @@ pub enum Change {
         port: Option<u16>,
         exit: Exit,
     },
-    /// It serves other adapters than before.
+    /// It serves other adapters than before, or is not where it was: routes change.
     Adapters,
     /// It was told to drain by somebody else: an earlier controller, or a person's SIGTERM.
     Draining,
@@ -170,6 +170,11 @@ impl Fleet {
         match kind {
             EngineEventKind::Listening { port } => instance.listening(port, now_ns),
             EngineEventKind::Ready { at_ns } => instance.ready(at_ns),
+            EngineEventKind::Respawned { pid, spawned_at_ns } => {
+                (instance.pid, instance.spawned_at_ns) = (pid, spawned_at_ns);
+                (instance.port, instance.listening_at_ns) = (None, None);
+                Change::Adapters
+            }
             EngineEventKind::Failed { message } => {
                 tracing::error!(instance = id, model = instance.model, message, "an engine failed to start");
                 instance.failure = Some(message);

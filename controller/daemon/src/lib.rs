@@ -21,6 +21,7 @@ mod model_store;
 pub mod observe;
 pub mod registry;
 mod run;
+mod spares;
 mod starts;
 mod tiers;
 mod timeline;

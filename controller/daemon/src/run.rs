@@ -71,6 +71,7 @@ impl Daemon {
         }
         self.keeping.end(&self.state, &mut self.history);
         if !self.config.advise && self.config.drain_on_shutdown {
+            self.actuator.end_spares().await;
             self.drain_all(&models).await?;
         }
         Ok(())
@@ -175,6 +176,7 @@ impl Daemon {
         let decisions = if self.config.advise { self.new_advice(decisions) } else { decisions };
         self.record(decisions);
         self.gauges.set(&self.state, &snapshot, &self.kv_blocks());
+        self.keep_spares(&snapshot, models);
         let wait_ns = next_tick_ns.saturating_sub(snapshot.now_ns);
         self.publisher.saw(snapshot);
         self.publisher.instances(self.fleet.instances());

@@ -19,13 +19,16 @@ pub struct StartRecord {
     pub model: ModelName,
     pub revision: Revision,
     pub instance: InstanceId,
+    /// A spare process adopted the model: `spawn_ms` is then what that took.
+    #[serde(default)]
+    pub spare: bool,
     /// Where the weights were.
     pub tier: Tier,
     /// Bytes of them that were read from disk.
     pub read_bytes: u64,
     /// From the look at the load that decided it to the beginning of the process.
     pub decision_ms: f64,
-    /// Until the process listened: exec, options, runtime, port.
+    /// Until the process listened: exec, options, runtime, port; or until a spare one had been told what to be.
     pub spawn_ms: f64,
     /// Until its weights were where it computes with them: adopted, read or mapped.
     pub load_ms: f64,
@@ -56,6 +59,7 @@ impl StartRecord {
             model: instance.model.clone(),
             revision: instance.revision.clone(),
             instance: id.to_owned(),
+            spare: phases.spare,
             tier,
             read_bytes: phases.read_bytes,
             decision_ms: between(instance.decided_at_ns, instance.spawned_at_ns),
@@ -70,7 +74,7 @@ impl StartRecord {
     pub fn phases(&self) -> [(&'static str, Option<f64>); 5] {
         [
             ("decision", Some(self.decision_ms)),
-            ("spawn", Some(self.spawn_ms)),
+            (if self.spare { "adopt" } else { "spawn" }, Some(self.spawn_ms)),
             ("load", Some(self.load_ms)),
             ("ready", Some(self.ready_ms)),
             ("first_token", self.first_token_ms),
@@ -128,6 +132,7 @@ mod tests {
             model: "m".to_owned(),
             revision: "r".to_owned(),
             instance: "m-1-1".to_owned(),
+            spare: false,
             tier: Tier::Disk,
             read_bytes: 2_500_000,
             decision_ms: 0.25,
@@ -136,10 +141,10 @@ mod tests {
             ready_ms: 1.5,
             first_token_ms: Some(5.0),
         };
-        let warm = StartRecord { tier: Tier::Memory, first_token_ms: None, ..start.clone() };
+        let warm = StartRecord { spare: true, tier: Tier::Memory, first_token_ms: None, ..start.clone() };
         insta::assert_snapshot!(render_starts(&[start, warm], 107), @r"
           start     m-1-1, 7 s ago, 2.5 MB from disk: 20.8 ms (decision 0.2, spawn 4.0, load 10.0, ready 1.5, first token 5.0)
-          start     m-1-1, 7 s ago, weights in memory: 15.8 ms (decision 0.2, spawn 4.0, load 10.0, ready 1.5)
+          start     m-1-1, 7 s ago, weights in memory: 15.8 ms (decision 0.2, adopt 4.0, load 10.0, ready 1.5)
         ");
     }
 }

@@ -2,6 +2,7 @@
 //! it up: each publication replaces one pointer.
 
 use crate::fleet::Instance;
+use crate::spares::SparesSeen;
 use crate::timeline::StartRecord;
 use controller_core::Nanos;
 use controller_core::action::Decision;
@@ -40,6 +41,7 @@ pub struct View {
     starts: Arc<Mutex<VecDeque<Arc<StartRecord>>>>,
     snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
     instances: watch::Receiver<Arc<BTreeMap<InstanceId, Instance>>>,
+    spares: watch::Receiver<Arc<SparesSeen>>,
 }
 
 impl View {
@@ -74,6 +76,13 @@ impl View {
     }
 }
 
+impl View {
+    /// The spare processes, and how many there should be.
+    pub fn spares(&self) -> Arc<SparesSeen> {
+        self.spares.borrow().clone()
+    }
+}
+
 /// The loop's end of a [`View`].
 pub(crate) struct ViewPublisher {
     ticks: Arc<Mutex<VecDeque<Arc<TickSeen>>>>,
@@ -81,6 +90,7 @@ pub(crate) struct ViewPublisher {
     starts: Arc<Mutex<VecDeque<Arc<StartRecord>>>>,
     snapshot: watch::Sender<Option<Arc<Snapshot>>>,
     instances: watch::Sender<Arc<BTreeMap<InstanceId, Instance>>>,
+    spares: watch::Sender<Arc<SparesSeen>>,
 }
 
 impl ViewPublisher {
@@ -94,6 +104,7 @@ impl ViewPublisher {
             starts: Arc::new(Mutex::new(starts)),
             snapshot: watch::Sender::new(None),
             instances: watch::Sender::new(Arc::default()),
+            spares: watch::Sender::new(Arc::default()),
         }
     }
 
@@ -104,6 +115,7 @@ impl ViewPublisher {
             starts: self.starts.clone(),
             snapshot: self.snapshot.subscribe(),
             instances: self.instances.subscribe(),
+            spares: self.spares.subscribe(),
         }
     }
 
@@ -145,5 +157,9 @@ impl ViewPublisher {
 
     pub(crate) fn instances(&self, instances: &BTreeMap<InstanceId, Instance>) {
         self.instances.send_replace(Arc::new(instances.clone()));
+    }
+
+    pub(crate) fn spares(&self, seen: SparesSeen) {
+        self.spares.send_replace(Arc::new(seen));
     }
 }

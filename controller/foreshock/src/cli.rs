@@ -113,6 +113,9 @@ pub struct ServeArgs {
     /// Engines without a controller for this long finish their streams and exit, milliseconds.
     #[arg(long, env = "FORESHOCK_LEASE_MS", default_value_t = 60_000)]
     pub lease_ms: u64,
+    /// Engine processes that are kept ready to adopt a model [default: the planner's choice].
+    #[arg(long, env = "FORESHOCK_SPARES", value_parser = clap::value_parser!(u32).range(0..=64))]
+    pub spares: Option<u32>,
     /// Number format of the engines' arithmetic.
     #[arg(long, env = "FORESHOCK_COMPUTE", value_enum, default_value_t = Compute::Fast)]
     pub compute: Compute,
@@ -159,8 +162,11 @@ pub enum KvType {
 #[derive(Args, Clone, Debug)]
 pub struct EngineArgs {
     /// Checkpoint: a GGUF file or a Hugging Face folder.
-    #[arg(long)]
-    pub model: PathBuf,
+    #[arg(long, required_unless_present = "spare")]
+    pub model: Option<PathBuf>,
+    /// Wait at the control socket to be told what to serve.
+    #[arg(long, requires = "control", conflicts_with = "model", hide = true)]
+    pub spare: bool,
     /// Round a folder's matrices at load: q8_0, q4_0 or q4_1 [default: as they are stored].
     #[arg(long)]
     pub quantise: Option<Quantisation>,
@@ -214,6 +220,14 @@ pub struct EngineArgs {
     pub control: Option<PathBuf>,
     #[arg(long, default_value_t = 60_000, hide = true)]
     pub lease_ms: u64,
+}
+
+/// The command line of one engine by itself, as a spare process is told it.
+#[derive(Parser)]
+#[command(name = "engine")]
+pub struct EngineCli {
+    #[command(flatten)]
+    pub args: EngineArgs,
 }
 
 /// `NAME=PATH`. By itself an engine takes the files as they are, so the path stands for the revision.

@@ -1,8 +1,9 @@
 //! `foreshock engine`: one instance, by itself or under a controller.
 
-use crate::cli::{Compute, EngineArgs, KvType, Speculation};
+use crate::cli::{Compute, EngineArgs, EngineCli, KvType, Speculation};
 use crate::logging;
-use engine_instance::{EngineOptions, StoreOptions, Supervision};
+use clap::Parser;
+use engine_instance::{EngineOptions, SpareOptions, StoreOptions, Supervision};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -16,13 +17,33 @@ pub fn run(args: EngineArgs) -> ExitCode {
             return ExitCode::from(crate::config::EXIT_OTHER);
         }
     };
-    match runtime.block_on(engine_instance::run(options(args))) {
+    let outcome = match (args.spare, args.control.clone()) {
+        (true, Some(control)) => {
+            let lease = Duration::from_millis(args.lease_ms);
+            let spare = SpareOptions { instance: args.instance.unwrap_or_default(), control, lease };
+            // Once for nothing: the first time costs a start some of its milliseconds.
+            let _ = parse(&["--model".to_owned(), "none".to_owned()]);
+            runtime.block_on(engine_instance::run_spare(spare, Box::new(parse)))
+        }
+        _ => runtime.block_on(engine_instance::run(options(args))),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("foreshock: {error}");
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// The arguments that follow `foreshock engine`.
+fn parse(args: &[String]) -> Result<EngineOptions, String> {
+    let words = std::iter::once("engine").chain(args.iter().map(String::as_str));
+    let cli = EngineCli::try_parse_from(words).map_err(|error| error.to_string())?;
+    if cli.args.spare {
+        return Err("--spare is what this process is already".to_owned());
+    }
+    Ok(options(cli.args))
 }
 
 fn options(args: EngineArgs) -> EngineOptions {
@@ -38,7 +59,7 @@ fn options(args: EngineArgs) -> EngineOptions {
         control,
         lease: Duration::from_millis(args.lease_ms),
     });
-    let mut options = EngineOptions::new(args.model);
+    let mut options = EngineOptions::new(args.model.unwrap_or_default());
     options.host = args.host;
     options.port = args.port;
     options.name = args.name;

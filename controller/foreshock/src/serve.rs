@@ -77,6 +77,7 @@ fn daemon_config(args: &ServeArgs, node: Node) -> Result<DaemonConfig> {
             cli::KvType::F16 => KvType::F16,
             cli::KvType::Q8 => KvType::Q8,
         }),
+        spares: args.spares,
         advise: args.advise,
         drain_on_shutdown: true,
         policy,

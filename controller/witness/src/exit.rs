@@ -48,6 +48,16 @@ pub fn open(pid: u32) -> io::Result<OwnedFd> {
     Ok(pidfd_open(pid, PidfdFlags::NONBLOCK)?)
 }
 
+/// Waits until the process has ended, and leaves it to be reaped by somebody else.
+///
+/// # Errors
+/// When the descriptor cannot be polled.
+pub async fn ended(pidfd: OwnedFd) -> io::Result<()> {
+    // SAFETY: an OwnedFd is one descriptor and stays open for as long as it is owned.
+    let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }.map_err(io::Error::from)?;
+    pidfd.readable().await.map(drop)
+}
+
 /// Waits until the process has ended. A child is reaped here, so nobody else may wait for it; of other
 /// processes the reason is known where the kernel tells it (Linux 6.15), else it is `Unknown`: ask
 /// [`crate::Witness::exit_reason`] then.

@@ -77,8 +77,10 @@ pub fn load_checkpoint(options: &EngineOptions, cores: &[u32]) -> Result<Loaded,
 
 fn load_decoder(options: &EngineOptions, cores: &[u32]) -> Result<LoadedModel, EngineError> {
     let failed = |message: String| EngineError::Model { path: options.model.clone(), message };
+    // A checkpoint that is rounded at load is another than the head by itself.
+    let head = options.head.as_deref().filter(|_| options.quantise.is_none());
     let (checkpoint, came) = match &options.store {
-        Some(store) => stored::open(options, store).map_err(failed)?,
+        Some(store) => stored::open(options, store, head).map_err(failed)?,
         None if Store::is_head(&options.model) => {
             return Err(failed("it is a head of the store, which holds no weights".into()));
         }
@@ -88,7 +90,10 @@ fn load_decoder(options: &EngineOptions, cores: &[u32]) -> Result<LoadedModel, E
         }
     };
     checkpoint.will_need();
-    let eos_token_ids = ends::of_checkpoint(&checkpoint, &options.model).map_err(failed)?;
+    let eos_token_ids = match head {
+        Some(head) => head.eos_token_ids.clone(),
+        None => ends::of_checkpoint(&checkpoint, &options.model).map_err(failed)?,
+    };
     let table = Adapters::default();
     let load_options = LoadOptions { adapters: table.clone(), ..load_options(options, cores) };
     let compute = load_options.compute;

@@ -2,11 +2,13 @@
 
 use crate::clock;
 use crate::error::EngineError;
+use crate::heads::Head;
 use engine_core::Speculation;
 use engine_store::Quantisation;
-use engine_wire::control::AdapterSpec;
+use engine_wire::control::{AdapterSpec, HeadSpec};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// KV cache when nothing is said, bytes; less where memory is short.
@@ -62,6 +64,8 @@ pub struct EngineOptions {
     pub adapters: Vec<AdapterSpec>,
     /// Where the weights are, when `model` is a head of the store and holds none itself.
     pub store: Option<StoreOptions>,
+    /// What `model` says, where it was read before.
+    pub head: Option<Arc<Head>>,
     /// Set when a controller started this engine.
     pub supervision: Option<Supervision>,
 }
@@ -75,6 +79,13 @@ pub struct StoreOptions {
     pub segments: PathBuf,
     /// Of the model in the store.
     pub revision: String,
+}
+
+impl StoreOptions {
+    /// As heads are read ahead by.
+    pub(crate) fn spec(&self) -> HeadSpec {
+        HeadSpec { store: self.root.clone(), revision: self.revision.clone() }
+    }
 }
 
 /// The controller's hold on an engine.
@@ -108,6 +119,7 @@ impl EngineOptions {
             drain_timeout: Duration::from_secs(10),
             adapters: Vec::new(),
             store: None,
+            head: None,
             supervision: None,
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::backend::LocalBackend;
 use crate::clock;
-use crate::control::{self, Control};
+use crate::control::{Control, Seat, SocketPath};
 use crate::cores;
 use crate::encode_loop::EncodeLoop;
 use crate::error::EngineError;
@@ -39,31 +39,60 @@ pub async fn run(options: EngineOptions) -> Result<(), EngineError> {
 /// As [`run`], with another way to come by a device.
 pub async fn run_with(options: EngineOptions, loader: Loader) -> Result<(), EngineError> {
     let voice = if options.supervision.is_some() { Voice::Controller } else { Voice::Person };
-    let result = start_and_serve(options, loader, voice).await;
+    let result = start_and_serve(options, loader).await;
     if let Err(error) = &result {
         voice.failed(&error.to_string());
     }
     result
 }
 
-async fn start_and_serve(options: EngineOptions, loader: Loader, voice: Voice) -> Result<(), EngineError> {
+async fn start_and_serve(options: EngineOptions, loader: Loader) -> Result<(), EngineError> {
     let started_at_ns = clock::process_started_ns(clock::monotonic_ns());
     options.check()?;
     let cores = cores::confine(&options.cores)?;
     let (listener, addr) = bind(SocketAddr::new(options.host, options.port)).await?;
     let signals = Signals::new()?;
-    let identity = identity(&options, addr.port(), cores.clone(), started_at_ns);
-    let scheduling = SchedulerConfig::default();
-    let max_inside = options.max_queue.saturating_add(scheduling.max_running);
-    let shared = Arc::new(Shared::new(identity, options.max_queue, max_inside));
-    let adapters = shared.shelf.set(options.adapters.clone());
-    adapters.map_err(|message| EngineError::BadOption { message: format!("--adapter: {message}") })?;
+    let shared = seated(&options, addr.port(), cores.clone(), started_at_ns)?;
     let life = Arc::new(Life::new(options.supervision.as_ref().map(|supervision| supervision.lease)));
     // Held to the end: dropping it removes the socket's path.
     let _control = open_control(&options, &shared, &life)?;
+    serve_on((listener, addr, signals), (life, shared), options, cores, loader).await
+}
+
+/// What an engine's parts share, for an engine that listens at a port on these cores.
+pub(crate) fn seated(
+    options: &EngineOptions,
+    port: u16,
+    cores: Vec<u32>,
+    started_at_ns: u64,
+) -> Result<Arc<Shared>, EngineError> {
+    let identity = identity(options, port, cores, started_at_ns);
+    let shared = Shared::new(identity, options.max_queue, max_inside(options));
+    let adapters = shared.shelf.set(options.adapters.clone());
+    adapters.map_err(|message| EngineError::BadOption { message: format!("--adapter: {message}") })?;
+    Ok(Arc::new(shared))
+}
+
+/// Requests that may be inside at once, those in the batch included.
+fn max_inside(options: &EngineOptions) -> usize {
+    options.max_queue.saturating_add(SchedulerConfig::default().max_running)
+}
+
+/// Serves where somebody listens already, until the end.
+pub(crate) async fn serve_on(
+    (listener, addr, signals): (TcpListener, SocketAddr, Signals),
+    (life, shared): (Arc<Life>, Arc<Shared>),
+    options: EngineOptions,
+    cores: Vec<u32>,
+    loader: Loader,
+) -> Result<(), EngineError> {
+    let voice = if options.supervision.is_some() { Voice::Controller } else { Voice::Person };
     // One more than there are requests, so that the message to stop always fits.
-    let (messages, inbox) = mpsc::sync_channel(max_inside.saturating_add(1));
+    let (messages, inbox) = mpsc::sync_channel(max_inside(&options).saturating_add(1));
     let text = Arc::new(LazyText::new(options.model.clone()));
+    let drain_timeout = options.drain_timeout;
+    // Loading begins first: it is what takes time.
+    let thread = StepThread::spawn(shared.clone(), options, cores, SchedulerConfig::default(), loader, inbox)?;
     let backend = LocalBackend::new(shared.clone(), messages.clone(), text, engine_http::clock::unix_s());
     let server = server::Server::start(listener, backend, shared.clone())?;
     {
@@ -72,8 +101,6 @@ async fn start_and_serve(options: EngineOptions, loader: Loader, voice: Voice) -
     }
     voice.listening(addr, &shared.identity.model);
 
-    let drain_timeout = options.drain_timeout;
-    let thread = StepThread::spawn(shared.clone(), options, cores, scheduling, loader, inbox)?;
     let mut engine = Engine { shared, life, voice, drain_timeout, signals, thread, loading: true };
     let result = engine.serve().await;
     engine.stop_step_thread(&messages).await;
@@ -81,7 +108,7 @@ async fn start_and_serve(options: EngineOptions, loader: Loader, voice: Voice) -
     result
 }
 
-async fn bind(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), EngineError> {
+pub(crate) async fn bind(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), EngineError> {
     let failed = |source: std::io::Error| match source.kind() {
         std::io::ErrorKind::AddrInUse => EngineError::PortInUse { addr },
         _ => EngineError::Listen { addr, source },
@@ -108,12 +135,10 @@ fn open_control(
     options: &EngineOptions,
     shared: &Arc<Shared>,
     life: &Arc<Life>,
-) -> Result<Option<control::SocketPath>, EngineError> {
+) -> Result<Option<SocketPath>, EngineError> {
     let Some(supervision) = &options.supervision else { return Ok(None) };
-    let (listener, path) = control::bind(&supervision.control)?;
-    let control = Arc::new(Control { shared: shared.clone(), life: life.clone() });
-    tokio::spawn(control.serve(listener));
-    Ok(Some(path))
+    let control = Arc::new(Control::new(life.clone(), Seat::Engine(shared.clone())));
+    control.open(&supervision.control).map(Some)
 }
 
 /// The step thread as the async side sees it.
@@ -221,20 +246,20 @@ fn decoder(
 }
 
 /// Signals that end an engine in good order.
-struct Signals {
+pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    fn new() -> Result<Self, EngineError> {
+    pub fn new() -> Result<Self, EngineError> {
         Ok(Self {
             terminate: signal(SignalKind::terminate()).map_err(EngineError::Signals)?,
             interrupt: signal(SignalKind::interrupt()).map_err(EngineError::Signals)?,
         })
     }
 
-    async fn next(&mut self) {
+    pub async fn next(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

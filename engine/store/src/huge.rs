@@ -4,7 +4,14 @@
 
 use memmap2::{Advice, Mmap, MmapOptions};
 use rustix::mm::{MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
-use std::{ffi::c_void, fs::File, io, ops::Deref, ptr, slice};
+use std::{
+    ffi::c_void,
+    fs::File,
+    io,
+    ops::{Deref, Range},
+    os::unix::fs::FileExt,
+    ptr, slice,
+};
 
 /// Bytes of a huge page.
 pub(crate) const HUGE_BYTES: usize = 2 << 20;
@@ -26,7 +33,7 @@ pub(crate) struct Aligned {
     len: usize,
 }
 
-// SAFETY: the memory is read-only and belongs to the value alone, wherever it is.
+// SAFETY: the memory belongs to the value alone, wherever it is; nothing here writes it.
 unsafe impl Send for Aligned {}
 // SAFETY: the same; shared references only read.
 unsafe impl Sync for Aligned {}
@@ -71,8 +78,47 @@ impl FileMap {
     }
 }
 
+/// Memory of a file that is being filled, in huge pages from the beginning: reads go straight into it, one page to pin
+/// for two megabytes.
+pub(crate) struct Filling {
+    map: Aligned,
+    /// Bytes of it that are whole huge pages.
+    len: usize,
+}
+
+impl Filling {
+    /// Of a file in memory, `len` bytes long and empty, that nobody else knows.
+    ///
+    /// # Errors
+    /// When it is less than a huge page, or the kernel has none for files in memory.
+    pub(crate) fn new(file: &File, len: usize) -> io::Result<Self> {
+        let whole = len / HUGE_BYTES * HUGE_BYTES;
+        if whole == 0 {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // The kernel takes what is all hole for gone, so each huge page begins as one small page of it.
+        (0..whole).step_by(HUGE_BYTES).try_for_each(|start| file.write_all_at(&[0], start as u64))?;
+        let map = Aligned::with(file, whole, ProtFlags::READ | ProtFlags::WRITE)?;
+        // SAFETY: the value's own addresses; where pages lie in memory changes nothing in what they hold.
+        match unsafe { libc::madvise(map.start, whole, libc::MADV_COLLAPSE) } {
+            0 => Ok(Self { map, len: whole }),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Where these bytes of the file are to be written to; none outside of huge pages. Good as long as the value lives.
+    pub(crate) fn place(&self, range: Range<u64>) -> Option<*mut u8> {
+        let is_within = range.start <= range.end && range.end <= self.len as u64;
+        is_within.then(|| self.map.start.cast::<u8>().wrapping_add(range.start as usize))
+    }
+}
+
 impl Aligned {
     fn new(file: &File, len: usize) -> io::Result<Self> {
+        Self::with(file, len, ProtFlags::READ)
+    }
+
+    fn with(file: &File, len: usize, access: ProtFlags) -> io::Result<Self> {
         let reserved = len + HUGE_BYTES;
         // SAFETY: new addresses, which nothing has yet.
         let base = unsafe {
@@ -80,9 +126,9 @@ impl Aligned {
         }?;
         let start = base.wrapping_byte_add(base.addr().next_multiple_of(HUGE_BYTES) - base.addr());
         let map = Self { base, reserved, start, len };
-        // SAFETY: within the addresses that were just reserved, since they are a huge page longer than the file; a shared
-        // map for reading takes their place.
-        unsafe { mmap(start, len, ProtFlags::READ, MapFlags::SHARED | MapFlags::FIXED, file, 0) }?;
+        // SAFETY: within the addresses that were just reserved, since they are a huge page longer; a shared map takes
+        // their place.
+        unsafe { mmap(start, len, access, MapFlags::SHARED | MapFlags::FIXED, file, 0) }?;
         Ok(map)
     }
 }
@@ -129,5 +175,33 @@ mod tests {
             assert!(map[..] == bytes);
             assert!(!map.is_large() || map.as_ptr().addr().is_multiple_of(HUGE_BYTES));
         }
+    }
+
+    #[test]
+    fn what_is_written_into_a_filling_is_in_the_file() {
+        let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a folder");
+        let file = |name: &str, len: usize| {
+            let file = File::options().read(true).write(true).create_new(true).open(folder.path().join(name));
+            let file = file.expect("made");
+            file.set_len(len as u64).expect("lengthened");
+            file
+        };
+        assert!(Filling::new(&file("small", 4096), 4096).is_err());
+        let len = 2 * HUGE_BYTES + 8192;
+        let file = file("large", len);
+        let filling = match Filling::new(&file, len) {
+            Ok(filling) => filling,
+            Err(error) => return eprintln!("this kernel or file system has no huge pages for files: {error}"),
+        };
+        let huge = HUGE_BYTES as u64;
+        assert!(filling.place(huge..2 * huge + 1).is_none() && filling.place(len as u64..len as u64).is_none());
+        let place = filling.place(huge..huge + 4).expect("within");
+        // SAFETY: four bytes of the filling, which nobody else knows.
+        unsafe { place.copy_from(b"here".as_ptr(), 4) };
+        let mut read = [0; 4];
+        file.read_exact_at(&mut read, huge).expect("read");
+        assert_eq!(&read, b"here");
+        file.read_exact_at(&mut read, 2 * huge).expect("read");
+        assert_eq!(read, [0; 4]);
     }
 }

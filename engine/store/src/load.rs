@@ -98,6 +98,16 @@ impl Loaded {
     }
 }
 
+/// A model all of which is in memory; none when something is missing.
+pub(crate) fn find(store: &Store, manifest: &Manifest, segments: &Segments) -> Result<Option<Loaded>, StoreError> {
+    let maps = adopt(manifest, segments)?;
+    if maps.iter().any(Option::is_none) {
+        return Ok(None);
+    }
+    let facts = LoadFacts { adopted_bytes: manifest.bytes(), ..LoadFacts::default() };
+    loaded(store, manifest, &maps, facts).map(Some)
+}
+
 /// Loads a model: adopts what is in memory, and reads the rest.
 ///
 /// # Errors

@@ -110,7 +110,7 @@ fn a_difference_takes_less_room_and_gives_the_same_bytes() {
     assert_eq!(progress.written_bytes + progress.saved_bytes, tuned.bytes());
     // Two bits of sixteen have changed.
     assert!(progress.saved_bytes * 10 > tuned.bytes() * 7, "{progress:?}");
-    assert!(different(&store, &tuned).len() > 5 && store.verify(&tuned, |_| {}).is_empty());
+    assert!(different(&store, &tuned).len() > 1 && store.verify(&tuned, |_| {}).is_empty());
     let want = packed(&pair.tuned, &Tails);
     for io_uring in [true, false] {
         let options = LoadOptions { io_uring, ..OPTIONS };
@@ -264,7 +264,7 @@ fn a_kill_at_any_moment_leaves_a_whole_fine_tune_or_none() {
     let before = disk.changes();
     let whole = ingest(&store, &pair.tuned, "tuned", Some(&base)).unwrap().0;
     let changes = disk.changes() - before;
-    assert!(changes > 30);
+    assert!(changes > 15, "{changes}");
     let mut done = 0;
     for (limit, power) in (0..=changes + 8).flat_map(|limit| [(limit, false), (limit, true)]) {
         let folder = scratch();

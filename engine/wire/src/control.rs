@@ -28,7 +28,26 @@ pub enum Command {
     /// them; one that is left out goes when its last request has ended. Answered with [`Reply::Done`]. Only for
     /// engines whose [`Hello::adapters_max`] is not 0.
     Adapters { epoch: u64, adapters: Vec<AdapterSpec> },
+    /// To a spare process: become the engine that these arguments of `foreshock engine` describe. Answered with
+    /// [`Reply::Done`], from which on it is that engine, at the same port, and its socket has the path that the arguments name.
+    Adopt { epoch: u64, args: Vec<String> },
+    /// To a spare process: read what these models' heads say, ahead of adopting one of them, and forget all others.
+    /// Answered with [`Reply::Done`] at once; it is done in the background.
+    Prepare { epoch: u64, heads: Vec<HeadSpec> },
 }
+
+/// A model of the store that a spare process may be told to adopt.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeadSpec {
+    /// The store's folder.
+    pub store: PathBuf,
+    /// Of the model in the store.
+    pub revision: String,
+}
+
+/// Heads that a spare process keeps in mind at most.
+pub const HEADS_MAX: usize = 32;
 
 /// An adapter that an engine is to serve.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -53,12 +72,22 @@ pub const ADAPTERS_MAX: usize = 64;
 pub enum Reply {
     Hello(Hello),
     Telemetry(Telemetry),
+    /// A spare process has nothing to report but itself.
+    Spare(SpareReport),
     /// The command was taken.
     Done,
     /// It was not.
     Refused {
         message: String,
     },
+}
+
+/// What a spare process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpareReport {
+    pub resident_bytes: u64,
+    /// Heads that it has read.
+    pub heads: u32,
 }
 
 /// Identity of a running engine: all that a controller needs to adopt it.
@@ -81,6 +110,9 @@ pub struct Hello {
     /// Adapters that it serves at most: 0 from an engine that is older than they are, or whose model takes none.
     #[serde(default)]
     pub adapters_max: u32,
+    /// It has no model yet and waits to be given one.
+    #[serde(default)]
+    pub spare: bool,
 }
 
 /// Where an engine is in its life.
@@ -190,10 +222,11 @@ impl Tier {
     }
 }
 
-/// What a start cost, phase by phase, ms from the process's beginning.
+/// What a start cost, phase by phase, ms from the process's beginning, or from the command to a spare process that adopted
+/// the model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StartPhases {
-    /// CLOCK_MONOTONIC of the process's beginning, ns; 0 from an engine that is older than this field.
+    /// CLOCK_MONOTONIC of what the phases count from, ns; 0 from an engine that is older than this field.
     #[serde(default)]
     pub began_at_ns: u64,
     /// Where the weights were; none while they load, and from an engine that does not say.
@@ -202,6 +235,9 @@ pub struct StartPhases {
     /// Bytes of weights that were read from disk.
     #[serde(default)]
     pub read_bytes: u64,
+    /// The process was there already, as a spare.
+    #[serde(default)]
+    pub spare: bool,
     pub listening_ms: f64,
     pub mapped_ms: f64,
     pub ready_ms: f64,

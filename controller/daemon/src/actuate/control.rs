@@ -1,6 +1,6 @@
 //! A client of an engine's control socket: one JSON line asked, one answered, each within a time limit.
 
-use engine_wire::control::{AdapterSpec, Command, Hello, PROTOCOL, Reply, Telemetry};
+use engine_wire::control::{AdapterSpec, Command, HeadSpec, Hello, PROTOCOL, Reply, SpareReport, Telemetry};
 use std::io;
 use std::path::Path;
 use std::time::Duration;
@@ -55,6 +55,39 @@ impl ControlClient {
     pub async fn renew(&mut self, epoch: u64, lease_ms: u64) -> io::Result<Telemetry> {
         match self.ask(&Command::Renew { epoch, lease_ms }).await? {
             Reply::Telemetry(telemetry) => Ok(telemetry),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Renews the lease of a spare process.
+    ///
+    /// # Errors
+    /// As [`ControlClient::renew`], and when it is none any more.
+    pub async fn renew_spare(&mut self, epoch: u64, lease_ms: u64) -> io::Result<SpareReport> {
+        match self.ask(&Command::Renew { epoch, lease_ms }).await? {
+            Reply::Spare(report) => Ok(report),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Tells a spare process which heads to read ahead.
+    ///
+    /// # Errors
+    /// As [`ControlClient::renew`].
+    pub async fn prepare(&mut self, epoch: u64, heads: Vec<HeadSpec>) -> io::Result<()> {
+        match self.ask(&Command::Prepare { epoch, heads }).await? {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Makes a spare process the engine of these arguments of `foreshock engine`.
+    ///
+    /// # Errors
+    /// As [`ControlClient::renew`], and when the arguments are not taken.
+    pub async fn adopt(&mut self, epoch: u64, args: Vec<String>) -> io::Result<()> {
+        match self.ask(&Command::Adopt { epoch, args }).await? {
+            Reply::Done => Ok(()),
             other => Err(unexpected(&other)),
         }
     }

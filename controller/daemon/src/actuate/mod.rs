@@ -2,10 +2,12 @@
 //! ([`process::ProcessActuator`]); a cluster comes in behind the same two actions.
 
 pub mod adopt;
+mod become_engine;
 pub mod control;
 pub mod exit;
 pub mod identity;
 pub mod process;
+mod spares;
 mod spawn;
 mod supervise;
 mod tend;
@@ -13,6 +15,7 @@ mod tend;
 pub use exit::{Exit, ExitReason};
 pub(crate) use identity::STEM_LIMIT;
 pub use process::ProcessActuator;
+pub use spares::{SpareView, SparesView};
 pub use tend::{LoadOf, Outside};
 
 use crate::foreign::{EngineError, EngineKind};
@@ -97,6 +100,11 @@ pub enum EngineEventKind {
     },
     Ready {
         at_ns: Nanos,
+    },
+    /// The process that was to become it is lost; another was started in its place.
+    Respawned {
+        pid: u32,
+        spawned_at_ns: Nanos,
     },
     /// The start failed, in the engine's words; its exit follows.
     Failed {

@@ -1,18 +1,21 @@
 //! The live Actuator: engines as processes of this node.
 
 use super::adopt::{self, Adopted};
+use super::become_engine::{Order, become_engine};
 use super::identity::{InstancePaths, ProcessHandle};
+use super::spares::{Spares, SparesView};
 use super::spawn::{self, Start};
 use super::supervise::{DrainOrder, Driven, Link, Reach, supervise};
 use super::tend::{LoadOf, Tended};
 use super::{ActuateError, Actuator, Applied, EngineEvent, Models, adapter_specs};
+use crate::clock::monotonic_ns;
 use crate::config::DaemonConfig;
 use crate::daemon::watch_process;
 use controller_core::Nanos;
 use controller_core::action::{Action, ActionKind};
 use controller_core::snapshot::{InstanceId, ModelName, Revision};
 use controller_witness::Witness;
-use engine_wire::control::AdapterSpec;
+use engine_wire::control::{AdapterSpec, HeadSpec};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -42,6 +45,7 @@ pub struct ProcessActuator {
     witness: Arc<OnceLock<Arc<Witness>>>,
     /// The same for the gateway's knowledge of the work at engines that tell nothing themselves.
     load: Arc<OnceLock<LoadOf>>,
+    spares: Spares,
 }
 
 impl ProcessActuator {
@@ -51,7 +55,11 @@ impl ProcessActuator {
     /// When the state folder cannot be written.
     pub fn new(config: Arc<DaemonConfig>, epoch: u64, events: mpsc::Sender<EngineEvent>) -> Result<Self, ActuateError> {
         spawn::prepare_folders(&config.state_dir)?;
+        let path = || config.state_dir.clone();
+        let spares =
+            Spares::new(config.clone(), epoch).map_err(|source| ActuateError::StateFolder { path: path(), source })?;
         Ok(Self {
+            spares,
             config,
             epoch,
             events,
@@ -95,12 +103,36 @@ impl ProcessActuator {
             }
             adopted.push(engine);
         }
+        self.spares.adopt().await;
         Ok(adopted)
+    }
+
+    /// Holds so many spare processes from now on, which read these heads ahead. Where a start is on its way none is made.
+    pub fn keep_spares(&self, wanted: u32, may_make: bool, heads: Vec<HeadSpec>) {
+        self.spares.keep(wanted, may_make, heads);
+    }
+
+    /// What a spare process takes: time until it is ready, and memory, bytes.
+    pub fn spare_cost(&self) -> (Duration, u64) {
+        self.spares.cost()
+    }
+
+    /// The spare processes.
+    pub fn spares(&self) -> SparesView {
+        self.spares.view()
+    }
+
+    /// Ends the spare processes.
+    pub async fn end_spares(&self) {
+        self.spares.end().await;
     }
 
     fn start(&mut self, start: &Start<'_>, models: &Models) -> Result<Applied, ActuateError> {
         if self.drains.contains_key(start.instance) {
             return Ok(Applied::Nothing);
+        }
+        if let Some(started) = self.start_spare(start, models)? {
+            return Ok(started);
         }
         let spawned = spawn::spawn(&self.config, start, models)?;
         let pid = spawned.process.pid;
@@ -113,6 +145,34 @@ impl ProcessActuator {
         let spawned_at_ns = spawned.spawned_at_ns;
         self.watch((start.instance, spawned_at_ns), spawned.process, spawned.paths, reach, offer)?;
         Ok(Applied::Started { pid, spawned_at_ns })
+    }
+
+    /// The same by a spare process; none when there is none, or it could not do.
+    fn start_spare(&mut self, start: &Start<'_>, models: &Models) -> Result<Option<Applied>, ActuateError> {
+        let record = spawn::record_of(start, models)?;
+        let paths = InstancePaths::new(&self.config.state_dir, start.instance);
+        let args = match &record.engine {
+            None => spawn::args(&self.config, start, record, &paths.socket),
+            Some(_) => None,
+        };
+        let Some((args, spare)) = args.and_then(|args| Some((args, self.spares.take()?))) else { return Ok(None) };
+        let (pid, spawned_at_ns) = (spare.process.pid, monotonic_ns());
+        if let Some(witness) = self.witness.get() {
+            watch_process(witness, pid);
+        }
+        let order = Order {
+            config: self.config.clone(),
+            model: start.model.to_owned(),
+            revision: start.revision.to_owned(),
+            placement: start.placement.clone(),
+            spawned_at_ns,
+            args,
+            models: Models::from([(start.model.to_owned(), record.clone())]),
+        };
+        let specs = adapter_specs(models, start.model, start.revision);
+        let link = self.link(start.instance, paths, Offer::new(start.model, start.revision, specs));
+        self.tasks.spawn(become_engine(link, spare, order));
+        Ok(Some(Applied::Started { pid, spawned_at_ns }))
     }
 
     /// Puts a process under supervision.
@@ -139,6 +199,13 @@ impl ProcessActuator {
                 Driven::Outside(Tended { outside, pid: process.pid, spawned_at_ns, start_limit })
             }
         };
+        let link = self.link(instance, paths, offer);
+        self.tasks.spawn(supervise(link, process, pidfd, driven));
+        Ok(())
+    }
+
+    /// What the tasks of an instance know of it.
+    fn link(&mut self, instance: &str, paths: InstancePaths, offer: Offer) -> Link {
         let (drain_sender, drain) = watch::channel(None);
         let link = Link {
             instance: instance.to_owned(),
@@ -159,8 +226,7 @@ impl ProcessActuator {
         self.adapters.retain(|_, offer| !offer.specs.is_closed());
         self.drains.insert(instance.to_owned(), drain_sender);
         self.adapters.insert(instance.to_owned(), offer);
-        self.tasks.spawn(supervise(link, process, pidfd, driven));
-        Ok(())
+        link
     }
 
     /// Tells every instance which adapters to serve beside its model, where that has changed.

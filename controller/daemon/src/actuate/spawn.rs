@@ -41,11 +41,7 @@ pub(super) struct Start<'a> {
 
 /// Starts an engine and writes its instance file.
 pub(super) fn spawn(config: &DaemonConfig, start: &Start<'_>, models: &Models) -> Result<Spawned, ActuateError> {
-    let record = models.get(start.model).filter(|record| record.revision == start.revision);
-    let record = record.ok_or_else(|| ActuateError::UnknownModel(start.model.to_owned()))?;
-    if record.head.is_none() {
-        check_unchanged(record)?;
-    }
+    let record = record_of(start, models)?;
     let paths = InstancePaths::new(&config.state_dir, start.instance);
     // A socket of an earlier process with this name would make the engine's bind fail.
     paths.remove();
@@ -97,6 +93,28 @@ pub(super) fn spawn(config: &DaemonConfig, start: &Start<'_>, models: &Models) -
     }
     let stdout = child.stdout.take().map(OwnedFd::from);
     Ok(Spawned { process, stdout, outside, paths, spawned_at_ns })
+}
+
+/// What a spare process is told to become this engine; none where that cannot be said in a line of JSON.
+pub(super) fn args(
+    config: &DaemonConfig,
+    start: &Start<'_>,
+    record: &ModelRecord,
+    socket: &Path,
+) -> Option<Vec<String>> {
+    let command = command(config, start, record, socket);
+    // After the name of the subcommand.
+    command.get_args().skip(1).map(|arg| arg.to_str().map(str::to_owned)).collect()
+}
+
+/// The record of a model that is to be started, whose files are as they were registered.
+pub(super) fn record_of<'a>(start: &Start<'_>, models: &'a Models) -> Result<&'a ModelRecord, ActuateError> {
+    let record = models.get(start.model).filter(|record| record.revision == start.revision);
+    let record = record.ok_or_else(|| ActuateError::UnknownModel(start.model.to_owned()))?;
+    if record.head.is_none() {
+        check_unchanged(record)?;
+    }
+    Ok(record)
 }
 
 /// The command line of an engine that is not ours, and how it will be reached.

@@ -103,7 +103,8 @@ pub(super) async fn supervise(mut link: Link, process: ProcessHandle, pidfd: Own
     let is_outside = matches!(driven, Driven::Outside(_));
     let (notices, adopted) = match driven {
         Driven::Own { notices, client } => {
-            let adopted = client.is_some();
+            // One that was started here is our child, and its notices come.
+            let adopted = client.is_some() && notices.is_none();
             beside.spawn(renew(link.clone(), client));
             (notices, adopted)
         }

@@ -39,6 +39,7 @@ pub fn config(state_dir: &Path) -> DaemonConfig {
         engine_exe: engine_exe(),
         compute: ComputeMode::Fast,
         kv_type: None,
+        spares: Some(0),
         advise: false,
         drain_on_shutdown: true,
         policy: controller_core::Policy::default(),

@@ -2,8 +2,10 @@
 
 use super::{available_bytes, is_of_memory};
 use crate::{
-    Checksum, LoadFacts, LoadOptions, Loaded, Manifest, Object, Segments, Store, StoreError, huge::FileMap, load,
-    load::loaded,
+    Checksum, LoadFacts, LoadOptions, Loaded, Manifest, Object, Segments, Store, StoreError,
+    huge::FileMap,
+    load,
+    load::{find, loaded},
 };
 use rustix::fs::statvfs;
 use std::{
@@ -51,6 +53,9 @@ pub fn bring(
     reserve_bytes: u64,
 ) -> Result<Brought, StoreError> {
     let in_memory = Segments::open(folder).and_then(|segments| {
+        if let Some(loaded) = find(store, manifest, &segments)? {
+            return Ok(loaded);
+        }
         make_room(&segments, manifest, reserve_bytes)?;
         load(store, manifest, &segments, options)
     });

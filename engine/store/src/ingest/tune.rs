@@ -38,7 +38,7 @@ impl Store {
         Ok(alike.min_by_key(|manifest| (came(manifest).is_none(), came(manifest))))
     }
 
-    /// Writes an object as its difference from the base's tensor of that name. None when there is no such tensor, or too
+    /// Writes an object as its difference from the base's object of the same tensors. None when there is no such object, or too
     /// little is gained; nothing is left then.
     pub(super) fn take_in_difference(
         &self,
@@ -48,15 +48,14 @@ impl Store {
         base: &Manifest,
         part: &Path,
     ) -> Result<Option<u64>, StoreError> {
-        let Some((tensor, base)) = group.alone().and_then(|tensor| Some((tensor, base_object(base, tensor)?))) else {
-            return Ok(None);
-        };
+        let found = group.matrices().and_then(|(tensors, kind)| Some((kind, base_object(base, tensors)?)));
+        let Some((kind, base)) = found else { return Ok(None) };
         let path = self.object_path(base.name());
         // Kept as a difference itself, or gone: then this one is kept as it is.
         let Ok(file) = File::open(&path) else { return Ok(None) };
         let write = |source| StoreError::io("write", part, source);
         let limit_bytes = (object.bytes() as f64 * WORTH) as u64;
-        let differ = Differ::new(Unit::of(tensor.kind)).map_err(write)?;
+        let differ = Differ::new(Unit::of(kind)).map_err(write)?;
         let state = Arc::new(Mutex::new(State { differ, is_worth: base.bytes() == object.bytes() }));
         let sink = self.disk.write_after(part, 0).map_err(write)?;
         let sink = DifferenceSink { sink, file, base: base.clone(), limit_bytes, state: Arc::clone(&state) };
@@ -86,11 +85,15 @@ impl Store {
     }
 }
 
-/// The object that holds the base's tensor of that name, and nothing else.
-fn base_object<'a>(base: &'a Manifest, tensor: crate::TensorShape<'_>) -> Option<&'a Object> {
-    let is_same = |t: &&PackedTensor| t.name == tensor.name && t.kind == tensor.kind && t.dims == tensor.dims;
-    let found = base.tensors.iter().find(is_same)?;
-    base.objects.get(found.object)
+/// The object that holds the base's tensors of those names, and nothing else: where one holds more, it is longer.
+fn base_object<'a>(base: &'a Manifest, tensors: &[crate::TensorShape<'_>]) -> Option<&'a Object> {
+    let find = |tensor: &crate::TensorShape<'_>| {
+        let is_same = |t: &&PackedTensor| t.name == tensor.name && t.kind == tensor.kind && t.dims == tensor.dims;
+        base.tensors.iter().find(is_same).map(|found| found.object)
+    };
+    let object = find(tensors.first()?)?;
+    let is_one = tensors.iter().all(|tensor| find(tensor) == Some(object));
+    is_one.then(|| base.objects.get(object)).flatten()
 }
 
 struct State {

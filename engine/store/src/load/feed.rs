@@ -143,13 +143,32 @@ impl Chunk<'_> {
         StoreError::io("read", &self.job.path, source)
     }
 
-    /// Verifies what was read of it, and puts it into its segment.
-    pub(super) fn finish(self, bytes: &[u8]) -> Result<(), StoreError> {
-        let Job { object, path, part, .. } = &*self.job;
+    /// Where it may be read to in its segment, which lives as long as the chunk; none where it is to be read elsewhere.
+    pub(super) fn place(&self) -> Option<*mut u8> {
+        self.job.part.place(self.job.object, self.index)
+    }
+
+    /// Verifies what was read of it elsewhere, and puts it into its segment.
+    pub(super) fn finish(&self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.verify(bytes)?;
+        self.job.part.write(self.job.object, self.index, bytes)
+    }
+
+    /// What was read of it at its place has been verified.
+    pub(super) fn finish_in_place(&self) -> Result<(), StoreError> {
+        self.job.part.filled(self.job.object)
+    }
+
+    /// Compares what was read of it with its checksum.
+    ///
+    /// # Errors
+    /// When it is damaged.
+    pub(super) fn verify(&self, bytes: &[u8]) -> Result<(), StoreError> {
+        let Job { object, path, .. } = &*self.job;
         let (expected, found) = (object.chunks()[self.index], Checksum::of(bytes));
-        if found != expected {
-            return Err(StoreError::Damaged { path: path.clone(), offset: self.offset(), expected, found });
+        match found == expected {
+            true => Ok(()),
+            false => Err(StoreError::Damaged { path: path.clone(), offset: self.offset(), expected, found }),
         }
-        part.write(object, self.index, bytes)
     }
 }

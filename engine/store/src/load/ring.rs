@@ -69,10 +69,16 @@ impl<'a> Flight<'a> {
                 return Ok(());
             }
             let (number, chunk, read) = self.wait()?;
-            // SAFETY: within the memory, which has a chunk's for each number; initialised, since anonymous memory is zeros.
-            // The kernel is done with it, and it gets the number again only after this borrow has ended.
-            let bytes = unsafe { slice::from_raw_parts_mut(self.start(number), chunk.len()) };
-            finish(chunk, read, bytes)?;
+            let place = chunk.place();
+            // SAFETY: either the chunk's own place in its segment, which nobody else writes, or the number's in the memory,
+            // which has a chunk's for each; initialised, since new memory is zeros. The kernel is done with it, and it gets
+            // chunk or number again only after this borrow has ended; the segment's memory lives as long as the chunk.
+            let bytes = unsafe { slice::from_raw_parts_mut(place.unwrap_or_else(|| self.start(number)), chunk.len()) };
+            complete(&chunk, read, bytes)?;
+            match place {
+                Some(_) => chunk.verify(bytes).and_then(|()| chunk.finish_in_place())?,
+                None => chunk.finish(bytes)?,
+            }
             self.free.push(number);
         }
     }
@@ -90,11 +96,11 @@ impl<'a> Flight<'a> {
     /// Puts a read into the queue, for the next kernel call to take.
     fn push(&mut self, chunk: Chunk<'a>) {
         let Some(number) = self.free.pop() else { unreachable!("a chunk is taken only where there is a place") };
-        let start = self.start(number);
+        let start = chunk.place().unwrap_or_else(|| self.start(number));
         let chunk = self.chunks[number].insert(chunk);
         let (fd, bytes, offset) = (types::Fd(chunk.file().as_raw_fd()), chunk.len() as u32, chunk.offset());
         let entry = opcode::Read::new(fd, start, bytes).offset(offset).build().user_data(number as u64);
-        // SAFETY: `chunks` holds the file, and `memory` what is read into, until the kernel has answered; `drop` waits for
+        // SAFETY: `chunks` holds the file and its place, or `memory` what is read into, until the kernel has answered; `drop` waits for
         // that. Nobody else touches the memory of this number meanwhile, since it is not free.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         // The ring has at least as many places as there are numbers.
@@ -155,13 +161,13 @@ fn is_passing(error: &io::Error) -> bool {
 /// A read that has ended: its number, what was read, and how many bytes, or why none.
 type Answer<'a> = (usize, Chunk<'a>, io::Result<usize>);
 
-fn finish(chunk: Chunk<'_>, read: io::Result<usize>, bytes: &mut [u8]) -> Result<(), StoreError> {
+/// Sees to it that all of a chunk is there.
+fn complete(chunk: &Chunk<'_>, read: io::Result<usize>, bytes: &mut [u8]) -> Result<(), StoreError> {
     match read {
-        Ok(read) if read == bytes.len() => {}
+        Ok(read) if read == bytes.len() => Ok(()),
         // Interrupted or cut short, perhaps at the end of a file: asking once more tells.
-        Ok(_) => chunk.fill_through_cache(bytes)?,
-        Err(error) if is_refusal(&error) || is_passing(&error) => chunk.fill_through_cache(bytes)?,
-        Err(error) => return Err(chunk.failed(error)),
+        Ok(_) => chunk.fill_through_cache(bytes),
+        Err(error) if is_refusal(&error) || is_passing(&error) => chunk.fill_through_cache(bytes),
+        Err(error) => Err(chunk.failed(error)),
     }
-    chunk.finish(bytes)
 }
