@@ -14,4 +14,8 @@
 #include "emulator/matrix.hpp"
 #include "emulator/atomics.hpp"
 #include "emulator/maths.hpp"
+#include "emulator/device.hpp"
 #include "emulator/registry.hpp"
+
+// Last, since headers of the system write the word in a way that a macro would break.
+#define __noinline__ __attribute__((noinline))

@@ -2,6 +2,7 @@
 #pragma once
 #include "../include/emulator.hpp"
 #include <string>
+#undef __noinline__
 #undef threadIdx
 #undef blockIdx
 #undef blockDim

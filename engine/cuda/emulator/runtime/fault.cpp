@@ -8,8 +8,9 @@
 namespace emu {
 namespace {
 std::string fault_text;
-struct sigaction before[3];
-constexpr int SIGNALS[3] = {SIGSEGV, SIGBUS, SIGFPE};
+constexpr int SIGNALS[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
+constexpr int COUNT = sizeof SIGNALS / sizeof *SIGNALS;
+struct sigaction before[COUNT];
 pthread_t kernel_thread;
 bool caught = false;
 /// Of the signal that is being turned into a fault.
@@ -19,6 +20,8 @@ void* signal_address;
 /// Where the handler makes the fiber go on: at the top of its own stack, whose frames are given up.
 [[noreturn]] void after_signal() {
     if (signal_number == SIGFPE) leave_kernel(Fault::LaunchFailed, "an integer was divided by zero");
+    // Kernels are compiled with checks of alignment that end in an undefined instruction.
+    if (signal_number == SIGILL) leave_kernel(Fault::Misaligned, "an access that is not aligned to its type");
     // The processor gives no address for what it refuses by form: here, an aligned move to an address that is not.
     if (signal_number == SIGSEGV && signal_code == SI_KERNEL) {
         leave_kernel(Fault::Misaligned, "misaligned access (or an address that no memory can have)");
@@ -29,7 +32,7 @@ void* signal_address;
 }
 
 void pass_on(int number, siginfo_t* information, void* context) {
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < COUNT; i++) {
         if (SIGNALS[i] != number) continue;
         if (before[i].sa_flags & SA_SIGINFO && before[i].sa_sigaction) return before[i].sa_sigaction(number, information, context);
         // As it was before us: the instruction is tried again and meets the old action.
@@ -68,7 +71,7 @@ void catch_signals() {
     action.sa_sigaction = on_signal;
     // Not masked while it runs: the handler returns into the fiber, not out of the signal.
     action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-    for (int i = 0; i < 3; i++) sigaction(SIGNALS[i], &action, &before[i]);
+    for (int i = 0; i < COUNT; i++) sigaction(SIGNALS[i], &action, &before[i]);
 }
 
 void fault(Fault kind, const char* format, ...) {

@@ -131,7 +131,17 @@ impl Controls {
         let mut values = [0u64; 8];
         // SAFETY: writes eight numbers.
         unsafe { (self.counters)(values.as_mut_ptr()) };
-        let [launches, graph_launches, synchronisations, copies, blocks, switches, live_allocations, bytes_in_use] = values;
-        Counters { launches, graph_launches, synchronisations, copies, blocks, switches, live_allocations, bytes_in_use }
+        let [launches, graph_launches, synchronisations, copies, blocks, switches, live_allocations, bytes_in_use] =
+            values;
+        Counters {
+            launches,
+            graph_launches,
+            synchronisations,
+            copies,
+            blocks,
+            switches,
+            live_allocations,
+            bytes_in_use,
+        }
     }
 }

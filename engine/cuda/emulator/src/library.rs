@@ -22,6 +22,9 @@ const FLAGS: &[&str] = &[
     "-Wno-psabi",
     "-DFORESHOCK_EMULATOR",
 ];
+/// Kernels alone: an access that is not aligned to its type stops, as it does on a GPU and not on this processor.
+const KERNEL_FLAGS: &[&str] =
+    &["-fsanitize=alignment", "-fsanitize-undefined-trap-on-error", "-include", "emulator.hpp"];
 /// Names under which the libraries are known once they are loaded: the first ones that cudarc tries, so that a driver
 /// which this machine may have is never taken for ours.
 const DRIVER_NAME: &str = "libcuda.so";
@@ -35,6 +38,7 @@ pub struct Libraries {
 
 /// One file to compile.
 struct Unit {
+    flags: &'static [&'static str],
     /// As people know it.
     original: PathBuf,
     /// As it is compiled.
@@ -105,7 +109,8 @@ fn base_hash() -> Result<String, Error> {
         .map_err(|problem| Error::Compiler { compiler: COMPILER, problem })?;
     let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let features = processor.lines().find(|line| line.starts_with("flags")).unwrap_or_default().to_owned();
-    let mut parts = vec![String::from_utf8_lossy(&version.stdout).into_owned(), features, FLAGS.join(" ")];
+    let mut parts =
+        vec![String::from_utf8_lossy(&version.stdout).into_owned(), features, FLAGS.join(" "), KERNEL_FLAGS.join(" ")];
     for folder in [folder().join("include"), folder().join("include/emulator"), folder().join("runtime")] {
         for path in files(&folder, &["hpp"])? {
             parts.push(read(&path)?);
@@ -117,7 +122,7 @@ fn base_hash() -> Result<String, Error> {
 fn units_of_runtime(base: &str, target: &Path) -> Result<Vec<Unit>, Error> {
     let unit = |path: PathBuf| {
         let object = target.join(format!("{}.o", hash_of([base, &read(&path)?].iter())));
-        Ok(Unit { original: path.clone(), source: path, object })
+        Ok(Unit { flags: &[], original: path.clone(), source: path, object })
     };
     files(&folder().join("runtime"), &["cpp"])?.into_iter().map(unit).collect()
 }
@@ -147,6 +152,7 @@ fn units_of_kernels(kernels: &Path, base: &str, target: &Path) -> Result<Vec<Uni
         fs::write(&copy, text).map_err(|problem| file_error(&copy, problem))?;
     }
     let unit = |(path, text): (PathBuf, String)| Unit {
+        flags: KERNEL_FLAGS,
         source: copies.join(path.file_name().unwrap_or_default()),
         object: target.join(format!("{}.o", hash_of([&common, &text].iter()))),
         original: path,
@@ -167,14 +173,16 @@ fn compile(units: &[Unit]) -> Result<(), Error> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
-        workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })
 }
 
 fn compile_one(unit: &Unit) -> Result<(), Error> {
     let part = unit.object.with_extension("part");
     let mut compiler = Command::new(COMPILER);
-    compiler.args(FLAGS).arg("-I").arg(folder().join("include")).args(["-x", "c++", "-c"]);
+    compiler.args(FLAGS).args(unit.flags).arg("-I").arg(folder().join("include")).args(["-x", "c++", "-c"]);
     run(compiler.arg(&unit.source).arg("-o").arg(&part), &unit.original)?;
     fs::rename(&part, &unit.object).map_err(|problem| file_error(&unit.object, problem))
 }

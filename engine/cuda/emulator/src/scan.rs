@@ -160,8 +160,10 @@ fn declaration(text: &str) -> Result<String, String> {
     let head = head.trim_end();
     let name_begin = head.rfind(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).map_or(0, |at| at + 1);
     let (kind, name) = (head[..name_begin].trim(), &head[name_begin..]);
-    if kind.is_empty() || name.is_empty() || dimensions.contains('=') || commas_outside(kind) || commas_outside(dimensions) {
-        return Err("shared memory is declared one variable at a time, `__shared__ T name[n];`, without a value".to_owned());
+    if kind.is_empty() || name.is_empty() || rest.contains('=') || commas_outside(kind) || commas_outside(dimensions) {
+        return Err(
+            "shared memory is declared one variable at a time, `__shared__ T name[n];`, without a value".to_owned()
+        );
     }
     let dimensions = dimensions.split_whitespace().collect::<Vec<_>>().join(" ");
     let kind = kind.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -225,7 +227,10 @@ mod tests {
             "typedef T shared_type_part[2][N]; static const char shared_tag_part = 0; shared_type_part& part = \
              emu::shared<shared_type_part>(&shared_tag_part, \"part\", alignof(shared_type_part));\n",
         );
-        check("// __shared__ float a;\nf(\"__shared__\"); my__shared__x;", "// __shared__ float a;\nf(\"__shared__\"); my__shared__x;");
+        check(
+            "// __shared__ float a;\nf(\"__shared__\"); my__shared__x;",
+            "// __shared__ float a;\nf(\"__shared__\"); my__shared__x;",
+        );
         check(
             "__shared__ Pair<int, 4> total;",
             "typedef Pair<int, 4> shared_type_total; static const char shared_tag_total = 0; shared_type_total& total = \
