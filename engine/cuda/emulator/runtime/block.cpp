@@ -146,9 +146,9 @@ void explain_standstill() {
     const auto waits = std::find_if(s.threads.begin(), s.threads.end(), [](const Thread& t) { return t.state == State::InWarp; });
     char text[320];
     if (waits != s.threads.end()) {
-        snprintf(text, sizeof text, "a lane waits at %s for lanes that never come: %u thread(s) wait at a barrier, %u left the kernel",
-                 waits->waits_at, s.at_barrier, s.left);
-        return fail(Fault::LaunchTimeout, text, &*waits);
+        snprintf(text, sizeof text, "%s names inactive lanes: %u thread(s) wait at a barrier, lanes %08x have left the kernel", waits->waits_at,
+                 s.at_barrier, waits->warp->left);
+        return fail(Fault::LaunchFailed, text, &*waits);
     }
     const auto at = std::find_if(s.threads.begin(), s.threads.end(), is_at_barrier);
     snprintf(text, sizeof text, "divergent barrier: %u thread(s) wait at %s:%d, %u left the kernel without it", s.at_barrier,

@@ -15,12 +15,12 @@ inline uint8_t f32_to_e4m3(float value) {
     const float size = fabsf(value);
     if (value != value) return uint8_t(sign | 0x7f);
     if (size >= 448.0f) return uint8_t(sign | 0x7e);
+    // Below 2^-6, the smallest normal number, neighbours are 2^-9 apart; one step more is that number, and so is its code.
+    if (size < 0.015625f) return uint8_t(sign | int(nearbyintf(ldexpf(size, 9))));
     int exponent = 0;
     frexpf(size, &exponent);  // size = m * 2^exponent, m in [0.5, 1)
-    // The step between neighbours: 2^-9 below the smallest normal number, 2^-6.
-    const int step = exponent - 1 < -6 ? -9 : exponent - 4;
-    const float steps = nearbyintf(ldexpf(size, -step));  // at most 16, exact
-    if (step == -9 && steps < 8.0f) return uint8_t(sign | int(steps));
+    const int step = exponent - 4;
+    const float steps = nearbyintf(ldexpf(size, -step));  // 8 to 16, exact
     const int carry = steps == 16.0f;
     const int fraction = carry ? 0 : int(steps) - 8;
     return uint8_t(sign | (step + 10 + carry) << 3 | fraction);

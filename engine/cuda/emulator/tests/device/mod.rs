@@ -1,5 +1,7 @@
 //! What the emulator's tests share: its kernels, loaded through the unmodified cudarc.
 
+#![allow(dead_code, reason = "each test program uses its part of this")]
+
 use cudarc::driver::sys::{CUfunction, CUmodule, CUresult};
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError, result};
 use engine_cuda_emulator::Emulator;
