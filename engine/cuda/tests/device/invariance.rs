@@ -27,7 +27,7 @@ fn alone(checkpoint: &Checkpoint, options: CudaOptions, tokens: &[u32]) -> Vec<u
 /// `tokens` cut into `parts`, with other sequences in every batch.
 fn mixed(driver: &mut Driver, tokens: &[u32], parts: &[usize]) -> Vec<u32> {
     let vocab = driver.device.shape().vocab;
-    let mut others: Vec<Sequence> = (0..3).map(|salt| driver.sequence(&text(200, salt + 11, vocab), 0)).collect();
+    let mut others: Vec<Sequence> = (0..3).map(|salt| driver.sequence(&text(500, salt + 11, vocab), 0)).collect();
     let mut sequence = driver.sequence(tokens, 0);
     let mut last = Vec::new();
     for (index, &part) in parts.iter().enumerate() {
