@@ -5,7 +5,7 @@ use crate::{
     arena::Arena,
     device::{Device, Ptr},
     error::CudaError,
-    kernels::Activations,
+    kernels::{Activations, ChoiceArgs},
     plan::{Map, Room},
 };
 use engine_store::ModelConfig;
@@ -35,6 +35,9 @@ pub(crate) struct Buffers {
     pub(crate) wanted: Activations,
     /// f32.
     pub(crate) logits: Ptr,
+    /// [`crate::kernels::ChoiceArgs`] of those rows, and the i32 tokens chosen.
+    pub(crate) choices: Ptr,
+    pub(crate) chosen: Ptr,
     /// f32: attention by splits, see [`crate::kernels::AttendArgs`].
     pub(crate) partial: Ptr,
     pub(crate) marks: Ptr,
@@ -83,6 +86,8 @@ impl Buffers {
             gated,
             wanted,
             logits: take(LOGIT_ROWS * config.vocab, 4)?,
+            choices: take(LOGIT_ROWS, size_of::<ChoiceArgs>())?,
+            chosen: take(LOGIT_ROWS, 4)?,
             partial: take(partial_room, 4)?,
             // A row has at least 32 numbers.
             marks: take(partial_room / 32 * 2, 4)?,

@@ -8,14 +8,18 @@
 use crate::{
     arena::Arena,
     buffers::{Buffers, LOGIT_ROWS},
+    choose::{self, Choice},
     device::{Device, Ptr},
     error::{CudaError, During},
-    kernels::{AttendArgs, CopyArgs, GateArgs, KvPool, NormArgs, Output, PAGE_TOKENS, RotaryArgs},
+    kernels::{
+        Activations, AttendArgs, ChoiceArgs, ChooseArgs, CopyArgs, GateArgs, KvPool, NormArgs, Output, PAGE_TOKENS,
+        RotaryArgs,
+    },
     plan::{self, Layout, Map, Part, Room},
     weights::{Layer, Linear, Weights},
 };
 use cudarc::driver::{CudaGraph, sys};
-use engine_core::{Batch, BlockId, Forward, ForwardError, ForwardShape};
+use engine_core::{Batch, BlockId, Forward, ForwardError, ForwardShape, TokenId};
 use engine_store::Checkpoint;
 use std::collections::HashMap;
 
@@ -68,6 +72,12 @@ enum Progress {
     /// It ran once, plainly, so that every kernel is loaded.
     Seen,
     Captured(CudaGraph),
+}
+
+/// What becomes of rows of logits.
+enum Results<'a> {
+    Logits(&'a mut Vec<f32>),
+    Tokens { choices: &'a [ChoiceArgs], out: &'a mut Vec<Option<TokenId>> },
 }
 
 /// A decoder on a GPU.
@@ -176,8 +186,37 @@ impl CudaForward {
         self.kv.block_bytes() * self.shape.kv_blocks as u64
     }
 
-    /// One piece, through to its logits, which are appended to `out`.
-    fn piece(&mut self, batch: &Batch, parts: &[Part<'_>], out: &mut Vec<f32>) -> Result<(), CudaError> {
+    /// A step whose tokens are chosen on the device: one for each row of logits that the batch wants, in batch order, by
+    /// as many choices; none where a logit was not finite, which in the first row of a sequence is an error.
+    pub fn forward_choosing(
+        &mut self,
+        batch: &Batch,
+        choices: &[Choice],
+        out: &mut Vec<Option<TokenId>>,
+    ) -> Result<(), ForwardError> {
+        plan::check(batch, &self.shape, self.room.window)?;
+        out.clear();
+        let wanted: usize = batch.sequences.iter().map(|sequence| sequence.logits).sum();
+        if choices.len() != wanted {
+            let message = format!("malformed batch: {} choices for {wanted} rows of logits", choices.len());
+            return Err(ForwardError::Device { message });
+        }
+        let choices = choices.iter().map(Choice::args).collect::<Result<Vec<_>, _>>()?;
+        for parts in plan::pieces(batch, self.room).iter().filter(|parts| !parts.is_empty()) {
+            self.piece(batch, parts, &mut Results::Tokens { choices: &choices, out: &mut *out })?;
+        }
+        let mut row = 0;
+        for (index, sequence) in batch.sequences.iter().enumerate() {
+            if sequence.logits > 0 && out[row].is_none() {
+                return Err(ForwardError::NonFinite { sequence: index });
+            }
+            row += sequence.logits;
+        }
+        Ok(())
+    }
+
+    /// One piece, through to its results.
+    fn piece(&mut self, batch: &Batch, parts: &[Part<'_>], results: &mut Results<'_>) -> Result<(), CudaError> {
         let decode = self.options.graphs && parts.iter().all(|part| part.tokens == 1 && part.sequence.logits == 1);
         let padded = if decode { parts.len().next_power_of_two().min(self.room.tokens) } else { 0 };
         let mut layout = plan::layout(batch, parts, self.room, self.map, padded);
@@ -193,7 +232,7 @@ impl CudaForward {
         } else {
             self.layers(&layout)?;
         }
-        self.logits(&layout, out)
+        self.logits(&layout, results)
     }
 
     /// Runs a decode step's graph, or makes it.
@@ -329,7 +368,7 @@ impl CudaForward {
     fn join(
         &mut self,
         linear: &Linear,
-        input: crate::kernels::Activations,
+        input: Activations,
         tokens: usize,
         post_norm: Ptr,
     ) -> Result<(), CudaError> {
@@ -341,7 +380,7 @@ impl CudaForward {
     fn multiply(
         &mut self,
         linear: &Linear,
-        input: crate::kernels::Activations,
+        input: Activations,
         tokens: usize,
         at: Ptr,
         accumulate: bool,
@@ -356,9 +395,8 @@ impl CudaForward {
         Ok(())
     }
 
-    /// Logits of the rows that want them, waited for.
-    fn logits(&mut self, layout: &Layout, out: &mut Vec<f32>) -> Result<(), CudaError> {
-        let vocab = self.shape.vocab;
+    /// Logits of the rows that want them, and what becomes of them, waited for.
+    fn logits(&mut self, layout: &Layout, results: &mut Results<'_>) -> Result<(), CudaError> {
         let output = self.weights.output.clone();
         let pending = self.weights.layers.last().map_or(Ptr::NULL, |layer| layer.ffn_post_norm);
         for first in (0..layout.rows).step_by(LOGIT_ROWS) {
@@ -371,12 +409,35 @@ impl CudaForward {
             // SAFETY: the rows are of this piece, each once.
             unsafe { self.device.norm(norm, rows) }?;
             self.multiply(&output, self.buffers.wanted, rows, self.buffers.logits, false)?;
-            let before = out.len();
-            out.resize(before + rows * vocab, 0.0);
-            // SAFETY: as many logits as have been computed; any bits are an f32.
-            unsafe { self.device.to_host(&mut out[before..], self.buffers.logits) }?;
+            self.deliver(rows, results)?;
         }
         self.device.wait(&self.device.stream)
+    }
+
+    fn deliver(&mut self, rows: usize, results: &mut Results<'_>) -> Result<(), CudaError> {
+        let vocab = self.shape.vocab;
+        match results {
+            Results::Logits(out) => {
+                let before = out.len();
+                out.resize(before + rows * vocab, 0.0);
+                // SAFETY: as many logits as have been computed; any bits are an f32.
+                unsafe { self.device.to_host(&mut out[before..], self.buffers.logits) }
+            }
+            Results::Tokens { choices, out } => {
+                let choices = &choices[out.len()..][..rows];
+                let (logits, at, tokens) = (self.buffers.logits, self.buffers.choices, self.buffers.chosen);
+                let mut chosen = [0i32; LOGIT_ROWS];
+                // SAFETY: the buffers hold as many rows; the choices stay until the tokens have been waited for.
+                unsafe {
+                    self.device.to_device(&self.device.stream, at, choices)?;
+                    let args = ChooseArgs { logits, choices: at, tokens, vocab: vocab as i32 };
+                    self.device.choose(args, rows)?;
+                    self.device.to_host(&mut chosen[..rows], tokens)?;
+                }
+                out.extend(chosen[..rows].iter().map(|token| choose::token(*token)));
+                Ok(())
+            }
+        }
     }
 
     /// Part of the layout on the device.
@@ -401,7 +462,7 @@ impl Forward for CudaForward {
             return Ok(());
         }
         for parts in plan::pieces(batch, self.room) {
-            self.piece(batch, &parts, out)?;
+            self.piece(batch, &parts, &mut Results::Logits(&mut *out))?;
         }
         plan::check_finite(batch, self.shape.vocab, out)
     }

@@ -168,6 +168,29 @@ pub struct CopyArgs {
     pub block_bytes: i64,
 }
 
+/// How one row's token is chosen (`sample.cu`).
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct ChoiceArgs {
+    pub seed: u64,
+    pub position: u64,
+    /// 1 / temperature; 0 takes the likeliest.
+    pub scale: f32,
+    pub top_p: f32,
+    pub min_p: f32,
+    pub top_k: u32,
+}
+
+/// Choices of many rows (`sample.cu`).
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct ChooseArgs {
+    pub logits: Ptr,
+    pub choices: Ptr,
+    pub tokens: Ptr,
+    pub vocab: i32,
+}
+
 fn launch(grid: [usize; 3], threads: u32, shared_bytes: usize) -> Launch {
     Launch { grid: grid.map(|size| size as u32), threads, shared_bytes: shared_bytes as u32 }
 }
@@ -279,6 +302,11 @@ impl Device {
         let launch = launch([args.pool.heads as usize, items, splits], 32 * warps as u32, shared);
         // SAFETY: the caller's word.
         unsafe { self.launch(&format!("{name}_{kind}_{dim}"), launch, &args) }
+    }
+
+    pub unsafe fn choose(&mut self, args: ChooseArgs, rows: usize) -> Result<(), CudaError> {
+        // SAFETY: the caller's word.
+        unsafe { self.launch("choose_tokens", launch([rows, 1, 1], 512, 0), &args) }
     }
 
     pub unsafe fn copy_blocks(&mut self, args: CopyArgs, pairs: usize, layers: usize) -> Result<(), CudaError> {

@@ -6,6 +6,7 @@
 
 mod arena;
 mod buffers;
+mod choose;
 #[doc(hidden)]
 pub mod device;
 mod error;
@@ -22,5 +23,6 @@ mod weights;
 
 #[doc(hidden)]
 pub use arena::Arena;
+pub use choose::Choice;
 pub use error::CudaError;
 pub use forward::{CudaForward, CudaOptions, KvFormat};

@@ -13,7 +13,7 @@ mod images {
 }
 
 /// Prefixes of kernels' names, and the file that holds them.
-const FILES: [(&str, &str); 12] = [
+const FILES: [(&str, &str); 11] = [
     ("few", "matmul"),
     ("many", "matmul"),
     ("embed", "embed"),
@@ -25,7 +25,6 @@ const FILES: [(&str, &str); 12] = [
     ("rotate", "rotary"),
     ("copy_blocks", "rotary"),
     ("choose", "sample"),
-    ("greedy", "sample"),
 ];
 
 /// Dynamic shared memory that every kernel may use without asking, bytes.

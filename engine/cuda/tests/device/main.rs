@@ -6,6 +6,7 @@ mod common;
 mod tiny;
 
 mod architectures;
+mod choosing;
 mod faults;
 mod golden;
 mod invariance;

@@ -7,3 +7,4 @@ mod attention;
 mod bench;
 mod elementwise;
 mod products;
+mod sampling;
