@@ -18,7 +18,7 @@ __device__ __forceinline__ float gated(float gate, float up, int gelu) {
 }
 
 // Grid: (256 columns, tokens), 256 threads.
-extern "C" __global__ void __launch_bounds__(256) gate_times_up(GateArgs args) {
+extern "C" __global__ void __launch_bounds__(256, 1) gate_times_up(GateArgs args) {
     const int column = blockIdx.x * 256 + threadIdx.x, token = blockIdx.y;
     if (column >= args.to.stride) return;  // whole warps: the stride is a multiple of 64
     const float* row = args.gate_up + (long long)token * 2 * args.width;

@@ -23,7 +23,7 @@ __device__ __forceinline__ float rms_factor(const float* x, int width, float eps
 }
 
 // Grid: tokens, 256 threads.
-extern "C" __global__ void __launch_bounds__(256) rms_norm(NormArgs args) {
+extern "C" __global__ void __launch_bounds__(256, 1) rms_norm(NormArgs args) {
     __shared__ float scratch[8];
     const int token = blockIdx.x, row = args.rows ? args.rows[token] : token;
     float* x = args.x + (long long)row * args.width;

@@ -54,7 +54,7 @@ struct Head {
 };
 
 // Grid: (heads + 2 kv heads, tokens), 32 threads.
-extern "C" __global__ void __launch_bounds__(32) rotate_and_keep(RotaryArgs args) {
+extern "C" __global__ void __launch_bounds__(32, 1) rotate_and_keep(RotaryArgs args) {
     const int index = blockIdx.x, token = blockIdx.y, dim = args.pool.head_dim, kv_heads = args.pool.heads;
     const float* x = args.qkv + ((long long)token * (args.heads + 2 * kv_heads) + index) * dim;
     const int slot = args.slots[token], block_tokens = args.pool.pages_per_block * PAGE;
@@ -90,7 +90,7 @@ struct CopyArgs {
 };
 
 // Copies whole KV blocks in every layer. Bound by memory: each byte is read and written once. Grid: (pairs, layers), 256 threads.
-extern "C" __global__ void __launch_bounds__(256) copy_blocks(CopyArgs args) {
+extern "C" __global__ void __launch_bounds__(256, 1) copy_blocks(CopyArgs args) {
     u8* layer = args.pages + blockIdx.y * args.layer_bytes;
     const Quad* from = (const Quad*)(layer + args.pairs[2 * blockIdx.x] * args.block_bytes);
     Quad* to = (Quad*)(layer + args.pairs[2 * blockIdx.x + 1] * args.block_bytes);
