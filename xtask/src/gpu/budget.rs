@@ -130,8 +130,10 @@ mod tests {
 
     #[test]
     fn kernels_outside_their_budget_are_named() {
-        let budget = parse("# a comment\nnorm = { registers = 32, spill_bytes = 0 }\nold = { registers = 1, spill_bytes = 0 }\n")
-            .expect("valid");
+        let budget = parse(
+            "# a comment\nnorm = { registers = 32, spill_bytes = 0 }\nold = { registers = 1, spill_bytes = 0 }\n",
+        )
+        .expect("valid");
         let check = |resources: &[(&str, &str, u32, u32)], want: &[&str]| {
             let problems = budget.problems(&built(resources));
             assert_eq!(problems.len(), want.len(), "{problems:?}");

@@ -48,23 +48,39 @@ struct Job {
     source: String,
     arch: &'static str,
     image: String,
+    /// Where the image is kept, under a name that holds what it is made of.
+    path: PathBuf,
+}
+
+impl Job {
+    /// What the compiler printed.
+    fn log(&self) -> PathBuf {
+        self.path.with_extension("log")
+    }
 }
 
 /// Compiles into target/tools/gpu. Images of the same sources by the same compiler are the same, so they are kept.
 pub fn all(toolchain: &Toolchain) -> Result<Built> {
     let files = source_files()?;
-    let sources_sha256 = hash_of_files(&files)?;
-    let key = sha256(format!("{sources_sha256} {} {FLAGS:?} {ARCHITECTURES:?}", toolchain.description).as_bytes());
-    let folder = layout::target().join("tools/gpu/images").join(&key[..16]);
-    make_folder(&folder)?;
-    let is_kernel = |path: &&PathBuf| path.extension().is_some_and(|ending| ending == "cu");
-    let jobs: Vec<Job> = files.iter().filter(is_kernel).flat_map(|path| jobs_of(path)).collect();
-    run_jobs(toolchain, &jobs, &folder)?;
-    let mut built = Built { images: Vec::new(), resources: Vec::new(), sources_sha256, toolchain: toolchain.description.clone() };
+    let (kernels, headers): (Vec<_>, Vec<_>) =
+        files.iter().partition(|path| path.extension().is_some_and(|ending| ending == "cu"));
+    let common = format!("{} {} {FLAGS:?}", toolchain.description, hash_of_files(headers.iter().copied())?);
+    let mut jobs = Vec::new();
+    for path in kernels {
+        jobs.extend(jobs_of(path, &format!("{common} {}", hash_of_files([path])?)));
+    }
+    make_folder(&folder())?;
+    run_jobs(toolchain, &jobs)?;
+    let mut built = Built {
+        images: Vec::new(),
+        resources: Vec::new(),
+        sources_sha256: hash_of_files(&files)?,
+        toolchain: toolchain.description.clone(),
+    };
     for job in &jobs {
-        let bytes = fs::read(folder.join(&job.image)).with_context(|| format!("{} was not made", job.image))?;
+        let bytes = fs::read(&job.path).with_context(|| format!("{} was not made", job.image))?;
         built.images.push(Image { name: job.image.clone(), bytes });
-        built.resources.extend(parse(&fs::read_to_string(log_of(job, &folder))?, job.arch));
+        built.resources.extend(parse(&fs::read_to_string(job.log())?, job.arch));
     }
     built.images.sort_by(|a, b| a.name.cmp(&b.name));
     built.resources.sort_by(|a, b| (&a.kernel, &a.arch).cmp(&(&b.kernel, &b.arch)));
@@ -73,12 +89,18 @@ pub fn all(toolchain: &Toolchain) -> Result<Built> {
 
 fn source_files() -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(sources()).with_context(|| format!("cannot read {}", sources().display()))?;
-    let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_file()).collect();
+    let mut files: Vec<PathBuf> =
+        entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_file()).collect();
     files.sort();
     Ok(files)
 }
 
-fn hash_of_files(files: &[PathBuf]) -> Result<String> {
+/// Images of this and of earlier states of the sources.
+fn folder() -> PathBuf {
+    layout::target().join("tools/gpu/images")
+}
+
+fn hash_of_files<'a>(files: impl IntoIterator<Item = &'a PathBuf>) -> Result<String> {
     let mut hasher = Sha256::new();
     for path in files {
         let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -93,43 +115,45 @@ pub fn sha256(bytes: &[u8]) -> String {
     format!("{:x}", Sha256::digest(bytes))
 }
 
-fn jobs_of(path: &Path) -> Vec<Job> {
+fn jobs_of(path: &Path, made_of: &str) -> Vec<Job> {
     let source = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let cubin = |arch: &&'static str| Job { source: source.clone(), arch, image: format!("{stem}.{arch}.cubin") };
-    let ptx = Job { source: source.clone(), arch: FALLBACK, image: format!("{stem}.ptx") };
-    ARCHITECTURES.iter().map(cubin).chain([ptx]).collect()
+    let job = |arch: &'static str, image: String| {
+        let key = sha256(format!("{made_of} {image}").as_bytes());
+        let path = folder().join(format!("{}-{image}", &key[..16]));
+        Job { source: source.clone(), arch, image, path }
+    };
+    let cubins = ARCHITECTURES.iter().map(|arch| job(arch, format!("{stem}.{arch}.cubin")));
+    cubins.chain([job(FALLBACK, format!("{stem}.ptx"))]).collect()
 }
 
-fn log_of(job: &Job, folder: &Path) -> PathBuf {
-    folder.join(format!("{}.log", job.image))
-}
-
-fn run_jobs(toolchain: &Toolchain, jobs: &[Job], folder: &Path) -> Result<()> {
-    let missing = Mutex::new(jobs.iter().filter(|job| !folder.join(&job.image).exists()).collect::<Vec<_>>());
+fn run_jobs(toolchain: &Toolchain, jobs: &[Job]) -> Result<()> {
+    let missing = Mutex::new(jobs.iter().filter(|job| !job.path.exists()).collect::<Vec<_>>());
     let next = || missing.lock().ok()?.pop();
     let work = || {
         while let Some(job) = next() {
-            run_job(toolchain, job, folder)?;
+            run_job(toolchain, job)?;
         }
         anyhow::Ok(())
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
-        workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })
 }
 
 /// Names are given from the sources' folder, so that no path of this machine can get into an image.
-fn run_job(toolchain: &Toolchain, job: &Job, folder: &Path) -> Result<()> {
-    let part = folder.join(format!("{}.part", job.image));
+fn run_job(toolchain: &Toolchain, job: &Job) -> Result<()> {
+    let part = job.path.with_extension("part");
     let kind = if job.arch == FALLBACK { "-ptx" } else { "-cubin" };
     let mut nvcc = command(&toolchain.nvcc, FLAGS);
     nvcc.args([kind, &format!("-arch={}", job.arch), "-o"]).arg(&part).arg(&job.source).current_dir(sources());
     let output = quiet(&mut nvcc).with_context(|| format!("{} does not compile for {}", job.source, job.arch))?;
-    fs::write(log_of(job, folder), &output.stderr)?;
-    fs::rename(&part, folder.join(&job.image)).context("cannot write into target/tools/gpu")
+    fs::write(job.log(), &output.stderr)?;
+    fs::rename(&part, &job.path).context("cannot write into target/tools/gpu")
 }
 
 /// Reads what `ptxas -v` prints of each entry.

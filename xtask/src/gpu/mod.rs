@@ -58,7 +58,11 @@ fn keep(budget: &Budget, built: &Built) -> Result<()> {
     for problem in &problems {
         eprintln!("gpu: {problem}");
     }
-    ensure!(problems.is_empty(), "{} kernel(s) are not within engine/cuda/cubins/budget.toml, listed above", problems.len());
+    ensure!(
+        problems.is_empty(),
+        "{} kernel(s) are not within engine/cuda/cubins/budget.toml, listed above",
+        problems.len()
+    );
     Ok(())
 }
 

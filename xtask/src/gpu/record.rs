@@ -61,7 +61,10 @@ pub fn compare(built: &Built) -> Result<()> {
     let names: BTreeSet<String> = built.images.iter().map(|image| format!("{}.{ENDING}", image.name)).collect();
     let present = committed()?;
     if let Some(name) = names.symmetric_difference(&present).next() {
-        bail!("engine/cuda/cubins/{name} is {}; {advice}", if present.contains(name) { "of no source" } else { "missing" });
+        bail!(
+            "engine/cuda/cubins/{name} is {}; {advice}",
+            if present.contains(name) { "of no source" } else { "missing" }
+        );
     }
     for Image { name, bytes } in &built.images {
         let committed = unpack(&images().join(format!("{name}.{ENDING}")))?;

@@ -8,12 +8,8 @@ use std::path::PathBuf;
 
 /// 13.0, since drivers of that age (580) refuse what later compilers make. The compiler, its back end, and the headers
 /// that it includes by itself.
-const PACKAGES: &[&str] = &[
-    "nvidia-cuda-nvcc==13.0.88",
-    "nvidia-nvvm==13.0.88",
-    "nvidia-cuda-crt==13.0.88",
-    "nvidia-cuda-runtime==13.0.96",
-];
+const PACKAGES: &[&str] =
+    &["nvidia-cuda-nvcc==13.0.88", "nvidia-nvvm==13.0.88", "nvidia-cuda-crt==13.0.88", "nvidia-cuda-runtime==13.0.96"];
 
 /// An installed compiler.
 pub struct Toolchain {
@@ -33,7 +29,8 @@ pub fn install() -> Result<Toolchain> {
             let _ = fs::remove_dir_all(&folder);
             make_folder(&folder)?;
             let target = folder.to_string_lossy();
-            let fixed = ["-m", "pip", "install", "-q", "--no-deps", "--disable-pip-version-check", "--only-binary", ":all:"];
+            let fixed =
+                ["-m", "pip", "install", "-q", "--no-deps", "--disable-pip-version-check", "--only-binary", ":all:"];
             let place = ["--root-user-action", "ignore", "--target", &target];
             quiet(&mut command("python3", &[&fixed[..], &place, PACKAGES].concat()))?;
             // Written last: an interrupted installation is made anew.
