@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Case, GEMMA3, Model, SMOLLM2, argmax, options};
+use common::{Case, GEMMA3, Model, SMOLLM2, argmax, gpu, options};
 use engine_core::Batch;
 use engine_cuda::CudaOptions;
 
@@ -21,6 +21,7 @@ fn teacher_forced(model: &Model, cases: &[Case], options: CudaOptions) -> Vec<Ve
 }
 
 fn check(model: &Model, count: usize, options: CudaOptions, sure: f32, near: f32) {
+    let gpu = gpu();
     let mut cases = model.golden().cases;
     cases.truncate(count);
     let found = teacher_forced(model, &cases, options);
@@ -37,6 +38,7 @@ fn check(model: &Model, count: usize, options: CudaOptions, sure: f32, near: f32
             (agreed, steps) = (agreed + usize::from(same), steps + 1);
         }
     }
+    assert_eq!(gpu.fault(), "");
     println!("{agreed} of {steps} steps agree; first logits within {worst}");
     assert!(agreed * 20 >= steps * 19, "{agreed} of {steps} steps agree");
 }

@@ -3,6 +3,7 @@
 
 use engine_core::{Batch, BatchSequence, BlockId, Forward, TokenId};
 use engine_cuda::{CudaForward, CudaOptions};
+use engine_cuda_emulator::Emulator;
 use engine_store::Checkpoint;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -62,6 +63,11 @@ impl Model {
     pub fn device(&self, options: CudaOptions) -> Driver {
         Driver::new(CudaForward::load(&self.checkpoint(), options).expect("the checkpoint loads"))
     }
+}
+
+/// The emulated GPU, for as long as it is held.
+pub fn gpu() -> Emulator {
+    engine_cuda_emulator::load().unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Small buffers: the emulated device's memory is this machine's.
