@@ -134,7 +134,8 @@ impl Emulator {
         self.set(|controls| controls.fail_launch(nth, error));
     }
 
-    /// When a kernel has run `nth` times from now, the first `bytes` behind its argument number `argument` hold NaN.
+    /// When a kernel has run `nth` times from now, the first `bytes` behind a pointer among its arguments hold NaN: the pointer at
+    /// word `argument`, words having 8 bytes; a struct's fields are counted through, any other argument takes one.
     pub fn corrupt(&self, kernel: &str, nth: u64, argument: usize, bytes: u64) {
         self.set(|controls| controls.corrupt(kernel, nth, argument, bytes));
     }
