@@ -119,6 +119,10 @@ impl Driver {
 }
 
 impl Sequence {
+    pub fn blocks(&self) -> &[BlockId] {
+        &self.blocks
+    }
+
     /// Puts the next tokens into a batch.
     pub fn add(&mut self, batch: &mut Batch, new_tokens: usize, logits: usize) {
         let start = self.done;

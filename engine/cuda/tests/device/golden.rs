@@ -1,9 +1,7 @@
 //! Real checkpoints against the reference implementation, the reference tokens being fed whatever the device would
 //! choose: the same argmax wherever the reference is sure, and logits near its own.
 
-mod common;
-
-use common::{Case, GEMMA3, Model, SMOLLM2, argmax, gpu, options};
+use crate::common::{Case, GEMMA3, Model, SMOLLM2, argmax, gpu, options};
 use engine_core::Batch;
 use engine_cuda::CudaOptions;
 
