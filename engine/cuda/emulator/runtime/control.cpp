@@ -47,7 +47,8 @@ CONTROL foreshock_emulator_fail_launch(uint64_t nth, int error) {
     settings.fail_launch_in = nth;
     settings.fail_launch_with = error;
 }
-/// After its `nth` launch from now, a kernel has written 0xff over the first bytes that an argument of it points to.
+/// After its `nth` launch from now, a kernel has written 0xff over the first bytes behind a pointer among its arguments: the one
+/// that stands at word `argument` of them, words having 8 bytes and an argument beginning a new one.
 CONTROL foreshock_emulator_corrupt(const char* kernel, uint64_t nth, int argument, uint64_t bytes) {
     const Guarded guard;
     settings.corrupt_kernel = kernel;

@@ -1,5 +1,6 @@
 // Modules and launches. Any image is accepted: the kernels are those that were compiled into this library, found by name.
 #include "api.hpp"
+#include <algorithm>
 #include <cstring>
 #include <map>
 
@@ -48,10 +49,19 @@ int check_pointers(const Prepared& launch) {
     }
     return SUCCESS;
 }
+/// Eight bytes of the arguments laid end to end, each from a multiple of eight on; 0 past their end.
+Address word_of(const Prepared& launch, size_t word) {
+    for (const auto& value : launch.values) {
+        const size_t words = (value.size() + 7) / 8;
+        Address out = 0;
+        if (word < words) return memcpy(&out, value.data() + word * 8, std::min<size_t>(8, value.size() - word * 8)), out;
+        word -= words;
+    }
+    return 0;
+}
 void corrupt_if_asked(const Prepared& launch) {
     if (settings.corrupt_kernel != launch.kernel->name || !strikes(settings.corrupt_in)) return;
-    Address at = 0;
-    memcpy(&at, launch.values.at(size_t(settings.corrupt_argument)).data(), sizeof at);
+    const Address at = word_of(launch, size_t(settings.corrupt_argument));
     if (is_device_memory(at, settings.corrupt_bytes)) memset(reinterpret_cast<void*>(at), 0xff, settings.corrupt_bytes);
 }
 int run(const Prepared& launch) {

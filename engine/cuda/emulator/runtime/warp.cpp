@@ -9,10 +9,13 @@ std::string mask_text(unsigned mask) {
     return text;
 }
 
+/// By address, mostly: names are literals.
+bool same_operation(const WarpOperation& a, const WarpOperation& b) { return a.name == b.name || strcmp(a.name, b.name) == 0; }
+
 Warp::Group& group_of(Warp& warp, unsigned mask, const WarpOperation& operation) {
     for (unsigned i = 0; i < warp.groups; i++) {
         Warp::Group& group = warp.group[i];
-        if (group.mask == mask && strcmp(group.operation->name, operation.name) == 0) return group;
+        if (group.mask == mask && same_operation(*group.operation, operation)) return group;
         if (group.mask & mask) {
             leave_kernel(Fault::LaunchFailed, std::string("warp divergence: this lane is at ") + operation.name + " with mask " +
                                                   mask_text(mask) + ", another at " + group.operation->name + " with mask " +

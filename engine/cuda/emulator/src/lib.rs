@@ -40,9 +40,22 @@ struct Loaded {
 static LOADED: OnceLock<Loaded> = OnceLock::new();
 static TURN: Mutex<()> = Mutex::new(());
 
+/// Set on a machine with a GPU, where the same tests are to run on it: nothing is emulated then.
+const REAL: &str = "FORESHOCK_REAL_GPU";
+/// The folder that stands for the repository where there is none: a bundle's.
+const ROOT: &str = "FORESHOCK_BUNDLE";
+
+/// The repository, or the bundle that was made of it: below it lie checkpoints and reference outputs.
+pub fn root() -> PathBuf {
+    std::env::var_os(ROOT).map_or_else(|| library::folder().join("../../.."), PathBuf::from)
+}
+
 /// The emulated GPU, fresh, for as long as this is held: other tests of the process wait for their turn.
+///
+/// With `FORESHOCK_REAL_GPU` set it is the machine's own GPU, and what only an emulator can do is not done: see
+/// [`Emulator::is_real`].
 pub struct Emulator {
-    controls: &'static Controls,
+    controls: Option<&'static Controls>,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -54,6 +67,9 @@ pub fn load() -> Result<Emulator, Error> {
 /// The emulated GPU with the kernels of a folder: every `.cu` file in it.
 pub fn load_from(kernels: &Path) -> Result<Emulator, Error> {
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    if std::env::var_os(REAL).is_some() {
+        return Ok(Emulator { controls: None, _turn: turn });
+    }
     let loaded = match LOADED.get() {
         Some(loaded) => loaded,
         None => {
@@ -65,13 +81,24 @@ pub fn load_from(kernels: &Path) -> Result<Emulator, Error> {
         return Err(Error::OtherKernels(loaded.kernels.clone()));
     }
     loaded.controls.reset();
-    Ok(Emulator { controls: &loaded.controls, _turn: turn })
+    Ok(Emulator { controls: Some(&loaded.controls), _turn: turn })
 }
 
 impl Emulator {
+    /// Whether this is a real GPU. Faults cannot be planted in it, so tests of them have nothing to do.
+    pub fn is_real(&self) -> bool {
+        self.controls.is_none()
+    }
+
+    fn set(&self, setting: impl FnOnce(&Controls)) {
+        if let Some(controls) = self.controls {
+            setting(controls);
+        }
+    }
+
     /// The order in which the threads of a block run between two points where they meet.
     pub fn order(&self, order: Order) {
-        self.controls.order(order);
+        self.set(|controls| controls.order(order));
     }
 
     /// Runs a test in the three orders; what it gives should not depend on them.
@@ -84,41 +111,42 @@ impl Emulator {
 
     /// Work on streams is done when something waits for it, streams interleaved by a seed, instead of when it is submitted.
     pub fn defer(&self, seed: u64) {
-        self.controls.defer(seed);
+        self.set(|controls| controls.defer(seed));
     }
 
     /// The device's memory, bytes (4 GiB unless set).
     pub fn memory(&self, bytes: u64) {
-        self.controls.memory(bytes);
+        self.set(|controls| controls.memory(bytes));
     }
 
     /// How many devices there are, their compute capability and the driver's version (13000 is CUDA 13.0).
     pub fn devices(&self, count: i32, capability: (i32, i32), driver_version: i32) {
-        self.controls.devices(count, capability, driver_version);
+        self.set(|controls| controls.devices(count, capability, driver_version));
     }
 
     /// The `nth` allocation from now (1 is the next) fails with one of CUDA's errors; 0 takes it back.
     pub fn fail_allocation(&self, nth: u64, error: i32) {
-        self.controls.fail_allocation(nth, error);
+        self.set(|controls| controls.fail_allocation(nth, error));
     }
 
     /// The `nth` launch from now fails with one of CUDA's errors, and so does every call after it: the device is lost.
     pub fn lose_device(&self, nth: u64, error: i32) {
-        self.controls.fail_launch(nth, error);
+        self.set(|controls| controls.fail_launch(nth, error));
     }
 
-    /// When a kernel has run `nth` times from now, the first `bytes` behind its argument number `argument` hold NaN.
+    /// When a kernel has run `nth` times from now, the first `bytes` behind a pointer among its arguments hold NaN: the pointer at
+    /// word `argument`, words having 8 bytes; a struct's fields are counted through, any other argument takes one.
     pub fn corrupt(&self, kernel: &str, nth: u64, argument: usize, bytes: u64) {
-        self.controls.corrupt(kernel, nth, argument, bytes);
+        self.set(|controls| controls.corrupt(kernel, nth, argument, bytes));
     }
 
     /// What the last fault of a kernel was, where; empty when there was none.
     pub fn fault(&self) -> String {
-        self.controls.fault()
+        self.controls.map(Controls::fault).unwrap_or_default()
     }
 
     /// What was done since the emulator was loaded for this test.
     pub fn counters(&self) -> Counters {
-        self.controls.counters()
+        self.controls.map(Controls::counters).unwrap_or_default()
     }
 }
