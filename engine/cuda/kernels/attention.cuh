@@ -160,9 +160,8 @@ struct QueryRows {
         a[0] = x.x, a[1] = y.x, a[2] = x.y, a[3] = y.y;
     }
     __device__ __forceinline__ QueryRows(const u16* row0, const u16* row1) : row0(row0), row1(row1) {
-        if constexpr (KEPT)
 #pragma unroll
-            for (int step = 0; step < (KEPT ? HD / 16 : 1); ++step) read(step, kept[step]);
+        for (int step = 0; step < (KEPT ? HD / 16 : 0); ++step) read(step, kept[step]);
     }
     __device__ __forceinline__ void load(int block, u32 (&a)[2][4]) const {
 #pragma unroll
@@ -209,11 +208,17 @@ __device__ __forceinline__ void keep_partial(const AttendArgs& args, const Runni
     }
 }
 
-// Grid: (kv heads, items, splits or 1), 32 * WARPS threads. Shared memory: 3 tiles of 4 * 16 * HD numbers, and WARPS * 16 * HD floats.
+// Tiles on the way and under way: two where they are so large that three would not fit into the shared memory of smaller devices.
+template <int HD, class KV>
+struct Stages {
+    static constexpr int COUNT = HD * KV::BYTES >= 512 ? 2 : 3;
+};
+
+// Grid: (kv heads, items, splits or 1), 32 * WARPS threads. Shared memory: stages of 4 * 16 * HD numbers, and WARPS * 16 * HD floats.
 template <int HD, class KV, int WARPS>
 __device__ __forceinline__ void attend(const AttendArgs& args) {
     DYNAMIC_SHARED(shared);
-    constexpr int STAGES = 3, STAGE = 4 * PAGE * HD * KV::BYTES;
+    constexpr int STAGES = Stages<HD, KV>::COUNT, STAGE = 4 * PAGE * HD * KV::BYTES;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, head = blockIdx.x;
     const Item item = args.items[blockIdx.y];
     if (item.span < 0) return;
@@ -246,15 +251,17 @@ __device__ __forceinline__ void attend(const AttendArgs& args) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) mine(n, i) = 0.0f;
 
-    for (int stage = 0; stage < 2; ++stage) {
+    for (int stage = 0; stage < STAGES - 1; ++stage) {
         if (first_tile + stage < end_tile) copy_tile<HD, KV, WARPS>(shared + stage * STAGE, args, span, seen, first_tile + stage, head);
         cp_async_commit();
     }
     for (int tile = first_tile; tile < end_tile; ++tile) {
         const int index = tile - first_tile;
-        cp_async_wait<1>();
+        cp_async_wait<STAGES - 2>();
         __syncthreads();
-        if (tile + 2 < end_tile) copy_tile<HD, KV, WARPS>(shared + (index + 2) % STAGES * STAGE, args, span, seen, tile + 2, head);
+        const int next = tile + STAGES - 1;
+        if (next < end_tile)
+            copy_tile<HD, KV, WARPS>(shared + (index + STAGES - 1) % STAGES * STAGE, args, span, seen, next, head);
         cp_async_commit();
         attend_tile<HD, KV>(shared + index % STAGES * STAGE, lane, tile * TILE, see, args.scale, queries, run);
         if ((tile + 1) % (SPLIT / TILE) && tile + 1 < end_tile) continue;

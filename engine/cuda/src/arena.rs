@@ -65,7 +65,7 @@ impl Arena {
             self.map(end - self.mapped)?;
         }
         self.used = end;
-        Ok(self.base.add(start))
+        Ok(self.base.offset(start))
     }
 
     fn map(&mut self, bytes: u64) -> Result<(), CudaError> {
@@ -81,7 +81,7 @@ impl Arena {
 
     fn map_exactly(&mut self, bytes: u64) -> Result<(), CudaError> {
         self.context.bind()?;
-        let (properties, mut handle, at) = (properties(self.context.ordinal()), 0, self.base.add(self.mapped).0);
+        let (properties, mut handle, at) = (properties(self.context.ordinal()), 0, self.base.offset(self.mapped).0);
         // SAFETY: the out pointer is valid, and the properties are filled in.
         let created = unsafe { sys::cuMemCreate(&mut handle, bytes as usize, &properties, 0) }.result();
         if let Err(error) = created {
@@ -128,7 +128,7 @@ impl Drop for Arena {
         for (offset, bytes, handle) in self.pieces.drain(..) {
             // SAFETY: mapped by `map_exactly`, once; nobody reads what an arena that is gone has given.
             unsafe {
-                let _ = sys::cuMemUnmap(self.base.add(offset).0, bytes as usize);
+                let _ = sys::cuMemUnmap(self.base.offset(offset).0, bytes as usize);
                 let _ = sys::cuMemRelease(handle);
             }
         }
@@ -141,10 +141,7 @@ fn properties(ordinal: usize) -> sys::CUmemAllocationProp {
     sys::CUmemAllocationProp {
         type_: sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED,
         requestedHandleTypes: sys::CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_NONE,
-        location: sys::CUmemLocation {
-            type_: sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE,
-            id: ordinal as i32,
-        },
+        location: sys::CUmemLocation { type_: sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE, id: ordinal as i32 },
         win32HandleMetaData: std::ptr::null_mut(),
         allocFlags: sys::CUmemAllocationProp_st__bindgen_ty_1 {
             compressionType: 0,

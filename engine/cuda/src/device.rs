@@ -19,7 +19,7 @@ impl Ptr {
     /// What kernels take for "none".
     pub const NULL: Self = Self(0);
 
-    pub fn add(self, bytes: u64) -> Self {
+    pub fn offset(self, bytes: u64) -> Self {
         Self(self.0 + bytes)
     }
 }

@@ -115,15 +115,6 @@ impl CudaForward {
         let tokens = options.step_tokens;
         let context_blocks = config.context_tokens.div_ceil(block_tokens);
         let windows: Option<Vec<usize>> = weights.layers.iter().map(|layer| layer.window).collect();
-        let room = Room {
-            tokens,
-            blocks: (tokens * context_blocks).min(4 << 20).max(context_blocks),
-            block_tokens,
-            group: config.heads / config.kv_heads,
-            window: windows.and_then(|windows| windows.into_iter().max()),
-        };
-        let map = Map::new(room);
-        let buffers = Buffers::new(&device, config, room, map, options.planes)?;
         let mut kv = KvPool {
             pages: Ptr::NULL,
             pages_per_block: (block_tokens / PAGE_TOKENS) as i32,
@@ -131,6 +122,16 @@ impl CudaForward {
             head_dim: config.head_dim as i32,
             fp8: i32::from(options.kv_format == KvFormat::Fp8),
         };
+        let room = Room {
+            tokens,
+            blocks: (tokens * context_blocks).min(4 << 20).max(context_blocks),
+            block_tokens,
+            wide_rows: device.wide_rows(&kv),
+            group: config.heads / config.kv_heads,
+            window: windows.and_then(|windows| windows.into_iter().max()),
+        };
+        let map = Map::new(room);
+        let buffers = Buffers::new(&device, config, room, map, options.planes)?;
         let (arena, kv_blocks) = kv_pool(&device, &mut kv, config.layers, options.kv_bytes)?;
         let shape = ForwardShape {
             vocab: config.vocab,
@@ -305,7 +306,7 @@ impl CudaForward {
         let (tokens, buffers, config) = (layout.tokens, &self.buffers, &self.weights.config);
         let (heads, scale) = (config.heads as i32, config.query_scale() * std::f32::consts::LOG2_E);
         let frequencies = self.weights.frequencies[layer.rotary];
-        let pool = KvPool { pages: self.kv.pages.add(index as u64 * self.layer_bytes()), ..self.kv };
+        let pool = KvPool { pages: self.kv.pages.offset(index as u64 * self.layer_bytes()), ..self.kv };
         let rotary = RotaryArgs {
             qkv: buffers.qkv,
             queries: buffers.queries,
@@ -365,13 +366,7 @@ impl CudaForward {
     }
 
     /// The product that ends a branch: added to the residual stream, or kept until its norm has been taken.
-    fn join(
-        &mut self,
-        linear: &Linear,
-        input: Activations,
-        tokens: usize,
-        post_norm: Ptr,
-    ) -> Result<(), CudaError> {
+    fn join(&mut self, linear: &Linear, input: Activations, tokens: usize, post_norm: Ptr) -> Result<(), CudaError> {
         let plain = post_norm == Ptr::NULL;
         let out = if plain { self.buffers.x } else { self.buffers.branch };
         self.multiply(linear, input, tokens, out, plain)
@@ -387,8 +382,8 @@ impl CudaForward {
     ) -> Result<(), CudaError> {
         for (row, matrix) in &linear.parts {
             let offset = 4 * *row as u64;
-            let bias = if linear.bias == Ptr::NULL { Ptr::NULL } else { linear.bias.add(offset) };
-            let out = Output { at: at.add(offset), stride: linear.rows, bias, accumulate };
+            let bias = if linear.bias == Ptr::NULL { Ptr::NULL } else { linear.bias.offset(offset) };
+            let out = Output { at: at.offset(offset), stride: linear.rows, bias, accumulate };
             // SAFETY: buffers hold `room.tokens` rows of the linear's width.
             unsafe { self.device.multiply(*matrix, input, tokens, out, None) }?;
         }
@@ -442,7 +437,7 @@ impl CudaForward {
 
     /// Part of the layout on the device.
     fn at(&self, number: usize) -> Ptr {
-        self.buffers.layout.add(4 * number as u64)
+        self.buffers.layout.offset(4 * number as u64)
     }
 }
 

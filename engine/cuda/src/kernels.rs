@@ -10,10 +10,10 @@ use crate::{
 pub const PAGE_TOKENS: usize = 16;
 /// Positions of a split of attention.
 pub const SPLIT_TOKENS: usize = 256;
-/// Rows of a block of prefill: (token, query head) pairs.
-pub const WIDE_ROWS: usize = 64;
-/// Rows of a block of decode.
-pub const NARROW_ROWS: usize = 16;
+/// Rows of a warp of attention: (token, query head) pairs.
+pub const WARP_ROWS: usize = 16;
+/// Rows of a block of prefill, whose warps share keys and values.
+const WIDE_ROWS: usize = 64;
 
 /// Inputs of products (`activations.cuh`).
 #[derive(Clone, Copy, Debug)]
@@ -191,6 +191,13 @@ pub struct ChooseArgs {
     pub vocab: i32,
 }
 
+/// Shared memory of a block of attention (`attend` in attention.cuh).
+fn attend_shared_bytes(pool: &KvPool, warps: usize) -> usize {
+    let (dim, number) = (pool.head_dim as usize, if pool.fp8 != 0 { 1 } else { 2 });
+    let stages = if dim * number >= 512 { 2 } else { 3 };
+    stages * 4 * PAGE_TOKENS * dim * number + warps * WARP_ROWS * dim * 4
+}
+
 fn launch(grid: [usize; 3], threads: u32, shared_bytes: usize) -> Launch {
     Launch { grid: grid.map(|size| size as u32), threads, shared_bytes: shared_bytes as u32 }
 }
@@ -226,13 +233,12 @@ impl Device {
         };
         let (unit, bands) = (format.unit_bytes(), matrix.rows.div_ceil(16));
         let few = |width: usize| launch([bands, tokens.div_ceil(width), 1], 256, 8 * few_stages(unit) * unit);
+        let shared = 3 * (8 * unit + input.planes as usize * 8192);
         let (name, launch) = match form.unwrap_or(Form::of(tokens)) {
             Form::Few8 => ("few8", few(8)),
-            Form::Few32 => ("few32", few(32)),
-            Form::Many => {
-                let shared = 3 * (8 * unit + input.planes as usize * 8192);
-                ("many", launch([bands.div_ceil(8), tokens.div_ceil(64), 1], 256, shared))
-            }
+            // Also where a block of the form for many does not fit into a small device.
+            form if form == Form::Few32 || shared > self.context.shared_bytes as usize => ("few32", few(32)),
+            _ => ("many", launch([bands.div_ceil(8), tokens.div_ceil(64), 1], 256, shared)),
         };
         // SAFETY: the caller's word.
         unsafe { self.launch(&format!("{name}_{}", format.suffix), launch, &args) }
@@ -270,14 +276,21 @@ impl Device {
         unsafe { self.launch("rotate_and_keep", launch([heads, tokens, 1], 32, 0), &args) }
     }
 
-    /// Attention of items of [`WIDE_ROWS`] rows, which walk through the splits in a row.
-    pub unsafe fn attend_wide(&mut self, args: AttendArgs, items: usize) -> Result<(), CudaError> {
-        let args = AttendArgs { partial: Ptr::NULL, ..args };
-        // SAFETY: the caller's word.
-        unsafe { self.attend("prefill", 4, args, [items, 1]) }
+    /// Rows of an item of [`Device::attend_wide`]: as many as share keys and values in the shared memory of this device.
+    pub fn wide_rows(&self, pool: &KvPool) -> usize {
+        let fits = attend_shared_bytes(pool, WIDE_ROWS / WARP_ROWS) <= self.context.shared_bytes as usize;
+        if fits { WIDE_ROWS } else { WARP_ROWS }
     }
 
-    /// Attention of items of [`NARROW_ROWS`] rows: by splits, if `args` tells where partial results go, or in a row.
+    /// Attention of items of [`Device::wide_rows`] rows, which walk through the splits in a row.
+    pub unsafe fn attend_wide(&mut self, args: AttendArgs, items: usize) -> Result<(), CudaError> {
+        let args = AttendArgs { partial: Ptr::NULL, ..args };
+        let warps = self.wide_rows(&args.pool) / WARP_ROWS;
+        // SAFETY: the caller's word.
+        unsafe { self.attend(if warps == 1 { "decode" } else { "prefill" }, warps, args, [items, 1]) }
+    }
+
+    /// Attention of items of [`WARP_ROWS`] rows: by splits, if `args` tells where partial results go, or in a row.
     pub unsafe fn attend_narrow(&mut self, args: AttendArgs, items: usize) -> Result<(), CudaError> {
         let splits = if args.partial == Ptr::NULL { 1 } else { args.splits as usize };
         // SAFETY: the caller's word.
@@ -296,9 +309,8 @@ impl Device {
         args: AttendArgs,
         [items, splits]: [usize; 2],
     ) -> Result<(), CudaError> {
-        let (dim, fp8) = (args.pool.head_dim as usize, args.pool.fp8 != 0);
-        let (kind, number) = if fp8 { ("fp8", 1) } else { ("bf16", 2) };
-        let shared = 3 * 4 * PAGE_TOKENS * dim * number + warps * 16 * dim * 4;
+        let (dim, kind) = (args.pool.head_dim, if args.pool.fp8 != 0 { "fp8" } else { "bf16" });
+        let shared = attend_shared_bytes(&args.pool, warps);
         let launch = launch([args.pool.heads as usize, items, splits], 32 * warps as u32, shared);
         // SAFETY: the caller's word.
         unsafe { self.launch(&format!("{name}_{kind}_{dim}"), launch, &args) }

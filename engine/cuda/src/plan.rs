@@ -1,7 +1,7 @@
 //! A batch step, checked, cut into pieces that fit the device's buffers, and laid out as the kernels read it: one run
 //! of 32-bit numbers that is copied in one go.
 
-use crate::kernels::{NARROW_ROWS, SPLIT_TOKENS, WIDE_ROWS};
+use crate::kernels::{SPLIT_TOKENS, WARP_ROWS};
 use engine_core::{Batch, BatchSequence, ForwardError, ForwardShape, NO_BLOCK};
 
 /// Checks everything that a kernel would otherwise have to trust.
@@ -75,6 +75,8 @@ pub(crate) struct Room {
     /// Entries of all block tables of a piece.
     pub(crate) blocks: usize,
     pub(crate) block_tokens: usize,
+    /// Rows of a wide item of attention.
+    pub(crate) wide_rows: usize,
     /// Query heads of a kv head.
     pub(crate) group: usize,
     /// The widest window; none where some layer sees everything.
@@ -155,8 +157,8 @@ impl Map {
             here
         };
         let tokens = room.tokens;
-        // A wide item has more than 16 rows or closes its span.
-        let wide = 2 * (tokens * room.group / NARROW_ROWS + 1);
+        // Each begins more than 16 rows, or closes a span that has more.
+        let wide = 4 * (tokens * room.group / WARP_ROWS + 1);
         Self {
             tokens: take(tokens),
             positions: take(tokens),
@@ -214,14 +216,14 @@ pub(crate) fn layout(batch: &Batch, parts: &[Part<'_>], room: Room, map: Map, pa
         let mut item = |at: usize, first: usize| {
             numbers[at..at + 2].copy_from_slice(&[index as i32, first as i32]);
         };
-        if pairs <= NARROW_ROWS {
+        if pairs <= WARP_ROWS {
             item(map.narrow + 2 * narrow, 0);
             narrow += 1;
             kept_rows = kept_rows.max(pairs);
             let seen = room.window.map_or(0, |window| (part.start() + 1).saturating_sub(window));
             splits = splits.max((part.start() + part.tokens - 1) / SPLIT_TOKENS - seen / SPLIT_TOKENS + 1);
         } else {
-            for first in (0..pairs).step_by(WIDE_ROWS) {
+            for first in (0..pairs).step_by(room.wide_rows) {
                 item(map.wide + 2 * wide, first);
                 wide += 1;
             }

@@ -250,7 +250,7 @@ impl<'a> Loader<'a> {
 }
 
 fn ends_at(matrix: &Matrix, at: Ptr) -> bool {
-    matrix.at.add(matrix.format.bytes(matrix.rows, matrix.cols) as u64) == at
+    matrix.at.offset(matrix.format.bytes(matrix.rows, matrix.cols) as u64) == at
 }
 
 /// Of each pair of a head, rounded as the reference implementation rounds: an f32 exponent, an f32 result.

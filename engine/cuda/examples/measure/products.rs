@@ -82,7 +82,7 @@ fn fill(device: &Device, at: Ptr, bytes: usize) -> Result<(), Failure> {
     for begin in (0..bytes).step_by(piece.len()) {
         let part = &piece[..piece.len().min(bytes - begin)];
         // SAFETY: within the matrix; waited for below, before the piece goes.
-        unsafe { device.to_device(&device.stream, at.add(begin as u64), part) }?;
+        unsafe { device.to_device(&device.stream, at.offset(begin as u64), part) }?;
     }
     Ok(device.wait(&device.stream)?)
 }

@@ -70,6 +70,11 @@ pub fn gpu() -> Emulator {
     engine_cuda_emulator::load().unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// The emulated GPU, where faults are to be planted; none if tests run on a real one.
+pub fn emulated() -> Option<Emulator> {
+    Some(gpu()).filter(|gpu| !gpu.is_real())
+}
+
 /// Small buffers: the emulated device's memory is this machine's.
 pub fn options() -> CudaOptions {
     CudaOptions { kv_bytes: 64 << 20, step_tokens: 256, graphs: false, ..CudaOptions::default() }

@@ -1,7 +1,7 @@
 //! What goes wrong on a GPU, made to happen: each is an error that says so, and nothing hangs or crashes.
 
 use crate::{
-    common::{Driver, gpu, options},
+    common::{Driver, emulated, options},
     tiny::{TINY, VOCAB},
 };
 use engine_core::{Batch, BatchSequence, Forward, ForwardError};
@@ -22,7 +22,7 @@ fn load(options: CudaOptions) -> Result<CudaForward, CudaError> {
 
 #[test]
 fn no_device_an_old_driver_and_an_old_device_are_told_apart() {
-    let gpu = gpu();
+    let Some(gpu) = emulated() else { return };
     gpu.devices(0, (9, 0), 13_000);
     assert!(matches!(load(options()), Err(CudaError::NoDevice)));
     gpu.devices(1, (9, 0), 12_040);
@@ -37,7 +37,7 @@ fn no_device_an_old_driver_and_an_old_device_are_told_apart() {
 
 #[test]
 fn a_pool_that_does_not_fit_becomes_smaller() {
-    let gpu = gpu();
+    let Some(gpu) = emulated() else { return };
     gpu.memory(256 << 20);
     let device = load(CudaOptions { kv_bytes: 8 << 30, ..options() }).expect("a smaller pool");
     let blocks = device.shape().kv_blocks as u64;
@@ -49,7 +49,7 @@ fn a_pool_that_does_not_fit_becomes_smaller() {
 
 #[test]
 fn too_little_memory_for_weights_or_buffers_is_an_error_that_gives_everything_back() {
-    let gpu = gpu();
+    let Some(gpu) = emulated() else { return };
     gpu.memory(8 << 20);
     let error = load(options()).err().expect("no room");
     assert!(matches!(error, CudaError::OutOfMemory { .. }), "{error}");
@@ -70,7 +70,7 @@ fn too_little_memory_for_weights_or_buffers_is_an_error_that_gives_everything_ba
 #[test]
 fn a_lost_device_fails_this_step_and_every_later_one() {
     for (nth, error) in [(1, LAUNCH_FAILED), (7, ECC_UNCORRECTABLE)] {
-        let gpu = gpu();
+        let Some(gpu) = emulated() else { return };
         let mut device = load(options()).expect("a device");
         gpu.lose_device(nth, error);
         for _ in 0..2 {
@@ -84,7 +84,7 @@ fn a_lost_device_fails_this_step_and_every_later_one() {
 
 #[test]
 fn numbers_that_are_none_name_their_sequence_and_leave_others_alone() {
-    let gpu = gpu();
+    let Some(gpu) = emulated() else { return };
     let mut driver = Driver::new(load(options()).expect("a device"));
     let mut good = driver.sequence(&[1, 2, 3], 0);
     let clean = driver.step(&mut [&mut good], &[3]);

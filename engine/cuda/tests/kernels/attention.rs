@@ -171,7 +171,7 @@ enum Form {
 }
 
 fn attend(case: Case, filled: &mut Filled, form: Form) -> Vec<f64> {
-    let rows_of = if form == Form::Wide { 64 } else { 16 };
+    let rows_of = if form == Form::Wide { filled.bench.device.wide_rows(&filled.pool) } else { 16 };
     let mut items = Vec::new();
     for (index, (_, new)) in case.sequences.iter().enumerate() {
         (0..new * case.group).step_by(rows_of).for_each(|first| items.extend([index as i32, first as i32]));
@@ -200,10 +200,11 @@ fn attend(case: Case, filled: &mut Filled, form: Form) -> Vec<f64> {
         scale: std::f32::consts::LOG2_E / (case.dim as f32).sqrt(),
     };
     // SAFETY: all sizes as laid out above.
-    match form {
-        Form::Wide => unsafe { bench.device.attend_wide(args, count) },
-        // SAFETY: as above.
-        _ => unsafe { bench.device.attend_narrow(args, count) },
+    unsafe {
+        match form {
+            Form::Wide => bench.device.attend_wide(args, count),
+            Form::InARow | Form::BySplits => bench.device.attend_narrow(args, count),
+        }
     }
     .expect("a launch");
     bench.read(to, tokens, case.heads() * case.dim).0
@@ -242,8 +243,14 @@ fn check(case: Case) {
     assert_eq!(gpu.fault(), "");
 }
 
-const CASE: Case =
-    Case { dim: 64, group: 3, fp8: false, pages_per_block: 1, window: 0, sequences: &[(0, 37), (530, 2), (255, 1), (0, 1)] };
+const CASE: Case = Case {
+    dim: 64,
+    group: 3,
+    fp8: false,
+    pages_per_block: 1,
+    window: 0,
+    sequences: &[(0, 37), (530, 2), (255, 1), (0, 1)],
+};
 
 #[test]
 fn every_width_of_a_head() {

@@ -1,9 +1,7 @@
 //! Norms and gates.
 
 use crate::{bench::Bench, tiny};
-use engine_cuda::{
-    kernels::{GateArgs, NormArgs},
-};
+use engine_cuda::kernels::{GateArgs, NormArgs};
 
 fn normed(x: &[f64], weight: &[f32], epsilon: f64) -> Vec<f64> {
     let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
@@ -96,7 +94,8 @@ fn gates_follow_their_definitions() {
             for col in 0..width {
                 let (x, up) = (f64::from(row[col]), f64::from(row[width + col]));
                 let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
-                let expected = if gelu == 1 { 0.5 * x * (1.0 + inner.tanh()) * up } else { x / (1.0 + (-x).exp()) * up };
+                let expected =
+                    if gelu == 1 { 0.5 * x * (1.0 + inner.tanh()) * up } else { x / (1.0 + (-x).exp()) * up };
                 let found = found[token * width + col];
                 assert!(near(found, expected, planes), "{width}, {gelu}, {col} of {x}: {found}, {expected}");
             }

@@ -64,9 +64,11 @@ fn check(format: Format, planes: usize) {
         let mut bench = Bench::new();
         let matrix = problem.matrix(&mut bench);
         let (input, kept) = bench.stored(&x, problem.cols, planes);
-        let bias: Vec<f32> = (0..problem.rows).map(|i| tiny::noise(i)).collect();
+        let bias: Vec<f32> = (0..problem.rows).map(tiny::noise).collect();
         let bias_at = bench.upload(&bias);
-        for (form, count) in [(Form::Many, 70), (Form::Few8, 70), (Form::Few32, 70), (Form::Few8, 1), (Form::Few32, 9), (Form::Many, 3)] {
+        for (form, count) in
+            [(Form::Many, 70), (Form::Few8, 70), (Form::Few32, 70), (Form::Few8, 1), (Form::Few32, 9), (Form::Many, 3)]
+        {
             let out = bench.upload(&vec![0.5f32; tokens * 60]);
             let output = Output { at: out, stride: 60, bias: bias_at, accumulate: true };
             // SAFETY: all sizes as laid out above.
@@ -81,7 +83,10 @@ fn check(format: Format, planes: usize) {
                         let exact = sum + f64::from(bias[row]) + 0.5;
                         let error = (f64::from(found[token * 60 + row]) - exact).abs();
                         // Sums of f32: some units of the last place of the largest term.
-                        assert!(error <= 1e-6 * (size + 1.0), "{name}: token {token}, row {row}: off by {error} of {size}");
+                        assert!(
+                            error <= 1e-6 * (size + 1.0),
+                            "{name}: token {token}, row {row}: off by {error} of {size}"
+                        );
                     }
                     assert!(found.iter().skip(problem.rows).step_by(60).all(|x| *x == 0.5), "{name}: past the rows");
                     all = Some(found);
