@@ -39,7 +39,7 @@ attempt() {
 
 # Real checkpoints are too large for the bundle; beside it, under target/models, they are tested too.
 skip=
-if [ ! -d target/models ]; then skip="--skip follows_the_reference"; fi
+if [ ! -d target/models ]; then skip="--skip follows_the_reference --skip real_models"; fi
 for program in tests/*; do
     # One at a time: they share the GPU.
     # shellcheck disable=SC2086

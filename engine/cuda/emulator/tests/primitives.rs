@@ -130,8 +130,8 @@ fn atomic_operations_lose_nothing() {
 fn place_in_a(lane: usize, i: usize, bytes: usize) -> (usize, usize) {
     let (group, in_group) = (lane / 4, lane % 4);
     match bytes {
-        2 => (group + if i / 2 % 2 == 0 { 0 } else { 8 }, in_group * 2 + i % 2 + if i < 4 { 0 } else { 8 }),
-        _ => (group + if i / 4 % 2 == 0 { 0 } else { 8 }, in_group * 4 + i % 4 + if i < 8 { 0 } else { 16 }),
+        2 => (group + i / 2 % 2 * 8, in_group * 2 + i % 2 + if i < 4 { 0 } else { 8 }),
+        _ => (group + i / 4 % 2 * 8, in_group * 4 + i % 4 + if i < 8 { 0 } else { 16 }),
     }
 }
 
@@ -306,7 +306,7 @@ fn conversions_round_to_the_nearest_with_ties_to_even() {
         -1e9,
         0.001953125,
         0.0009765625,
-        0.00146484375,
+        1.5 / 1024.0,
         65504.0,
         65520.0,
         17.0,
