@@ -15,12 +15,17 @@ pub mod format;
 mod forward;
 #[doc(hidden)]
 pub mod kernels;
+mod kv;
+mod layers;
 mod modules;
+mod options;
 mod plan;
+mod results;
 mod weights;
 
 #[doc(hidden)]
 pub use arena::Arena;
 pub use choose::Choice;
 pub use error::CudaError;
-pub use forward::{CudaForward, CudaOptions, KvFormat};
+pub use forward::CudaForward;
+pub use options::{CudaOptions, KvFormat};

@@ -9,6 +9,7 @@ use crate::{
     kernels::Matrix,
 };
 use engine_store::{Architecture, Biases, Checkpoint, GgmlType, ModelConfig, Rotation, TensorData};
+use std::ops::Deref;
 
 /// Stored rows that are on the device before they are packed, bytes. Copies and packing take turns on one stream.
 const STAGING_BYTES: usize = 32 << 20;
@@ -51,9 +52,9 @@ pub(crate) struct Frequencies {
     pub(crate) position_scale: f32,
 }
 
-/// All of a model.
+/// All of a model: where its weights are, and what else defines it.
 #[derive(Debug)]
-pub(crate) struct Weights {
+pub(crate) struct Model {
     pub(crate) config: ModelConfig,
     pub(crate) embedding: Matrix,
     pub(crate) embedding_scale: f32,
@@ -63,8 +64,13 @@ pub(crate) struct Weights {
     pub(crate) frequencies: Vec<Frequencies>,
     pub(crate) gelu: bool,
     pub(crate) halves: bool,
-    /// Holds all of it.
-    pub(crate) arena: Arena,
+}
+
+/// A model and the memory that holds it.
+#[derive(Debug)]
+pub(crate) struct Weights {
+    model: Model,
+    arena: Arena,
 }
 
 impl Weights {
@@ -76,27 +82,23 @@ impl Weights {
         let config = checkpoint.validate()?;
         check(&config)?;
         let mut loader = Loader::new(device, checkpoint)?;
-        let embedding_data = checkpoint.tensor_data("token_embd.weight")?;
-        let embedding = loader.matrices(std::slice::from_ref(&embedding_data))?;
-        let layers = (0..config.layers).map(|index| loader.layer(&config, index)).collect::<Result<_, _>>()?;
-        let output = match config.tied {
-            true => embedding.clone(),
-            false => loader.linear(&["output.weight".to_owned()], None)?,
-        };
-        let gemma = config.architecture == Architecture::Gemma3;
-        let out = Self {
-            embedding: embedding.parts[0].1,
-            embedding_scale: if gemma { (config.width as f32).sqrt() } else { 1.0 },
-            layers,
-            output_norm: loader.vector("output_norm.weight")?,
-            output,
-            frequencies: loader.frequencies(&config)?,
-            gelu: gemma,
-            halves: config.rotation == Rotation::Halves,
-            config,
-            arena: loader.finish()?,
-        };
-        Ok(out)
+        let model = loader.model(config);
+        // Copies read this process's memory until then, whether or not all was well.
+        loader.device.wait(&loader.device.upload)?;
+        Ok(Self { model: model?, arena: loader.arena })
+    }
+
+    /// Bytes of all of it.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.arena.used()
+    }
+}
+
+impl Deref for Weights {
+    type Target = Model;
+
+    fn deref(&self) -> &Model {
+        &self.model
     }
 }
 
@@ -149,9 +151,25 @@ impl<'a> Loader<'a> {
         Ok(at)
     }
 
-    fn finish(self) -> Result<Arena, CudaError> {
-        self.device.wait(&self.device.upload)?;
-        Ok(self.arena)
+    fn model(&mut self, config: ModelConfig) -> Result<Model, CudaError> {
+        let embedding = self.linear(&["token_embd.weight".to_owned()], None)?;
+        let layers = (0..config.layers).map(|index| self.layer(&config, index)).collect::<Result<_, _>>()?;
+        let output = match config.tied {
+            true => embedding.clone(),
+            false => self.linear(&["output.weight".to_owned()], None)?,
+        };
+        let gemma = config.architecture == Architecture::Gemma3;
+        Ok(Model {
+            embedding: embedding.parts[0].1,
+            embedding_scale: if gemma { (config.width as f32).sqrt() } else { 1.0 },
+            layers,
+            output_norm: self.vector("output_norm.weight")?,
+            output,
+            frequencies: self.frequencies(&config)?,
+            gelu: gemma,
+            halves: config.rotation == Rotation::Halves,
+            config,
+        })
     }
 
     /// Copies a matrix in pieces of whole bands, each packed when it has come.
