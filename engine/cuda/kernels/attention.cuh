@@ -76,7 +76,7 @@ struct Merge {
         const float least = m == minus_infinity() ? 0.0f : m;
         a = exp2f(m0 - least), b = exp2f(m1 - least);
     }
-    __device__ __forceinline__ float of(float x, float y) const { return fmaf(x, a, y * b); }
+    __device__ __forceinline__ float of(float x, float y) const { return fmaf(x, a, times(y, b)); }
 };
 
 // State of a warp's 16 rows; a lane has rows g and g + 8.
@@ -118,7 +118,7 @@ __device__ __forceinline__ void attend_tile(const u8* pages, int lane, int at, c
             for (int i = 0; i < 2; ++i) {
                 const int position = at + j / 2 * PAGE + lane % 4 * 4 + j % 2 * 2 + i;
                 float& x = s[j][2 * row + i];
-                x = position >= see[row][0] && position <= see[row][1] ? x * scale : minus_infinity();
+                x = position >= see[row][0] && position <= see[row][1] ? times(x, scale) : minus_infinity();
                 high = fmaxf(high, x);
             }
         high = fmaxf(high, __shfl_xor_sync(ALL_LANES, high, 1));
@@ -135,7 +135,10 @@ __device__ __forceinline__ void attend_tile(const u8* pages, int lane, int at, c
         }
         run.l[row] = fmaf(run.l[row], before, sum);
 #pragma unroll
-        for (int n = 0; n < HD / 8; ++n) run.o[n][2 * row] *= before, run.o[n][2 * row + 1] *= before;
+        for (int n = 0; n < HD / 8; ++n) {
+            float* o = &run.o[n][2 * row];
+            o[0] = times(o[0], before), o[1] = times(o[1], before);
+        }
     }
 #pragma unroll
     for (int n = 0; n < HD / 16; ++n)
@@ -166,12 +169,12 @@ struct QueryRows {
     __device__ __forceinline__ void load(int block, u32 (&a)[2][4]) const {
 #pragma unroll
         for (int step = 0; step < 2; ++step) {
-            if (!KEPT) {
-                read(block * 2 + step, a[step]);
-                continue;
-            }
+            if constexpr (KEPT) {
 #pragma unroll
-            for (int i = 0; i < 4; ++i) a[step][i] = kept[KEPT ? block * 2 + step : 0][i];
+                for (int i = 0; i < 4; ++i) a[step][i] = kept[block * 2 + step][i];
+            } else {
+                read(block * 2 + step, a[step]);
+            }
         }
     }
 };

@@ -56,6 +56,14 @@ __device__ __forceinline__ u32 to_bits(float x) {
     return __float_as_uint(x);
 #endif
 }
+// A product that no compiler fuses with an addition: for what two kernels must compute to the same bits.
+__device__ __forceinline__ float times(float a, float b) {
+#ifdef FORESHOCK_EMULATOR
+    return a * b;
+#else
+    return __fmul_rn(a, b);
+#endif
+}
 __device__ __forceinline__ float minus_infinity() { return from_bits(0xff800000u); }
 
 // --- bf16 ---

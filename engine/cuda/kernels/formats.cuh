@@ -98,7 +98,7 @@ struct SuperMinimum {
         Pair super = load8(scales + 256 / COLUMNS * 32 + g * 8);
         float s0 = (float)(small & 255), m0 = (float)(small >> 8 & 255);
         float s1 = (float)(small >> 16 & 255), m1 = (float)(small >> 24);
-        return {low_f16(super.x) * s0, low_f16(super.y) * s1, -(high_f16(super.x) * m0), -(high_f16(super.y) * m1)};
+        return {times(low_f16(super.x), s0), times(low_f16(super.y), s1), -times(high_f16(super.x), m0), -times(high_f16(super.y), m1)};
     }
 };
 
@@ -112,7 +112,7 @@ struct SuperSigned {
         u16 small = load2(scales + (group * 8 + g) * 2);
         u32 super = load4(scales + 256 + g * 4);
         float s0 = (float)(signed char)(small & 255), s1 = (float)(signed char)(small >> 8);
-        return {low_f16(super) * s0, high_f16(super) * s1, 0.0f, 0.0f};
+        return {times(low_f16(super), s0), times(high_f16(super), s1), 0.0f, 0.0f};
     }
 };
 

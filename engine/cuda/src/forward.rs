@@ -11,7 +11,7 @@ use crate::{
     choose::Choice,
     device::{Device, Ptr},
     error::{CudaError, During},
-    kernels::{CopyArgs, KvPool, PAGE_TOKENS},
+    kernels::{CopyArgs, KvPool, PAGE_TOKENS, WARP_ROWS},
     kv::kv_pool,
     options::{self, CudaOptions, KvFormat},
     plan::{self, Layout, Map, Part, Room},
@@ -177,7 +177,10 @@ impl CudaForward {
     }
 
     fn run(&mut self, batch: &Batch, parts: &[Part<'_>], results: &mut Results<'_>) -> Result<(), CudaError> {
-        let decode = self.options.graphs && parts.iter().all(|part| part.tokens == 1 && part.sequence.logits == 1);
+        // Larger groups take more than one warp's rows, whose items a bucket does not count.
+        let decode = self.options.graphs
+            && self.room.group <= WARP_ROWS
+            && parts.iter().all(|part| part.tokens == 1 && part.sequence.logits == 1);
         let padded = if decode { parts.len().next_power_of_two().min(self.room.tokens) } else { 0 };
         let mut layout = plan::layout(batch, parts, self.room, self.map, padded);
         if decode {

@@ -125,6 +125,29 @@ fn graphs_give_the_bits_of_plain_steps_while_everything_in_the_batch_changes() {
 }
 
 #[test]
+fn groups_wider_than_a_warp_decode_without_graphs() {
+    let gpu = gpu();
+    let wide = Tiny { heads: 20, kv_heads: 1, ..TINY };
+    let checkpoint = wide.checkpoint();
+    let tokens = text(40, 4, VOCAB);
+    let expected = alone(&checkpoint, options(), &tokens);
+    let mut driver = driver(&checkpoint, CudaOptions { graphs: true, ..options() });
+    assert!(mixed(&mut driver, &tokens, &[30, 1, 1, 1, 7]) == expected);
+    let mut pair = [driver.sequence(&tokens, 0), driver.sequence(&tokens, 0)];
+    for sequence in &mut pair {
+        driver.step(&mut [sequence], &[36]);
+    }
+    let mut rows = Vec::new();
+    for count in [1, 2, 1, 2] {
+        let mut batch = Batch::default();
+        pair[..count].iter_mut().filter(|one| one.done < 40).for_each(|one| one.add(&mut batch, 1, 1));
+        rows = driver.run(&batch);
+    }
+    assert!(bits(&rows[0]) == expected, "the first sequence is through");
+    assert_eq!((driver.device.captured_graphs(), gpu.fault()), (0, String::new()));
+}
+
+#[test]
 fn deferred_work_and_orders_of_threads_change_nothing() {
     let gpu = gpu();
     let checkpoint = TINY.checkpoint();
