@@ -122,7 +122,7 @@ struct SuperSigned {
 template <class Q, class S, int UNIT, int LOW>
 struct Quantised {
     static constexpr int COLS = UNIT, TILES = UNIT / 64, TERMS = 1;
-    static constexpr int HIGH = Q::TILE_BYTES - LOW;
+    static constexpr int LOW_BYTES = LOW, HIGH = Q::TILE_BYTES - LOW;
     static constexpr int GROUP = S::GROUP;
     static constexpr bool SCALED = true, MINIMUM = S::MINIMUM;
     static constexpr int BYTES = TILES * Q::TILE_BYTES + S::BYTES;

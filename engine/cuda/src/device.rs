@@ -118,6 +118,22 @@ impl Device {
     /// `args` must be what the kernel takes, and every address in it must hold what the kernel expects there, until the
     /// stream has come past the launch.
     pub unsafe fn launch<A: Copy>(&mut self, kernel: &str, launch: Launch, args: &A) -> Result<(), CudaError> {
+        let stream = self.stream.clone();
+        // SAFETY: the caller's word.
+        unsafe { self.launch_on(&stream, kernel, launch, args) }
+    }
+
+    /// The same on any stream of the device.
+    ///
+    /// # Safety
+    /// As for [`Device::launch`].
+    pub unsafe fn launch_on<A: Copy>(
+        &mut self,
+        stream: &CudaStream,
+        kernel: &str,
+        launch: Launch,
+        args: &A,
+    ) -> Result<(), CudaError> {
         if launch.grid.contains(&0) {
             return Ok(());
         }
@@ -131,7 +147,7 @@ impl Device {
                 (x, y, z),
                 (launch.threads, 1, 1),
                 launch.shared_bytes,
-                self.stream.cu_stream(),
+                stream.cu_stream(),
                 &mut parameters,
             )
         }

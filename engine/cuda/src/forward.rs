@@ -108,8 +108,8 @@ impl CudaForward {
     /// No driver, no device, a checkpoint that kernels do not know, not enough memory: each says so.
     pub fn load(checkpoint: &Checkpoint, options: CudaOptions) -> Result<Self, CudaError> {
         check(&options)?;
-        let device = Device::open(options.ordinal)?;
-        let weights = Weights::load(&device, checkpoint)?;
+        let mut device = Device::open(options.ordinal)?;
+        let weights = Weights::load(&mut device, checkpoint)?;
         let config = &weights.config;
         let block_tokens = options.kv_block_tokens;
         let tokens = options.step_tokens;

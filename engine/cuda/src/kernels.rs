@@ -54,6 +54,18 @@ pub struct Matrix {
     pub cols: usize,
 }
 
+/// Packing of rows as a file stores them (`pack.cuh`).
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+struct PackArgs {
+    stored: Ptr,
+    out: Ptr,
+    row_bytes: i64,
+    rows: i32,
+    cols: i32,
+    units: i32,
+}
+
 /// Where products go: f32, one row per token.
 #[derive(Clone, Copy, Debug)]
 pub struct Output {
@@ -242,6 +254,25 @@ impl Device {
         };
         // SAFETY: the caller's word.
         unsafe { self.launch(&format!("{name}_{}", format.suffix), launch, &args) }
+    }
+
+    /// Packs `rows` rows, from the matrix's row `first` on (a multiple of 16), that lie at `stored` as in a file; on the
+    /// upload stream.
+    pub unsafe fn pack(&mut self, matrix: Matrix, first: usize, rows: usize, stored: Ptr) -> Result<(), CudaError> {
+        let (format, cols) = (matrix.format, matrix.cols);
+        let units = format.packed_cols(cols) / format.unit_cols;
+        let args = PackArgs {
+            stored,
+            out: matrix.at.offset((first / 16 * format.band_bytes(cols)) as u64),
+            row_bytes: format.kind.bytes(cols as u64).unwrap_or(0) as i64,
+            rows: rows as i32,
+            cols: cols as i32,
+            units: units as i32,
+        };
+        let launch = launch([units, rows.div_ceil(16), 1], 32 * format.tiles() as u32, 0);
+        let (name, stream) = (format!("pack_{}", format.suffix), self.upload.clone());
+        // SAFETY: the caller's word.
+        unsafe { self.launch_on(&stream, &name, launch, &args) }
     }
 
     /// Rows of the embedding, times `scale`.

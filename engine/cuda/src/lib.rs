@@ -16,8 +16,6 @@ mod forward;
 #[doc(hidden)]
 pub mod kernels;
 mod modules;
-#[doc(hidden)]
-pub mod pack;
 mod plan;
 mod weights;
 

@@ -13,13 +13,14 @@ mod images {
 }
 
 /// Prefixes of kernels' names, and the file that holds them.
-const FILES: [(&str, &str); 11] = [
+const FILES: [(&str, &str); 12] = [
     ("few", "matmul"),
     ("many", "matmul"),
     ("embed", "embed"),
     ("decode", "attention"),
     ("prefill", "attention"),
     ("merge", "attention"),
+    ("pack", "pack"),
     ("rms_norm", "norm"),
     ("gate", "gate"),
     ("rotate", "rotary"),

@@ -1,4 +1,5 @@
-//! A checkpoint's weights on the device: packed by this process, copied on the upload stream, one arena for all.
+//! A checkpoint's weights on the device: copied as they are stored, on the upload stream, and packed there for the kernels;
+//! one arena for all.
 
 use crate::{
     arena::Arena,
@@ -6,12 +7,11 @@ use crate::{
     error::CudaError,
     format::Format,
     kernels::Matrix,
-    pack::{Stored, pack},
 };
 use engine_store::{Architecture, Biases, Checkpoint, GgmlType, ModelConfig, Rotation, TensorData};
 
-/// Bytes that may wait in host memory for their copy.
-const PENDING_BYTES: usize = 256 << 20;
+/// Stored rows that are on the device before they are packed, bytes. Copies and packing take turns on one stream.
+const STAGING_BYTES: usize = 32 << 20;
 
 /// Matrices that read the same input and write side by side: rows of all one after the other.
 #[derive(Clone, Debug)]
@@ -72,7 +72,7 @@ impl Weights {
     ///
     /// # Errors
     /// When the checkpoint is not one that kernels can run, or the device has no room.
-    pub(crate) fn load(device: &Device, checkpoint: &Checkpoint) -> Result<Self, CudaError> {
+    pub(crate) fn load(device: &mut Device, checkpoint: &Checkpoint) -> Result<Self, CudaError> {
         let config = checkpoint.validate()?;
         check(&config)?;
         let mut loader = Loader::new(device, checkpoint)?;
@@ -110,16 +110,20 @@ fn check(config: &ModelConfig) -> Result<(), CudaError> {
 }
 
 struct Loader<'a> {
-    device: &'a Device,
+    device: &'a mut Device,
     checkpoint: &'a Checkpoint,
     arena: Arena,
-    /// Copies on their way, and their bytes.
-    pending: Vec<Vec<u8>>,
-    pending_bytes: usize,
+    /// Where stored rows wait for being packed.
+    staging: Ptr,
+    staging_bytes: usize,
+    _staging_arena: Arena,
+    /// What copies read that are on their way.
+    vectors: Vec<Vec<u8>>,
+    tensors: Vec<TensorData>,
 }
 
 impl<'a> Loader<'a> {
-    fn new(device: &'a Device, checkpoint: &'a Checkpoint) -> Result<Self, CudaError> {
+    fn new(device: &'a mut Device, checkpoint: &'a Checkpoint) -> Result<Self, CudaError> {
         // Vectors and paddings are small beside matrices; addresses cost nothing.
         let packed = |dims: &[u64], kind| match (dims, Format::of(kind)) {
             ([cols, rows], Some(format)) => format.bytes(*rows as usize, *cols as usize) as u64,
@@ -127,31 +131,52 @@ impl<'a> Loader<'a> {
         };
         let bytes: u64 = checkpoint.tensors().map(|tensor| packed(tensor.dims, tensor.kind) + 4096).sum();
         let arena = Arena::new(&device.context, "weights", 2 * bytes)?;
-        Ok(Self { device, checkpoint, arena, pending: Vec::new(), pending_bytes: 0 })
+        let row_bytes = |dims: &[u64], kind: GgmlType| kind.bytes(dims[0]).unwrap_or(0) as usize;
+        let widest = checkpoint.tensors().map(|tensor| row_bytes(tensor.dims, tensor.kind)).max().unwrap_or(0);
+        let largest = checkpoint.tensors().map(|tensor| tensor.bytes() as usize).max().unwrap_or(0);
+        let staging_bytes = STAGING_BYTES.min(largest).max(16 * widest);
+        let mut staging_arena = Arena::new(&device.context, "weights on their way", staging_bytes as u64 + 256)?;
+        let staging = staging_arena.take(staging_bytes as u64)?;
+        let (vectors, tensors) = (Vec::new(), Vec::new());
+        Ok(Self { device, checkpoint, arena, staging, staging_bytes, _staging_arena: staging_arena, vectors, tensors })
     }
 
     fn upload(&mut self, bytes: Vec<u8>) -> Result<Ptr, CudaError> {
         let at = self.arena.take(bytes.len() as u64)?;
         // SAFETY: the arena has just given as many bytes; they are kept until the stream has been waited for.
         unsafe { self.device.to_device(&self.device.upload, at, &bytes) }?;
-        self.pending_bytes += bytes.len();
-        self.pending.push(bytes);
-        if self.pending_bytes > PENDING_BYTES {
-            self.settle()?;
-        }
+        self.vectors.push(bytes);
         Ok(at)
     }
 
-    fn settle(&mut self) -> Result<(), CudaError> {
+    fn finish(self) -> Result<Arena, CudaError> {
         self.device.wait(&self.device.upload)?;
-        self.pending.clear();
-        self.pending_bytes = 0;
-        Ok(())
+        Ok(self.arena)
     }
 
-    fn finish(mut self) -> Result<Arena, CudaError> {
-        self.settle()?;
-        Ok(self.arena)
+    /// Copies a matrix in pieces of whole bands, each packed when it has come.
+    fn matrix(&mut self, data: &TensorData) -> Result<Matrix, CudaError> {
+        let (kind, cols, rows) = (data.kind(), data.dims()[0] as usize, data.dims()[1] as usize);
+        let known = Format::of(kind).zip(kind.bytes(cols as u64));
+        let Some((format, row_bytes)) = known.filter(|(_, row_bytes)| data.len() >= *row_bytes as usize * rows) else {
+            return Err(CudaError::Model { message: format!("no kernel knows weights of type {kind}") });
+        };
+        let row_bytes = row_bytes as usize;
+        let at = self.arena.take(format.bytes(rows, cols) as u64)?;
+        let matrix = Matrix { format, at, rows, cols };
+        self.tensors.push(data.clone());
+        let step = self.staging_bytes / row_bytes / 16 * 16;
+        for first in (0..rows).step_by(step) {
+            let count = step.min(rows - first);
+            let bytes = &data[first * row_bytes..][..count * row_bytes];
+            // SAFETY: staging holds `step` rows, and is read before the next copy on the same stream; the tensor is kept
+            // until the stream has been waited for; the matrix has room for all bands.
+            unsafe {
+                self.device.to_device(&self.device.upload, self.staging, bytes)?;
+                self.device.pack(matrix, first, count, self.staging)?;
+            }
+        }
+        Ok(matrix)
     }
 
     fn numbers(&mut self, numbers: &[f32]) -> Result<Ptr, CudaError> {
@@ -173,20 +198,12 @@ impl<'a> Loader<'a> {
         let mut parts: Vec<(usize, Matrix)> = Vec::new();
         let mut rows = 0;
         for data in tensors {
-            let kind = data.kind();
-            let (cols, more) = (data.dims()[0] as usize, data.dims()[1] as usize);
-            let packed = pack(Stored { kind, rows: more, cols, bytes: data })
-                .zip(Format::of(kind))
-                .ok_or_else(|| CudaError::Model { message: format!("no kernel knows weights of type {kind}") })?;
-            let (bytes, format) = packed;
-            let at = self.upload(bytes)?;
+            let matrix = self.matrix(data)?;
             match parts.last_mut() {
-                Some((_, last)) if last.format == format && last.rows % 16 == 0 && ends_at(last, at) => {
-                    last.rows += more;
-                }
-                _ => parts.push((rows, Matrix { format, at, rows: more, cols })),
+                Some((_, last)) if goes_on(last, &matrix) => last.rows += matrix.rows,
+                _ => parts.push((rows, matrix)),
             }
-            rows += more;
+            rows += matrix.rows;
         }
         Ok(Linear { parts, rows, bias: Ptr::NULL })
     }
@@ -249,8 +266,10 @@ impl<'a> Loader<'a> {
     }
 }
 
-fn ends_at(matrix: &Matrix, at: Ptr) -> bool {
-    matrix.at.offset(matrix.format.bytes(matrix.rows, matrix.cols) as u64) == at
+/// Whether a matrix lies right behind another of its kind, so that both are one.
+fn goes_on(matrix: &Matrix, next: &Matrix) -> bool {
+    let end = matrix.at.offset(matrix.format.bytes(matrix.rows, matrix.cols) as u64);
+    matrix.format == next.format && matrix.rows.is_multiple_of(16) && end == next.at
 }
 
 /// Of each pair of a head, rounded as the reference implementation rounds: an f32 exponent, an f32 result.

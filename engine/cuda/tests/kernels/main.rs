@@ -6,5 +6,7 @@ mod tiny;
 mod attention;
 mod bench;
 mod elementwise;
+mod pack;
+mod packing;
 mod products;
 mod sampling;

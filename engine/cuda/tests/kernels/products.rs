@@ -1,11 +1,14 @@
 //! Products of every type of weights.
 
-use crate::{bench::Bench, tiny};
+use crate::{
+    bench::Bench,
+    pack::{Stored, pack},
+    tiny,
+};
 use engine_cuda::{
     device::Ptr,
     format::{FORMATS, Format},
     kernels::{Form, Matrix, Output},
-    pack::{Stored, pack},
 };
 use engine_runtime::kernels::cpu::quant::dequantise;
 
@@ -26,7 +29,7 @@ impl Problem {
         for (row, out) in weights.chunks_exact_mut(cols).enumerate() {
             dequantise(kind, &bytes[row * row_bytes..(row + 1) * row_bytes], out);
         }
-        let packed = pack(Stored { kind, rows, cols, bytes: &bytes }).expect("a known type");
+        let packed = pack(Stored { kind, rows, cols, bytes: &bytes });
         Self { format, rows, cols, weights, packed }
     }
 

@@ -1,11 +1,11 @@
-//! From ggml's formats to the layout that kernels read (`kernels/formats.cuh`): the same numbers in another order.
+//! From ggml's formats to the layout that kernels read, by the words in `kernels/formats.cuh` and one row after the other:
+//! what the device's own packing must give, byte for byte.
 
 mod blocks;
 
-use crate::format::Format;
 use blocks::Block;
+use engine_cuda::format::Format;
 use engine_store::GgmlType;
-use std::thread;
 
 /// A matrix as it lies in a file: rows one after the other.
 #[derive(Clone, Copy, Debug)]
@@ -16,32 +16,16 @@ pub struct Stored<'a> {
     pub bytes: &'a [u8],
 }
 
-/// Packs a matrix on all cores. Rows and columns that make units whole are zero.
-///
-/// None when no kernel knows the type, or `bytes` are too few.
-pub fn pack(matrix: Stored<'_>) -> Option<Vec<u8>> {
-    let format = Format::of(matrix.kind)?;
-    let row_bytes = matrix.kind.bytes(matrix.cols as u64)? as usize;
-    if matrix.bytes.len() < row_bytes * matrix.rows {
-        return None;
-    }
-    let band_bytes = format.band_bytes(matrix.cols);
+/// Packs a matrix. Rows and columns that make units whole are zero.
+pub fn pack(matrix: Stored<'_>) -> Vec<u8> {
+    let format = Format::of(matrix.kind).expect("a known type");
+    let row_bytes = matrix.kind.bytes(matrix.cols as u64).expect("whole blocks") as usize;
     let mut out = vec![0; format.bytes(matrix.rows, matrix.cols)];
-    let bands = matrix.rows.div_ceil(16);
-    let threads = thread::available_parallelism().map_or(1, |threads| threads.get());
-    let share = bands.div_ceil(threads).max(1);
-    thread::scope(|scope| {
-        for (index, out) in out.chunks_mut(share * band_bytes).enumerate() {
-            scope.spawn(move || {
-                for (band, out) in out.chunks_exact_mut(band_bytes).enumerate() {
-                    let first = (index * share + band) * 16;
-                    let rows = &matrix.bytes[first * row_bytes..(first + 16).min(matrix.rows) * row_bytes];
-                    pack_band(format, matrix.cols, rows, row_bytes, out);
-                }
-            });
-        }
-    });
-    Some(out)
+    for (band, out) in out.chunks_exact_mut(format.band_bytes(matrix.cols)).enumerate() {
+        let rows = &matrix.bytes[band * 16 * row_bytes..(band * 16 + 16).min(matrix.rows) * row_bytes];
+        pack_band(format, matrix.cols, rows, row_bytes, out);
+    }
+    out
 }
 
 /// Up to 16 rows.
