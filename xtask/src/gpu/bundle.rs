@@ -1,8 +1,8 @@
 //! `cargo xtask gpu bundle`: the tests and benchmarks of the CUDA backend as a folder that a machine with a driver, and
 //! without Rust and network, runs with one script.
 
+use super::{compile, toolchain};
 use crate::layout;
-use crate::setup;
 use crate::shell::{cargo, command, make_folder, quiet, run, stdout, step};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
@@ -11,6 +11,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 const MOST_BYTES: u64 = 60_000_000;
+/// Kernels of the emulator's own tests, by which the hardware is asked whether the emulator is right.
+const PRIMITIVES: [&str; 5] = ["first", "warps", "matrices", "memory", "integers"];
 const SCRIPT: &str = include_str!("run.sh");
 
 /// What cargo tells of what it built.
@@ -28,7 +30,7 @@ struct Target {
 
 /// Makes target/gpu-bundle and target/gpu-bundle.tar.
 pub fn bundle() -> Result<()> {
-    setup::for_gpu()?;
+    let toolchain = toolchain::install()?;
     let folder = layout::target().join("gpu-bundle");
     let _ = fs::remove_dir_all(&folder);
     make_folder(&folder.join("tests"))?;
@@ -37,6 +39,11 @@ pub fn bundle() -> Result<()> {
         let is_test = target.kind.iter().any(|kind| kind == "test" || kind == "lib");
         let name = if is_test { format!("tests/{}", target.name) } else { target.name.clone() };
         quiet(command("strip", &["-o"]).arg(folder.join(name)).arg(path)).context("strip is part of binutils")?;
+    }
+    make_folder(&folder.join("images"))?;
+    for name in PRIMITIVES {
+        let source = layout::root().join(format!("engine/cuda/emulator/tests/kernels/{name}.cu"));
+        compile::to_ptx(&toolchain, &source, &folder.join(format!("images/{name}.ptx")))?;
     }
     checkpoint(&folder)?;
     let script = folder.join("run.sh");
@@ -53,10 +60,13 @@ pub fn bundle() -> Result<()> {
 
 /// Test programs and the benchmark.
 fn executables() -> Result<Vec<(Target, PathBuf)>> {
-    let options = ["--release", "--package", "engine-cuda", "--message-format", "json-render-diagnostics"];
-    let tests = stdout(&mut cargo(&[&["test", "--no-run"], &options[..]].concat()))?;
-    let example = stdout(&mut cargo(&[&["build", "--example", "measure"], &options[..]].concat()))?;
-    let messages = tests.lines().chain(example.lines()).filter_map(|line| serde_json::from_str::<Message>(line).ok());
+    let build =
+        |words: &[&str]| stdout(cargo(words).args(["--release", "--message-format", "json-render-diagnostics"]));
+    let tests = build(&["test", "--no-run", "--package", "engine-cuda"])?;
+    let primitives = build(&["test", "--no-run", "--package", "engine-cuda-emulator", "--test", "primitives"])?;
+    let example = build(&["build", "--package", "engine-cuda", "--example", "measure"])?;
+    let all = [tests, primitives, example].concat();
+    let messages = all.lines().filter_map(|line| serde_json::from_str::<Message>(line).ok());
     let mut built: Vec<(Target, PathBuf)> = Vec::new();
     for Message { executable, target } in messages {
         let (Some(path), Some(target)) = (executable, target) else { continue };

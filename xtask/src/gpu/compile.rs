@@ -156,6 +156,14 @@ fn run_job(toolchain: &Toolchain, job: &Job) -> Result<()> {
     fs::rename(&part, &job.path).context("cannot write into target/tools/gpu")
 }
 
+/// Compiles one file to text for any card.
+pub fn to_ptx(toolchain: &Toolchain, source: &Path, image: &Path) -> Result<()> {
+    let arch = format!("-arch={FALLBACK}");
+    quiet(command(&toolchain.nvcc, FLAGS).args(["-ptx", &arch, "-o"]).arg(image).arg(source))
+        .with_context(|| format!("{} does not compile for {FALLBACK}", source.display()))
+        .map(drop)
+}
+
 /// Reads what `ptxas -v` prints of each entry.
 fn parse(log: &str, arch: &str) -> Vec<Resources> {
     let mut found: Vec<Resources> = Vec::new();

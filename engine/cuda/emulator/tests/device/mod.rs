@@ -13,7 +13,19 @@ pub struct Device {
     pub emulator: Emulator,
     pub context: Arc<CudaContext>,
     pub stream: Arc<CudaStream>,
-    module: CUmodule,
+    /// The one of the emulator, or those that a bundle has for a real GPU, one for each file of kernels.
+    modules: Vec<CUmodule>,
+}
+
+/// Kernels as the driver takes them; the emulated one takes any bytes.
+fn images(emulator: &Emulator) -> Vec<Vec<u8>> {
+    if !emulator.is_real() {
+        return vec![b"image".to_vec()];
+    }
+    let folder = engine_cuda_emulator::root().join("images");
+    let files = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let read = |path: std::path::PathBuf| [std::fs::read(path).expect("it was listed"), vec![0]].concat();
+    files.map(|file| read(file.expect("a folder").path())).collect()
 }
 
 /// A launch's argument by its bytes.
@@ -34,15 +46,17 @@ impl Device {
         let emulator = engine_cuda_emulator::load_from(&kernels).unwrap_or_else(|error| panic!("{error}"));
         let context = CudaContext::new(0).expect("a context");
         let stream = context.new_stream().expect("a stream");
-        // SAFETY: the emulated driver takes any bytes for an image.
-        let module = unsafe { result::module::load_data(b"image".as_ptr().cast()) }.expect("a module");
-        Self { emulator, context, stream, module }
+        // SAFETY: the emulated driver takes any bytes for an image; a real one gets text that ends with a zero.
+        let load = |image: Vec<u8>| unsafe { result::module::load_data(image.as_ptr().cast()) }.expect("a module");
+        let modules = images(&emulator).into_iter().map(load).collect();
+        Self { emulator, context, stream, modules }
     }
 
     pub fn function(&self, name: &str) -> CUfunction {
         let name = CString::new(name).expect("no zero in it");
-        // SAFETY: the module is loaded for as long as this is there.
-        unsafe { result::module::get_function(self.module, name) }.expect("the kernel is found by its name")
+        // SAFETY: the modules are loaded for as long as this is there.
+        let find = |module: &CUmodule| unsafe { result::module::get_function(*module, name.clone()) }.ok();
+        self.modules.iter().find_map(find).expect("the kernel is found by its name")
     }
 
     /// Launches a kernel: blocks, threads of each, bytes of dynamic shared memory.

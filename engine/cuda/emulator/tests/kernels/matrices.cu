@@ -1,4 +1,5 @@
 // Fragments: registers in memory order, lane by lane, go through one instruction and back.
+#include "device.cuh"
 
 extern "C" __global__ void mma_bf16(float* d, const unsigned* a, const unsigned* b) {
     const int lane = threadIdx.x;

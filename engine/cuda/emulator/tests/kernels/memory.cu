@@ -1,14 +1,15 @@
 // Shared memory, declared and dynamic, and copies that land late.
+#include "device.cuh"
 
 // Reverses each block's elements through dynamic shared memory, with a declared array beside it.
 extern "C" __global__ void reverse(float* out, const float* in) {
-    extern __shared__ __align__(16) float all[];
+    extern __shared__ __align__(16) float row[];
     __shared__ float first;
     const int at = blockIdx.x * blockDim.x;
-    all[threadIdx.x] = in[at + threadIdx.x];
+    row[threadIdx.x] = in[at + threadIdx.x];
     if (threadIdx.x == 0) first = in[at];
     __syncthreads();
-    out[at + threadIdx.x] = all[blockDim.x - 1 - threadIdx.x] + first;
+    out[at + threadIdx.x] = row[blockDim.x - 1 - threadIdx.x] + first;
 }
 
 template <int N> __device__ float of_template(float value) {
