@@ -22,7 +22,7 @@ pub fn step(device: &mut CudaForward, tokens: &[u32], start: usize, logits: usiz
         adapter: None,
     };
     let mut out = Vec::new();
-    device.forward(&Batch { tokens: tokens.to_vec(), sequences: vec![sequence], ..Batch::default() }, &mut out)?;
+    device.forward(&Batch { tokens: tokens.to_vec(), sequences: vec![sequence] }, &mut out)?;
     Ok(out)
 }
 
@@ -95,7 +95,7 @@ fn decode_step(
         logits: 1,
         adapter: None,
     };
-    let step = Batch { tokens: vec![1; batch], sequences: (0..batch).map(sequence).collect(), ..Batch::default() };
+    let step = Batch { tokens: vec![1; batch], sequences: (0..batch).map(sequence).collect() };
     let mut out = Vec::new();
     let mut run = || -> Result<(), Failure> {
         out.clear();
