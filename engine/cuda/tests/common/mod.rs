@@ -3,14 +3,9 @@
 
 use engine_core::{Batch, BatchSequence, BlockId, Forward, TokenId};
 use engine_cuda::{CudaForward, CudaOptions};
-use engine_cuda_emulator::Emulator;
+use engine_cuda_emulator::{Emulator, root};
 use engine_store::Checkpoint;
 use serde::Deserialize;
-use std::path::{Path, PathBuf};
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
 
 /// A checkpoint and the reference outputs of the same weights.
 #[derive(Debug, PartialEq)]
@@ -46,7 +41,6 @@ pub struct Top {
 impl Model {
     pub fn golden(&self) -> Golden {
         let path = root().join("../shared/golden").join(self.golden);
-        let path = if path.exists() { path } else { Path::new("/work/shared/golden").join(self.golden) };
         let text = std::fs::read_to_string(&path).unwrap_or_else(|error| {
             panic!("{}: {error}\nthe shared folder must stand beside the repository", path.display())
         });
@@ -55,7 +49,6 @@ impl Model {
 
     pub fn checkpoint(&self) -> Checkpoint {
         let path = root().join("target/models").join(self.file);
-        let path = if path.exists() { path } else { Path::new("/work/main/target/models").join(self.file) };
         Checkpoint::open(&path, None)
             .unwrap_or_else(|error| panic!("{error}\nfetch the checkpoint with: cargo xtask setup"))
     }
