@@ -2,7 +2,21 @@
 #include "api.hpp"
 
 namespace emu {
-Settings settings;
+namespace {
+/// For a process that no test runs in, see `driver_folder` in src/lib.rs.
+Settings from_environment() {
+    Settings out;
+    if (const char* bytes = getenv("FORESHOCK_EMULATOR_MEMORY")) out.memory_bytes = strtoull(bytes, nullptr, 10);
+    if (const char* lose = getenv("FORESHOCK_EMULATOR_LOSE_DEVICE")) {
+        char* end = nullptr;
+        out.fail_launch_in = strtoull(lose, &end, 10);
+        out.fail_launch_with = *end == ':' ? atoi(end + 1) : int(Fault::LaunchFailed);
+    }
+    return out;
+}
+}  // namespace
+
+Settings settings = from_environment();
 Counters counters;
 
 std::recursive_mutex& driver_lock() {

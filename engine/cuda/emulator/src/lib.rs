@@ -84,6 +84,16 @@ pub fn load_from(kernels: &Path) -> Result<Emulator, Error> {
     Ok(Emulator { controls: Some(&loaded.controls), _turn: turn })
 }
 
+/// Builds the emulated driver and gives the folder that holds it: a process that is started with it on its LD_LIBRARY_PATH has
+/// the emulated GPU, the product itself for one.
+///
+/// Such a process is set by variables: `FORESHOCK_EMULATOR_MEMORY=BYTES`, and `FORESHOCK_EMULATOR_LOSE_DEVICE=NTH:ERROR` for a device
+/// that is lost at its nth launch with one of CUDA's errors.
+pub fn driver_folder() -> Result<PathBuf, Error> {
+    let libraries = library::build(&library::folder().join("../kernels"))?;
+    Ok(libraries.driver.parent().unwrap_or(Path::new("/")).to_owned())
+}
+
 impl Emulator {
     /// Whether this is a real GPU. Faults cannot be planted in it, so tests of them have nothing to do.
     pub fn is_real(&self) -> bool {

@@ -262,6 +262,45 @@ fn registered_memory_is_read_when_the_copy_is_done() {
     assert_eq!(device.stream.clone_dtoh(&at).expect("copied out"), vec![2.0; 1024], "plain memory was staged");
 }
 
+/// Marks the process in which the next test does its work.
+const CHILD: &str = "FORESHOCK_EMULATOR_TEST_CHILD";
+
+#[test]
+fn a_process_that_finds_the_library_is_set_by_its_environment() {
+    if std::env::var_os(CHILD).is_some() {
+        return use_what_is_found();
+    }
+    let folder = engine_cuda_emulator::driver_folder().unwrap_or_else(|error| panic!("{error}"));
+    let this = "a_process_that_finds_the_library_is_set_by_its_environment";
+    let child = std::process::Command::new(std::env::current_exe().expect("a test program"))
+        .args(["--exact", this])
+        .env("LD_LIBRARY_PATH", folder)
+        .env("FORESHOCK_EMULATOR_MEMORY", "33554432")
+        .env("FORESHOCK_EMULATOR_LOSE_DEVICE", "1:214")
+        .env(CHILD, "1")
+        .output()
+        .expect("started");
+    assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
+}
+
+/// Any kernel of the backend will do: its launch is refused before it runs.
+fn use_what_is_found() {
+    let context = CudaContext::new(0).expect("a context");
+    let stream = context.new_stream().expect("a stream");
+    assert_eq!(error(stream.alloc_zeros::<u8>(32 << 20)), CUDA_SUCCESS);
+    assert_eq!(error(stream.alloc_zeros::<u8>((32 << 20) + 1)), CUDA_ERROR_OUT_OF_MEMORY);
+    // SAFETY: the emulated driver takes any bytes for an image; the arguments are as long as the kernel's.
+    let launch = unsafe {
+        let module = cudarc::driver::result::module::load_data(b"image".as_ptr().cast()).expect("a module");
+        let kernel = cudarc::driver::result::module::get_function(module, c"rms_norm".into()).expect("a kernel");
+        let arguments = [0u8; 256];
+        let mut parameters: [*mut c_void; 1] = [arguments.as_ptr().cast_mut().cast()];
+        cudarc::driver::result::launch_kernel(kernel, (1, 1, 1), (32, 1, 1), 0, stream.cu_stream(), &mut parameters)
+    };
+    assert_eq!(error(launch), CUDA_ERROR_ECC_UNCORRECTABLE);
+    assert_eq!(error(stream.synchronize()), CUDA_ERROR_ECC_UNCORRECTABLE);
+}
+
 #[test]
 fn cublaslt_multiplies_in_columns() {
     let device = Device::new();
