@@ -1,4 +1,4 @@
-//! What a GPU does with the kernels, beside what it can do: copies, products, whole steps. JSON on stdout.
+//! What a GPU does with the kernels, beside what it can do: products, whole steps. JSON on stdout.
 //!
 //!     measure [--emulated] [--large] [--model PATH]     measure
 //!     measure make PATH                                 write a small checkpoint with random weights
@@ -7,11 +7,11 @@
 //! `--emulated` runs everything once and small on the emulator: it proves the program, and its figures mean nothing.
 //! `--large` adds models of the shape of 8B parameters (17 GB and 5 GB of device memory, made up in memory).
 
-mod copies;
 mod products;
 mod steps;
 #[path = "../../tests/common/tiny.rs"]
 mod tiny;
+mod yardsticks;
 
 use engine_core::Forward;
 use engine_cuda::{CudaForward, CudaOptions, device::Device};
@@ -19,6 +19,7 @@ use engine_store::{Checkpoint, GgmlType};
 use serde_json::{Value, json};
 use std::time::Instant;
 use tiny::{TINY, Tiny};
+use yardsticks::Yardsticks;
 
 /// The checkpoint of bundles: 9 million weights.
 const SMALL: Tiny = Tiny {
@@ -115,24 +116,25 @@ fn greedy(path: &str) -> Result<Vec<u32>, Failure> {
 
 fn measure(scale: Scale, large: bool, model: Option<&str>) -> Result<Value, Failure> {
     let mut device = Device::open(0)?;
-    let copy = copies::gb_per_s(&device, scale)?;
+    let best = Yardsticks::of(&device, scale)?;
     let mut report = json!({
         "device": device.context.name,
         "capability": [device.context.capability.0, device.context.capability.1],
         "multiprocessors": device.context.multiprocessors,
         "emulated": scale.emulated,
-        "copy_gb_per_s": copy,
-        "products": products::all(&mut device, scale, copy)?,
+        "copy_gb_per_s": best.copy_gb_per_s,
+        "matrix_tflop_per_s": best.matrix_tflop_per_s,
+        "products": products::all(&mut device, scale, best)?,
     });
     drop(device);
     let small = SMALL.checkpoint();
-    let mut models = vec![steps::all("small q8_0", &small, scale, copy)?];
+    let mut models = vec![steps::all("small q8_0", &small, scale, best)?];
     if let Some(path) = model {
-        models.push(steps::all(path, &Checkpoint::open(path, None)?, scale, copy)?);
+        models.push(steps::all(path, &Checkpoint::open(path, None)?, scale, best)?);
     }
     if large {
         for kind in [GgmlType::Q4_K, GgmlType::BF16] {
-            models.push(steps::all(&format!("8B {kind}"), &Tiny { kind, ..LARGE }.checkpoint(), scale, copy)?);
+            models.push(steps::all(&format!("8B {kind}"), &Tiny { kind, ..LARGE }.checkpoint(), scale, best)?);
         }
     }
     report["models"] = models.into();

@@ -1,6 +1,6 @@
 //! Products of the shapes of a model of 8B parameters: bytes of weights per second for few tokens, operations for many.
 
-use crate::{Failure, Scale, tiny};
+use crate::{Failure, Scale, tiny, yardsticks::Yardsticks};
 use engine_cuda::{
     Arena,
     device::{Device, Ptr},
@@ -18,13 +18,13 @@ const TOKENS: [usize; 5] = [1, 8, 32, 128, 2048];
 /// Random bytes that matrices are filled with again and again.
 const PIECE_BYTES: usize = 1 << 20;
 
-pub fn all(device: &mut Device, scale: Scale, copy_gb_per_s: f64) -> Result<Vec<Value>, Failure> {
+pub fn all(device: &mut Device, scale: Scale, best: Yardsticks) -> Result<Vec<Value>, Failure> {
     let shapes = if scale.emulated { &EMULATED_SHAPES[..] } else { &SHAPES[..] };
     let mut rows = Vec::new();
     for kind in KINDS {
         for shape in shapes {
             for tokens in TOKENS.into_iter().filter(|tokens| !scale.emulated || *tokens <= 32) {
-                rows.push(one(device, scale, copy_gb_per_s, kind, *shape, tokens)?);
+                rows.push(one(device, scale, best, kind, *shape, tokens)?);
             }
         }
     }
@@ -34,7 +34,7 @@ pub fn all(device: &mut Device, scale: Scale, copy_gb_per_s: f64) -> Result<Vec<
 fn one(
     device: &mut Device,
     scale: Scale,
-    copy_gb_per_s: f64,
+    best: Yardsticks,
     kind: GgmlType,
     (rows, cols): (usize, usize),
     tokens: usize,
@@ -70,10 +70,11 @@ fn one(
     };
     let seconds = scale.seconds(&mut multiply, &|| stream.synchronize().map_err(Failure::from))?;
     let gb_per_s = bytes as f64 / seconds / 1e9;
+    let tflop_per_s = 2.0 * (rows * cols * tokens) as f64 / seconds / 1e12;
     Ok(json!({
         "kind": kind.to_string(), "rows": rows, "cols": cols, "tokens": tokens, "us": seconds * 1e6,
-        "weights_gb_per_s": gb_per_s, "share_of_copy": gb_per_s / copy_gb_per_s,
-        "tflop_per_s": 2.0 * (rows * cols * tokens) as f64 / seconds / 1e12,
+        "weights_gb_per_s": gb_per_s, "share_of_copy": gb_per_s / best.copy_gb_per_s,
+        "tflop_per_s": tflop_per_s, "share_of_matrix_rate": best.matrix_tflop_per_s.map(|most| tflop_per_s / most),
     }))
 }
 

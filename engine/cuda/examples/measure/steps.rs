@@ -1,9 +1,9 @@
 //! Whole steps of a model: prefill, and decode by batch and context. What attention reads shows in how steps grow with context.
 
-use crate::{Failure, Scale};
+use crate::{Failure, Scale, yardsticks::Yardsticks};
 use engine_core::{Batch, BatchSequence, BlockId, Forward};
 use engine_cuda::{CudaForward, CudaOptions};
-use engine_store::Checkpoint;
+use engine_store::{Checkpoint, ModelConfig};
 use serde_json::{Value, json};
 use std::time::Instant;
 
@@ -22,11 +22,12 @@ pub fn step(device: &mut CudaForward, tokens: &[u32], start: usize, logits: usiz
         adapter: None,
     };
     let mut out = Vec::new();
-    device.forward(&Batch { tokens: tokens.to_vec(), sequences: vec![sequence], ..Batch::default() }, &mut out)?;
+    device.forward(&Batch { tokens: tokens.to_vec(), sequences: vec![sequence] }, &mut out)?;
     Ok(out)
 }
 
-pub fn all(name: &str, checkpoint: &Checkpoint, scale: Scale, copy_gb_per_s: f64) -> Result<Value, Failure> {
+pub fn all(name: &str, checkpoint: &Checkpoint, scale: Scale, best: Yardsticks) -> Result<Value, Failure> {
+    let config = checkpoint.validate()?;
     let kv_bytes = if scale.emulated { 8 << 20 } else { 24 << 30 };
     let step_tokens = if scale.emulated { 64 } else { 2048 };
     let begun = Instant::now();
@@ -34,17 +35,30 @@ pub fn all(name: &str, checkpoint: &Checkpoint, scale: Scale, copy_gb_per_s: f64
     let load_ms = begun.elapsed().as_secs_f64() * 1e3;
     let shape = device.shape();
     let prompt = if scale.emulated { 32 } else { 512.min(shape.context_tokens) };
-    let prefill = prefill(&mut device, scale)?;
+    let prefill = prefill(&mut device, &config, scale, best)?;
     fill_pool(&mut device, prompt)?;
     let mut decode = Vec::new();
     for batch in BATCHES {
+        // Of a step with hardly any context: what is more than that is attention's.
+        let mut shortest = None;
         for context in CONTEXTS {
             let blocks = (context + 1).div_ceil(shape.kv_block_tokens);
             let too_large = context + 1 > shape.context_tokens || batch * blocks > shape.kv_blocks;
-            if too_large || (scale.emulated && batch * context > 128) {
+            if too_large || (scale.emulated && batch * context > 1024) {
                 continue;
             }
-            decode.push(decode_step(&mut device, scale, batch, context, copy_gb_per_s)?);
+            let seconds = decode_seconds(&mut device, scale, batch, context)?;
+            let (first_seconds, first_context) = *shortest.get_or_insert((seconds, context));
+            let kv_bytes = batch * (context - first_context) * kv_bytes_of_token(&config);
+            let weights = device.weight_bytes() as f64 / seconds / 1e9;
+            let attention =
+                (context > first_context).then(|| kv_bytes as f64 / (seconds - first_seconds).max(1e-9) / 1e9);
+            decode.push(json!({
+                "batch": batch, "context": context, "ms": seconds * 1e3, "tokens_per_s": batch as f64 / seconds,
+                "weights_gb_per_s": weights, "weights_share_of_copy": weights / best.copy_gb_per_s,
+                "attention_gb_per_s": attention,
+                "attention_share_of_copy": attention.map(|speed| speed / best.copy_gb_per_s),
+            }));
         }
     }
     Ok(json!({
@@ -53,7 +67,12 @@ pub fn all(name: &str, checkpoint: &Checkpoint, scale: Scale, copy_gb_per_s: f64
     }))
 }
 
-fn prefill(device: &mut CudaForward, scale: Scale) -> Result<Vec<Value>, Failure> {
+fn prefill(
+    device: &mut CudaForward,
+    config: &ModelConfig,
+    scale: Scale,
+    best: Yardsticks,
+) -> Result<Vec<Value>, Failure> {
     let shape = device.shape();
     let mut rows = Vec::new();
     for tokens in PREFILL_TOKENS.map(|tokens| if scale.emulated { tokens / 32 } else { tokens }) {
@@ -63,9 +82,19 @@ fn prefill(device: &mut CudaForward, scale: Scale) -> Result<Vec<Value>, Failure
         let ids: Vec<u32> = (0..tokens as u32).map(|i| i * 31 % shape.vocab as u32).collect();
         let mut run = || step(device, &ids, 0, 1).map(drop);
         let seconds = scale.seconds(&mut run, &|| Ok(()))?;
-        rows.push(json!({ "tokens": tokens, "ms": seconds * 1e3, "tokens_per_s": tokens as f64 / seconds }));
+        let tflop_per_s = 2.0 * (tokens * layer_weights(config)) as f64 / seconds / 1e12;
+        rows.push(json!({
+            "tokens": tokens, "ms": seconds * 1e3, "tokens_per_s": tokens as f64 / seconds, "tflop_per_s": tflop_per_s,
+            "share_of_matrix_rate": best.matrix_tflop_per_s.map(|most| tflop_per_s / most),
+        }));
     }
     Ok(rows)
+}
+
+/// Weights that every token of a prompt is multiplied with: those of the layers. Attention's own products come on top.
+fn layer_weights(config: &ModelConfig) -> usize {
+    let attention = config.width * config.head_dim * 2 * (config.heads + config.kv_heads);
+    config.layers * (attention + 3 * config.width * config.ffn_width)
 }
 
 /// Real keys and values in every block of the pool: those of one prompt, again and again.
@@ -79,13 +108,8 @@ fn fill_pool(device: &mut CudaForward, prompt: usize) -> Result<(), Failure> {
     Ok(device.copy_blocks(&pairs)?)
 }
 
-fn decode_step(
-    device: &mut CudaForward,
-    scale: Scale,
-    batch: usize,
-    context: usize,
-    copy_gb_per_s: f64,
-) -> Result<Value, Failure> {
+/// A step of a batch in which all have the same context.
+fn decode_seconds(device: &mut CudaForward, scale: Scale, batch: usize, context: usize) -> Result<f64, Failure> {
     let block_tokens = device.shape().kv_block_tokens;
     let blocks = (context + 1).div_ceil(block_tokens);
     let sequence = |index: usize| BatchSequence {
@@ -95,16 +119,16 @@ fn decode_step(
         logits: 1,
         adapter: None,
     };
-    let step = Batch { tokens: vec![1; batch], sequences: (0..batch).map(sequence).collect(), ..Batch::default() };
+    let step = Batch { tokens: vec![1; batch], sequences: (0..batch).map(sequence).collect() };
     let mut out = Vec::new();
     let mut run = || -> Result<(), Failure> {
         out.clear();
         Ok(device.forward(&step, &mut out)?)
     };
-    let seconds = scale.seconds(&mut run, &|| Ok(()))?;
-    let weights_gb_per_s = device.weight_bytes() as f64 / seconds / 1e9;
-    Ok(json!({
-        "batch": batch, "context": context, "ms": seconds * 1e3, "tokens_per_s": batch as f64 / seconds,
-        "weights_gb_per_s": weights_gb_per_s, "weights_share_of_copy": weights_gb_per_s / copy_gb_per_s,
-    }))
+    scale.seconds(&mut run, &|| Ok(()))
+}
+
+/// Keys and values of a token in all layers, in bf16.
+fn kv_bytes_of_token(config: &ModelConfig) -> usize {
+    config.layers * config.kv_heads * config.head_dim * 2 * 2
 }
