@@ -237,3 +237,60 @@ pub(crate) fn layout(batch: &Batch, parts: &[Part<'_>], room: Room, map: Map, pa
     }
     Layout { numbers, tokens: padded.max(row), narrow, wide, kept_rows, splits, rows }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOM: Room = Room { tokens: 10, blocks: 6, block_tokens: 16, wide_rows: 64, group: 3, window: None };
+
+    fn sequence(start: usize, new_tokens: usize, logits: usize) -> BatchSequence {
+        let blocks = (0..(start + new_tokens).div_ceil(16) as u32).collect();
+        BatchSequence { new_tokens, start, blocks, logits, adapter: None }
+    }
+
+    fn batch(sequences: Vec<BatchSequence>) -> Batch {
+        let count: usize = sequences.iter().map(|sequence| sequence.new_tokens).sum();
+        Batch { tokens: (100..100 + count as u32).collect(), sequences }
+    }
+
+    #[test]
+    fn pieces_cover_all_tokens_and_wanted_rows_in_order_within_the_room() {
+        let batch = batch(vec![sequence(0, 4, 1), sequence(70, 13, 5), sequence(3, 1, 1), sequence(40, 2, 0)]);
+        let pieces = pieces(&batch, ROOM);
+        let (mut next, mut rows) = (0, 0);
+        for parts in &pieces {
+            let tokens: usize = parts.iter().map(|part| part.tokens).sum();
+            let blocks: usize = parts.iter().map(|part| part.blocks(16)).sum();
+            assert!(tokens <= ROOM.tokens && (blocks <= ROOM.blocks || parts.len() == 1), "{parts:?}");
+            for part in parts {
+                assert_eq!(part.first, next);
+                next += part.tokens;
+                rows += part.logits();
+            }
+        }
+        assert_eq!((next, rows), (20, 7));
+        // The five rows that the second sequence wants are its last.
+        let wanted: Vec<(usize, usize)> = pieces.iter().flatten().map(|part| (part.first, part.logits())).collect();
+        assert!(wanted.iter().all(|(first, logits)| *logits == 0 || *first + 10 > 4), "{wanted:?}");
+    }
+
+    #[test]
+    fn a_layout_says_where_everything_is_and_padding_leaves_nothing() {
+        let batch = batch(vec![sequence(300, 1, 1), sequence(20, 6, 2)]);
+        let map = Map::new(ROOM);
+        let parts = pieces(&batch, Room { blocks: 64, ..ROOM }).remove(0);
+        let layout = layout(&batch, &parts, Room { blocks: 64, ..ROOM }, map, 8);
+        let part = |at: usize, len: usize| &layout.numbers[at..at + len];
+        assert_eq!((layout.tokens, layout.narrow, layout.wide, layout.rows), (8, 2, 1, 3));
+        assert_eq!((layout.splits, layout.kept_rows), (2, 3));
+        assert_eq!(part(map.tokens, 8), [100, 101, 102, 103, 104, 105, 106, 0]);
+        assert_eq!(part(map.positions, 7), [300, 20, 21, 22, 23, 24, 25]);
+        assert_eq!(part(map.slots, 8), [300, 20, 21, 22, 23, 24, 25, -1]);
+        assert_eq!(part(map.rows, 3), [0, 5, 6]);
+        assert_eq!(part(map.spans, 8), [0, 1, 300, 0, 1, 6, 20, 19]);
+        assert_eq!(part(map.narrow, 4), [0, 0, -1, 0]);
+        assert_eq!(part(map.wide, 2), [1, 0]);
+        assert_eq!(layout.numbers[map.blocks..], (0..19).chain(0..2).collect::<Vec<i32>>());
+    }
+}

@@ -183,7 +183,8 @@ impl<'a> Loader<'a> {
         let at = self.arena.take(format.bytes(rows, cols) as u64)?;
         let matrix = Matrix { format, at, rows, cols };
         self.tensors.push(data.clone());
-        let step = self.staging_bytes / row_bytes / 16 * 16;
+        // Of a launch, which has a block for each 16 rows in the second dimension of its grid.
+        let step = (self.staging_bytes / row_bytes).min(16 * 65_535) / 16 * 16;
         for first in (0..rows).step_by(step) {
             let count = step.min(rows - first);
             let bytes = &data[first * row_bytes..][..count * row_bytes];
