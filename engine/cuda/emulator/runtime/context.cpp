@@ -23,6 +23,11 @@ std::recursive_mutex& driver_lock() {
     static std::recursive_mutex lock;
     return lock;
 }
+unsigned most_dynamic_shared() {
+    const int capability = settings.capability_major * 10 + settings.capability_minor;
+    if (capability == 86 || capability == 89 || capability >= 120) return 99 << 10;
+    return capability < 90 ? 163 << 10 : 227 << 10;
+}
 bool strikes(uint64_t& in) { return in && --in == 0; }
 int stick(int error) {
     // After these, CUDA answers every call in the process with the same error.
@@ -55,8 +60,8 @@ int attribute(int number) {
         case 38: return 1 << 20;       // bytes of L2
         case 39: return 2048;          // threads of a multiprocessor
         case 41: return 1;             // unified addressing
-        case 81: return 228 << 10;     // shared memory of a multiprocessor
-        case 97: return 227 << 10;     // shared memory of a block, on request
+        case 81: return int(most_dynamic_shared() + (1 << 10));  // shared memory of a multiprocessor
+        case 97: return int(most_dynamic_shared());              // shared memory of a block, on request
         case 102: return 1;            // virtual memory calls
         case 115: return 1;            // memory pools
         case COMPUTE_CAPABILITY_MAJOR: return settings.capability_major;

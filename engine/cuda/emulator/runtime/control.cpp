@@ -10,6 +10,7 @@ CONTROL foreshock_emulator_reset() {
     const Guarded guard;
     forget_streams();
     forget_memory();
+    forget_functions();
     settings = Settings{};
     counters = Counters{};
     set_order(Order::Forward, 0);

@@ -61,6 +61,9 @@ bool is_any_capturing();
 void forget_streams();
 void set_submission(bool deferred, uint64_t seed);
 
+/// Functions ask for no more shared memory than they have unasked (module.cpp).
+void forget_functions();
+
 /// What tests set and what they read, see control.cpp.
 struct Settings {
     uint64_t memory_bytes = 4ull << 30;
@@ -76,6 +79,8 @@ struct Settings {
 struct Counters {
     uint64_t launches = 0, graph_launches = 0, synchronisations = 0, copies = 0;
 };
+/// Dynamic shared memory that a block may ask for on a device of the set compute capability, bytes.
+unsigned most_dynamic_shared();
 extern Settings settings;
 extern Counters counters;
 /// Counts down a fail point that is to strike at its n-th time; whether it strikes now.

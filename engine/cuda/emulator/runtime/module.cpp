@@ -7,7 +7,7 @@
 namespace emu {
 namespace {
 constexpr int MOST_DYNAMIC_ATTRIBUTE = 8;
-constexpr unsigned DEFAULT_DYNAMIC = 48 << 10, MOST_DYNAMIC = 227 << 10;
+constexpr unsigned DEFAULT_DYNAMIC = 48 << 10;
 struct Function {
     const Kernel* kernel;
     unsigned dynamic_allowed = DEFAULT_DYNAMIC;
@@ -76,6 +76,11 @@ int run(const Prepared& launch) {
 }
 }  // namespace
 
+void forget_functions() {
+    // Handles stay valid, as modules of an earlier test may still be there.
+    for (auto& [name, function] : functions()) function.dynamic_allowed = DEFAULT_DYNAMIC;
+}
+
 API cuModuleLoadData(void** out, const void* image) {
     const Guarded guard;
     if (guard.error) return guard.error;
@@ -100,7 +105,7 @@ API cuFuncSetAttribute(void* handle, int attribute, int value) {
     const Guarded guard;
     if (guard.error) return guard.error;
     if (attribute != MOST_DYNAMIC_ATTRIBUTE) return SUCCESS;
-    if (value < 0 || unsigned(value) > MOST_DYNAMIC) return INVALID_VALUE;
+    if (value < 0 || unsigned(value) > most_dynamic_shared()) return INVALID_VALUE;
     static_cast<Function*>(handle)->dynamic_allowed = unsigned(value);
     return SUCCESS;
 }

@@ -50,7 +50,8 @@ pub fn root() -> PathBuf {
     std::env::var_os(ROOT).map_or_else(|| library::folder().join("../../.."), PathBuf::from)
 }
 
-/// The emulated GPU, fresh, for as long as this is held: other tests of the process wait for their turn.
+/// The emulated GPU, fresh, for as long as this is held: other tests of the process wait for their turn. Contexts, streams and
+/// memory should be dropped before it.
 ///
 /// With `FORESHOCK_REAL_GPU` set it is the machine's own GPU, and what only an emulator can do is not done: see
 /// [`Emulator::is_real`].

@@ -161,7 +161,11 @@ fn limits_of_launches_are_those_of_the_device() {
     assert_eq!(allow(228 << 10), CUDA_ERROR_INVALID_VALUE);
     assert_eq!(allow(227 << 10), CUDA_SUCCESS);
     assert_eq!(fill(227 << 10), CUDA_SUCCESS);
-    assert_eq!(allow(48 << 10), CUDA_SUCCESS);
+    for (capability, most) in [((8, 0), 163), ((8, 6), 99), ((8, 9), 99), ((10, 0), 227), ((12, 0), 99)] {
+        device.emulator.devices(1, capability, 13000);
+        assert_eq!(allow((most << 10) + 1), CUDA_ERROR_INVALID_VALUE, "{capability:?}");
+        assert_eq!(allow(most << 10), CUDA_SUCCESS, "{capability:?}");
+    }
 }
 
 /// Captures two launches and a fill of a buffer.

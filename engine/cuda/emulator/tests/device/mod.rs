@@ -10,11 +10,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub struct Device {
-    pub emulator: Emulator,
     pub context: Arc<CudaContext>,
     pub stream: Arc<CudaStream>,
     /// The one of the emulator, or those that a bundle has for a real GPU, one for each file of kernels.
     modules: Vec<CUmodule>,
+    /// Last, so that the next test begins when nothing of this one is left.
+    pub emulator: Emulator,
 }
 
 /// Kernels as the driver takes them; the emulated one takes any bytes.
@@ -49,7 +50,7 @@ impl Device {
         // SAFETY: the emulated driver takes any bytes for an image; a real one gets text that ends with a zero.
         let load = |image: Vec<u8>| unsafe { result::module::load_data(image.as_ptr().cast()) }.expect("a module");
         let modules = images(&emulator).into_iter().map(load).collect();
-        Self { emulator, context, stream, modules }
+        Self { context, stream, modules, emulator }
     }
 
     pub fn function(&self, name: &str) -> CUfunction {
