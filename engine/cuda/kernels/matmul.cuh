@@ -83,23 +83,28 @@ __device__ __forceinline__ void multiply_block(const u8* unit, int block, int la
     }
 }
 
-// Activations as they lie in memory.
+// Sum of a group of a block of 32 columns, from the sums of its halves.
+template <int GROUP>
+__device__ __forceinline__ float group_sum(const void* halves, int group) {
+    const Pair pair = load8(halves);
+    return GROUP == 32 ? from_bits(pair.x) + from_bits(pair.y) : from_bits(group ? pair.y : pair.x);
+}
+
+// Activations as they lie in memory. Offsets fit 32 bits: a step has at most 8,192 tokens.
 struct FromMemory {
-    const u16* row;      // the lane's token of tile 0, at its 16 bytes of the block
-    const float* sums;   // of the block
+    const u16* row;      // of token 0, at the lane's 16 bytes of the block
+    const float* sums;   // of token 0, of the block
     long long plane;
-    int stride, lane, last;  // last token
-    int first;
+    int stride, lane, first, last;  // tokens
 
     __device__ __forceinline__ Quad numbers(int p, int n) const {
-        int token = smaller(first + n * 8 + lane / 4, last);
-        return load16(row + p * plane + (long long)token * stride);
+        const int token = smaller(first + n * 8 + lane / 4, last);
+        return load16(row + p * plane + token * stride);
     }
     template <int GROUP>
     __device__ __forceinline__ float sum(int n, int odd, int group) const {
-        int token = smaller(first + n * 8 + lane % 4 * 2 + odd, last);
-        const float* at = sums + (long long)token * (stride / 16);
-        return GROUP == 32 ? at[0] + at[1] : at[group];
+        const int token = smaller(first + n * 8 + lane % 4 * 2 + odd, last);
+        return group_sum<GROUP>(sums + token * (stride / 16), group);
     }
 };
 
@@ -124,8 +129,8 @@ __device__ __forceinline__ void few(const MatmulArgs& args) {
         if (stage < count) copy_unit<F::BYTES>(ring + stage * F::BYTES, stream + (long long)stage * F::BYTES, lane);
         cp_async_commit();
     }
-    FromMemory source = {args.numbers + lane % 4 * 8, args.sums, args.plane, args.stride, lane, args.tokens - 1,
-                         (int)blockIdx.y * 8 * NT};
+    const FromMemory source = {args.numbers + lane % 4 * 8, args.sums, args.plane, args.stride, lane,
+                               (int)blockIdx.y * 8 * NT, args.tokens - 1};
     float acc[NT][4] = {};
     for (int unit = 0; unit < count; ++unit) {
         cp_async_wait<STAGES - 2>();
@@ -160,33 +165,37 @@ __device__ __forceinline__ void few(const MatmulArgs& args) {
     }
 }
 
-// Activations of 64 tokens and 64 columns in shared memory: [plane][block][token]64 bytes.
+// Activations of 64 tokens and 64 columns in shared memory: [plane][block][token] 64 bytes, then the sums, [token] 16 bytes.
 struct FromShared {
     const u8* tile;
-    FromMemory memory;
-    int block;
+    const u8* sums;
+    int lane, block;
 
     __device__ __forceinline__ Quad numbers(int p, int n) const {
-        const int lane = memory.lane;
         return load16(tile + ((p * 2 + block) * 64 + n * 8 + lane / 4) * 64 + lane % 4 * 16);
     }
     template <int GROUP>
     __device__ __forceinline__ float sum(int n, int odd, int group) const {
-        return memory.template sum<GROUP>(n, odd, group);
+        return group_sum<GROUP>(sums + (n * 8 + lane % 4 * 2 + odd) * 16 + block * 8, group);
     }
 };
 
 // Activations of one tile of 64 columns to shared memory, by the whole block.
+template <bool SUMS>
 __device__ __forceinline__ void copy_activations(u8* to, const MatmulArgs& args, int first, int column) {
+    const int last = args.tokens - 1;
     for (int at = threadIdx.x; at < args.planes * 512; at += 256) {
         const int plane = at / 512, token = at / 8 % 64, piece = at % 8;
-        const u16* from = args.numbers + plane * args.plane +
-                          (long long)smaller(first + token, args.tokens - 1) * args.stride + column + piece * 8;
+        const u16* from = args.numbers + plane * args.plane + smaller(first + token, last) * args.stride + column + piece * 8;
         cp_async16(to + ((plane * 2 + piece / 4) * 64 + token) * 64 + piece % 4 * 16, from);
+    }
+    if (SUMS && threadIdx.x < 64) {
+        const int token = smaller(first + (int)threadIdx.x, last);
+        cp_async16(to + args.planes * 8192 + threadIdx.x * 16, args.sums + token * (args.stride / 16) + column / 16);
     }
 }
 
-// Grid: (128 rows, 64 tokens), 256 threads: a warp has 16 rows. Shared memory: 3 * (8 units + planes * 8,192 bytes).
+// Grid: (128 rows, 64 tokens), 256 threads: a warp has 16 rows. Shared memory: 3 * (8 units + planes * 8,192 + 1,024 bytes).
 template <class F>
 __device__ __forceinline__ void many(const MatmulArgs& args) {
     DYNAMIC_SHARED(shared);
@@ -197,10 +206,10 @@ __device__ __forceinline__ void many(const MatmulArgs& args) {
     const u8* stream = args.weights + (long long)smaller(row_tile, row_tiles - 1) * units * F::BYTES;
     u8* ring = shared + warp * STAGES * F::BYTES;
     u8* activations = shared + 8 * STAGES * F::BYTES;
-    const int activation_bytes = args.planes * 8192;
+    const int numbers_bytes = args.planes * 8192, activation_bytes = numbers_bytes + 1024;
     auto copy = [&](int tile) {
         if (tile < tiles) {
-            copy_activations(activations + tile % STAGES * activation_bytes, args, first_token, tile * 64);
+            copy_activations<F::MINIMUM>(activations + tile % STAGES * activation_bytes, args, first_token, tile * 64);
             const int unit = tile / F::TILES;
             if (tile % F::TILES == 0) copy_unit<F::BYTES>(ring + unit % STAGES * F::BYTES, stream + (long long)unit * F::BYTES, lane);
         }
@@ -208,7 +217,6 @@ __device__ __forceinline__ void many(const MatmulArgs& args) {
     };
     copy(0);
     copy(1);
-    FromMemory memory = {nullptr, args.sums, args.plane, args.stride, lane, args.tokens - 1, first_token};
     float total[NT][4] = {};
     int tile = 0;
     for (int segment = 0; segment < SEGMENTS; ++segment) {
@@ -219,8 +227,8 @@ __device__ __forceinline__ void many(const MatmulArgs& args) {
             copy(tile + 2);
             const u8* unit = ring + tile / F::TILES % STAGES * F::BYTES;
             for (int block = 0; block < 2; ++block) {
-                FromShared source = {activations + tile % STAGES * activation_bytes, memory, block};
-                source.memory.sums += tile * 4 + block * 2;
+                const u8* here = activations + tile % STAGES * activation_bytes;
+                const FromShared source = {here, here + numbers_bytes, lane, block};
                 multiply_block<F, NT>(unit, tile % F::TILES * 2 + block, lane, source, args.planes, acc);
             }
         }

@@ -245,7 +245,7 @@ impl Device {
         };
         let (unit, bands) = (format.unit_bytes(), matrix.rows.div_ceil(16));
         let few = |width: usize| launch([bands, tokens.div_ceil(width), 1], 256, 8 * few_stages(unit) * unit);
-        let shared = 3 * (8 * unit + input.planes as usize * 8192);
+        let shared = 3 * (8 * unit + input.planes as usize * 8192 + 1024);
         let (name, launch) = match form.unwrap_or(Form::of(tokens)) {
             Form::Few8 => ("few8", few(8)),
             // Also where a block of the form for many does not fit into a small device.
