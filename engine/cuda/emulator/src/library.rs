@@ -61,7 +61,8 @@ pub fn build(kernels: &Path) -> Result<Libraries, Error> {
     lock.lock().map_err(|problem| file_error(&lock_path, problem))?;
 
     let base = base_hash()?;
-    let runtime = units_of_runtime(&base, &target)?;
+    let inside = [base.clone(), texts(&folder().join("runtime"))?.concat()];
+    let runtime = units_of_runtime(&hash_of(inside.iter()), &target)?;
     let (device, blas) = runtime.into_iter().partition::<Vec<_>, _>(|unit| !unit.original.ends_with("cublaslt.cpp"));
     let units: Vec<Unit> = device.into_iter().chain(units_of_kernels(kernels, &base, &target)?).collect();
     compile(&units)?;
@@ -101,7 +102,12 @@ fn hash_of(parts: impl Iterator<Item = impl AsRef<str>>) -> String {
     hasher.finalize().to_hex()[..16].to_owned()
 }
 
-/// Of what every object depends on: compiler, processor, flags, headers.
+/// Texts of the headers in a folder.
+fn texts(folder: &Path) -> Result<Vec<String>, Error> {
+    files(folder, &["hpp"])?.iter().map(|path| read(path)).collect()
+}
+
+/// Of what every object depends on: compiler, processor, flags, headers that kernels see.
 fn base_hash() -> Result<String, Error> {
     let version = Command::new(COMPILER)
         .arg("--version")
@@ -111,11 +117,8 @@ fn base_hash() -> Result<String, Error> {
     let features = processor.lines().find(|line| line.starts_with("flags")).unwrap_or_default().to_owned();
     let mut parts =
         vec![String::from_utf8_lossy(&version.stdout).into_owned(), features, FLAGS.join(" "), KERNEL_FLAGS.join(" ")];
-    for folder in [folder().join("include"), folder().join("include/emulator"), folder().join("runtime")] {
-        for path in files(&folder, &["hpp"])? {
-            parts.push(read(&path)?);
-        }
-    }
+    parts.extend(texts(&folder().join("include"))?);
+    parts.extend(texts(&folder().join("include/emulator"))?);
     Ok(hash_of(parts.iter()))
 }
 
