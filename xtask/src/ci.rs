@@ -1,7 +1,7 @@
 //! `cargo xtask ci`: every check, cheapest first, so that a slip is found early. The first failure ends it.
 
 use crate::shell::{cargo, run};
-use crate::{codegen, probes, test, tidy};
+use crate::{codegen, gpu, probes, test, tidy};
 use anyhow::{Context, Result};
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ const STAGES: &[Stage] = &[
     ("generated files", || codegen::run(true)),
     ("clippy", clippy),
     ("probes", probes::check),
+    ("CUDA kernels", gpu::check),
     ("tests", test::run_all),
 ];
 

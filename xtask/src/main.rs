@@ -6,6 +6,7 @@ mod ci;
 mod codegen;
 mod deploy;
 mod fuzz;
+mod gpu;
 mod http;
 mod layout;
 mod probes;
@@ -37,7 +38,7 @@ enum Command {
     Undeploy(server::StateArgs),
     /// Set up what is missing and run all tests.
     Test,
-    /// Everything a change must pass: formatting, tidy, clippy, generated files, probes, tests.
+    /// Everything a change must pass: formatting, tidy, generated files, clippy, probes, CUDA kernels, tests.
     Ci,
     /// The rules of ARCHITECTURE.md that a compiler does not check.
     Tidy,
@@ -50,6 +51,9 @@ enum Command {
     /// The kernel programs.
     #[command(subcommand)]
     Probes(Probes),
+    /// The CUDA kernels: compiled ahead of time, checked, bundled for a machine with a GPU.
+    #[command(subcommand)]
+    Gpu(Gpu),
     /// Fuzz the parsers of foreign bytes: all of fuzz/fuzz_targets, or one by its name.
     Fuzz {
         target: Option<String>,
@@ -81,6 +85,16 @@ enum Probes {
     Check,
 }
 
+#[derive(Subcommand)]
+enum Gpu {
+    /// Compile every kernel for every architecture and write the images that the binary carries.
+    Build,
+    /// Compile them again and compare; print what each takes; fail above its budget.
+    Check,
+    /// Make a folder that tests and measures the CUDA backend on a machine with a driver and nothing else.
+    Bundle,
+}
+
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Setup => setup::all(),
@@ -92,6 +106,9 @@ fn main() -> ExitCode {
         Command::Codegen { check } => codegen::run(check),
         Command::Probes(Probes::Build) => probes::build(),
         Command::Probes(Probes::Check) => probes::check(),
+        Command::Gpu(Gpu::Build) => gpu::build(),
+        Command::Gpu(Gpu::Check) => gpu::check(),
+        Command::Gpu(Gpu::Bundle) => gpu::bundle(),
         Command::Fuzz { target, seconds } => fuzz::all(target.as_deref(), seconds),
         Command::Bench { name, model, traces, statsforecast } => {
             bench::run(name, &model, traces.as_deref(), statsforecast)

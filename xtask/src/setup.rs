@@ -87,6 +87,11 @@ const PYTHON: Tool = Tool {
 };
 const LINKER: Tool =
     Tool { found: || have("cc"), packages: &["gcc", "libc6-dev"], why: "to link, and to build the embedded database" };
+const HOST_COMPILER: Tool = Tool {
+    found: || have("g++"),
+    packages: &["g++"],
+    why: "to compile CUDA kernels, for the emulator that tests run them on and for GPUs",
+};
 const VENV: Tool = Tool {
     found: || python_module("ensurepip"),
     packages: &["python3-venv"],
@@ -117,7 +122,7 @@ const FIO: Tool = Tool { found: || have("fio"), packages: &["fio"], why: "to mea
 
 /// Everything, for development and tests.
 pub fn all() -> Result<()> {
-    system_packages(&[LINKER, PYTHON, VENV, PROMETHEUS, NGINX, NETWORK])?;
+    system_packages(&[LINKER, HOST_COMPILER, PYTHON, VENV, PROMETHEUS, NGINX, NETWORK])?;
     fetch(&DEMO)?;
     fetch(&GEMMA3)?;
     fetch_minilm()?;
@@ -136,6 +141,11 @@ pub fn for_deploy() -> Result<()> {
 pub fn for_bench() -> Result<()> {
     system_packages(&[LINKER, PYTHON, PEER_BUILD])?;
     fetch(&DEMO)
+}
+
+/// What compiling CUDA kernels needs.
+pub fn for_gpu() -> Result<()> {
+    system_packages(&[LINKER, HOST_COMPILER, PYTHON])
 }
 
 /// What the store's benchmark needs.

@@ -10,9 +10,18 @@ const UNSAFE_FOLDERS: &[&str] = &[
     "engine/runtime/src/kernels/",
     "engine/runtime/src/kernels.rs",
     "engine/store/",
+    "engine/cuda/",
 ];
 /// Where the environment may be read.
-const ENVIRONMENT_FOLDERS: &[&str] = &["controller/foreshock/", "xtask/", "tests/", "ebpf/probes/"];
+const ENVIRONMENT_FOLDERS: &[&str] = &[
+    "controller/foreshock/",
+    "xtask/",
+    "tests/",
+    "ebpf/probes/",
+    // Which GPU tests run on.
+    "engine/cuda/emulator/",
+    "engine/cuda/build.rs",
+];
 /// Crates that are functions of their inputs: no clock, randomness, I/O or async runtime, and no collection
 /// whose order differs from run to run.
 const PURE_FOLDERS: &[&str] = &["controller/core/src/", "engine/core/src/"];
