@@ -178,6 +178,10 @@ pub struct EngineArgs {
     /// Name under which the model is served [default: the file's name without its ending, or the folder's].
     #[arg(long)]
     pub name: Option<String>,
+    /// What computes: `cpu`, or a GPU as `cuda` or `cuda:N`.
+    #[arg(long, default_value = "cpu")]
+    pub device: engine_instance::Device,
+    /// On a GPU, f32 stands for inputs of products with 16 bits of precision instead of 8.
     #[arg(long, value_enum, default_value_t = Compute::Fast)]
     pub compute: Compute,
     /// Cores to run on, one thread each [default: all that this process may].

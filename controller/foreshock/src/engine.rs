@@ -63,6 +63,7 @@ fn options(args: EngineArgs) -> EngineOptions {
     options.host = args.host;
     options.port = args.port;
     options.name = args.name;
+    options.device = args.device;
     options.compute = match args.compute {
         Compute::F32 => engine_instance::Compute::F32,
         Compute::Fast => engine_instance::Compute::Fast,

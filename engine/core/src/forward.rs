@@ -55,6 +55,9 @@ pub enum ForwardError {
     NonFinite { sequence: usize },
     #[error("device failed: {message}")]
     Device { message: String },
+    /// No step on it will succeed again: whoever holds it ends, and its sequences go on elsewhere.
+    #[error("{message}")]
+    Lost { message: String },
 }
 
 /// Runs batch steps on one device.

@@ -67,7 +67,10 @@ impl CudaError {
 
 impl From<CudaError> for ForwardError {
     fn from(error: CudaError) -> Self {
-        Self::Device { message: error.to_string() }
+        match error {
+            CudaError::Lost { .. } => Self::Lost { message: error.to_string() },
+            _ => Self::Device { message: error.to_string() },
+        }
     }
 }
 

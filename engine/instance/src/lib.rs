@@ -41,7 +41,7 @@ pub use engine_wire::control::AdapterSpec;
 pub use error::EngineError;
 pub use heads::Head;
 pub use load::{Came, Loaded, LoadedEncoder, LoadedModel, Loader};
-pub use options::{Compute, EngineOptions, KvType, StoreOptions, Supervision};
+pub use options::{Compute, Device, EngineOptions, KvType, StoreOptions, Supervision};
 pub use run::{run, run_with};
 pub use shelf::AdapterHost;
 pub use spare::{ParseArgs, SpareOptions, run_spare, run_spare_with};

@@ -1,11 +1,12 @@
 //! From options to a device: the one place that knows checkpoints and the CPU runtime.
 
+mod cuda;
 mod stored;
 
 use crate::clock;
 use crate::ends;
 use crate::error::EngineError;
-use crate::options::{Compute, EngineOptions, KvType};
+use crate::options::{Compute, Device, EngineOptions, KvType};
 use crate::shelf::AdapterHost;
 use engine_core::{Encode, Forward, TokenId};
 use engine_runtime::{Adapters, KvFormat, LoadOptions};
@@ -94,6 +95,10 @@ fn load_decoder(options: &EngineOptions, cores: &[u32]) -> Result<LoadedModel, E
         Some(head) => head.eos_token_ids.clone(),
         None => ends::of_checkpoint(&checkpoint, &options.model).map_err(failed)?,
     };
+    if let Device::Cuda(ordinal) = options.device {
+        let forward = cuda::load(&checkpoint, options, ordinal).map_err(failed)?;
+        return Ok(LoadedModel { forward, eos_token_ids, adapters: None, came });
+    }
     let table = Adapters::default();
     let load_options = LoadOptions { adapters: table.clone(), ..load_options(options, cores) };
     let compute = load_options.compute;
@@ -105,6 +110,9 @@ fn load_decoder(options: &EngineOptions, cores: &[u32]) -> Result<LoadedModel, E
 
 fn load_encoder(options: &EngineOptions, cores: &[u32]) -> Result<LoadedEncoder, EngineError> {
     let failed = |message: String| EngineError::Model { path: options.model.clone(), message };
+    if options.device != Device::Cpu {
+        return Err(failed("embedding models run on the CPU alone: leave --device out".into()));
+    }
     if options.quantise.is_some() {
         return Err(failed(EncoderError::Quantised { path: options.model.clone() }.to_string()));
     }

@@ -8,6 +8,7 @@ use engine_store::Quantisation;
 use engine_wire::control::{AdapterSpec, HeadSpec};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +34,30 @@ pub enum KvType {
     Q8,
 }
 
+/// What computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    #[default]
+    Cpu,
+    /// The GPU of this number, as CUDA counts them.
+    Cuda(usize),
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    /// `cpu`, `cuda` or `cuda:N`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':').unwrap_or((text, "0")) {
+            ("cpu", _) if text == "cpu" => Ok(Self::Cpu),
+            ("cuda", ordinal) if ordinal.bytes().all(|byte| byte.is_ascii_digit()) => {
+                ordinal.parse().map(Self::Cuda).map_err(|_| format!("no GPU has the number {ordinal:?}"))
+            }
+            _ => Err("expected cpu, cuda or cuda:N".to_owned()),
+        }
+    }
+}
+
 /// One engine process.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
@@ -45,6 +70,7 @@ pub struct EngineOptions {
     pub port: u16,
     /// Name that requests must give; none for the file's name without its ending, or the folder's.
     pub name: Option<String>,
+    pub device: Device,
     pub compute: Compute,
     /// Cores to run on, one compute thread each; empty for all that the process may use.
     pub cores: Vec<u32>,
@@ -109,6 +135,7 @@ impl EngineOptions {
             host: IpAddr::V4(Ipv4Addr::LOCALHOST),
             port: 0,
             name: None,
+            device: Device::Cpu,
             compute: Compute::Fast,
             cores: Vec::new(),
             kv_type: None,
@@ -155,6 +182,9 @@ impl EngineOptions {
             return bad(format!(
                 "--kv-bytes {kv_bytes} is more than the {available_bytes} bytes of memory that are available"
             ));
+        }
+        if let (Device::Cuda(_), Some(adapter)) = (self.device, self.adapters.first()) {
+            return bad(format!("--adapter {}: adapters are served on the CPU alone", adapter.name));
         }
         check_path(&self.model)
     }

@@ -339,5 +339,5 @@ impl Engine {
 }
 
 fn lost_thread() -> EngineError {
-    EngineError::StepThread { message: "it panicked; its last words are above".into() }
+    EngineError::StepThread { message: "its last words are above".into() }
 }

@@ -72,7 +72,11 @@ impl StepLoop {
     pub fn run(mut self) {
         while self.take_messages() {
             self.reap();
-            self.step();
+            if let Err(error) = self.step() {
+                // Nothing is answered: streams that break off are resumed at another instance.
+                tracing::error!(%error, sequences = self.live.len(), "the device is lost, and this engine with it");
+                return;
+            }
             self.publish();
         }
         self.abandon();
@@ -179,10 +183,10 @@ impl StepLoop {
         }
     }
 
-    /// One step, if there is anything to compute.
-    fn step(&mut self) {
+    /// One step, if there is anything to compute. An error when there will be no other.
+    fn step(&mut self) -> Result<(), ForwardError> {
         let mut lap = Lap::start();
-        let Some(step) = self.scheduler.schedule() else { return };
+        let Some(step) = self.scheduler.schedule() else { return Ok(()) };
         let joined_at_ns = clock::monotonic_ns();
         for admitted in &step.admitted {
             if let Some(live) = self.live.get_mut(&admitted.id) {
@@ -195,6 +199,7 @@ impl StepLoop {
         self.note_first_step();
         let events = match result {
             Ok(()) => self.sample(&step),
+            Err(error @ ForwardError::Lost { .. }) => return Err(error),
             Err(error) => self.fail(&step, &error),
         };
         let sample_ns = lap.ns();
@@ -205,6 +210,7 @@ impl StepLoop {
         self.flush(&events);
         let phases = StepPhases { schedule_ns, forward_ns, sample_ns, deliver_ns: lap.ns() };
         self.timings.step(phases, step.batch.tokens.len());
+        Ok(())
     }
 
     /// Draws a token from each logits row, but for those that go on from a draft that was wrong.

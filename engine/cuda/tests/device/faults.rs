@@ -75,7 +75,7 @@ fn a_lost_device_fails_this_step_and_every_later_one() {
         gpu.lose_device(nth, error);
         for _ in 0..2 {
             match device.forward(&one_token(), &mut Vec::new()) {
-                Err(ForwardError::Device { message }) => assert!(message.contains("device lost"), "{message}"),
+                Err(ForwardError::Lost { message }) => assert!(message.contains("device lost"), "{message}"),
                 other => panic!("{other:?}"),
             }
         }
