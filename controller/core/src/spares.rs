@@ -43,7 +43,7 @@ impl State {
         let mut chances: Vec<(bool, f64, &ModelName)> =
             names.map(|name| (up.contains(name), self.hazard_per_s(name, snapshot.now_ns), name)).collect();
         chances.sort_by(|a, b| (a.0.cmp(&b.0)).then(b.1.total_cmp(&a.1)).then(a.2.cmp(b.2)));
-        let per_s = chances.iter().filter(|(is_up, ..)| !is_up).map(|(_, per_s, _)| per_s).sum::<f64>();
+        let per_s = chances.iter().filter(|(is_up, ..)| !is_up).fold(0.0, |sum, (_, per_s, _)| sum + per_s);
         let used_bytes: u128 = snapshot.instances.values().map(|i| u128::from(i.placement.bytes())).sum();
         let free_bytes = u128::from(snapshot.node.memory_budget_bytes).saturating_sub(used_bytes);
         let fit = free_bytes.checked_div(u128::from(cost.bytes)).map_or(MOST, |fit| fit.min(u128::from(MOST)) as u32);

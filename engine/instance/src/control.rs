@@ -249,9 +249,9 @@ impl Control {
             Err(message) => return refused(&message),
         };
         let _ = self.shared.set(adopted.shared.clone());
-        match place.take().map(|place| place.send(adopted)) {
-            Some(Ok(())) => Reply::Done,
-            _ => refused("the process is about to end"),
+        match place.take().is_some_and(|place| place.send(adopted).is_ok()) {
+            true => Reply::Done,
+            false => refused("the process is about to end"),
         }
     }
 
