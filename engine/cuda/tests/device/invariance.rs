@@ -2,12 +2,12 @@
 //! the size of the device's buffers, or on whether a step runs as a graph.
 
 use crate::{
-    common::{Driver, GEMMA3, SMOLLM2, Sequence, bits, gpu, options},
+    common::{Driver, GEMMA3, SMOLLM2, Sequence, bits, emulated, gpu, options},
     tiny::{TINY, Tiny, VOCAB},
 };
 use engine_core::{Batch, BatchSequence, Forward, ForwardError};
 use engine_cuda::{CudaForward, CudaOptions, KvFormat};
-use engine_store::Checkpoint;
+use engine_store::{Checkpoint, GgmlType};
 
 fn text(len: usize, salt: usize, vocab: usize) -> Vec<u32> {
     (0..len).map(|index| ((index * 31 + salt * 7 + index * index) % vocab) as u32).collect()
@@ -121,6 +121,18 @@ fn graphs_give_the_bits_of_plain_steps_while_everything_in_the_batch_changes() {
     assert!(captured >= 2, "{captured} graphs");
     assert!(gpu.is_real() || after.graph_launches - before.graph_launches >= 6, "{after:?}");
     assert!(plain == replayed, "graphs give other bits");
+    assert_eq!(gpu.fault(), "");
+}
+
+#[test]
+fn devices_with_little_shared_memory_give_the_same_bits() {
+    let Some(gpu) = emulated() else { return };
+    // What needs most of it: the widest weights, and the widest heads.
+    let tiny = Tiny { kind: GgmlType::F32, heads: 4, kv_heads: 1, head_dim: 256, ..TINY };
+    let (checkpoint, tokens) = (tiny.checkpoint(), text(70, 8, VOCAB));
+    let expected = alone(&checkpoint, options(), &tokens);
+    gpu.devices(1, (8, 6), 13_000);
+    assert!(alone(&checkpoint, options(), &tokens) == expected);
     assert_eq!(gpu.fault(), "");
 }
 
