@@ -201,7 +201,11 @@ fn counter(serve: &Serve, name: &str) -> Result<f64> {
     ensure!(text.status == 200, "/metrics says {}", text.status);
     let text = String::from_utf8_lossy(&text.body).into_owned();
     let is_its = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
-    Ok(text.lines().filter(is_its).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+    Ok(text
+        .lines()
+        .filter(is_its)
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        .fold(0.0, |sum, one| sum + one))
 }
 
 fn report(arms: &[Arm; 3]) -> Report {

@@ -103,12 +103,15 @@ fn weights_come_and_go_as_the_plan_says() {
 
 #[test]
 fn what_is_mapped_is_seen_and_never_leaves() {
-    let stage = Stage::new(&["one"], 1 << 30);
+    let mut stage = Stage::new(&["one"], 1 << 30);
     let loaded = stage.load(0);
     stage.keeper.look();
     stage.until("one", |view| view.mapped && view.freeable_bytes == 0);
     stage.ask(forget, "one");
-    stage.keeper.look();
+    // Orders are done in turn: when this one has been, so has the one before it.
+    stage.keeper.registered(["one", "later"].map(str::to_owned).into());
+    let seen = stage.until("later", |_| true);
+    assert_eq!(seen.weights("one").unwrap().tier, WeightsTier::Memory);
     drop(loaded);
     stage.keeper.look();
     let seen = stage.until("one", |view| !view.mapped);
