@@ -277,8 +277,14 @@ const INSTANCES: &[Panel] = &[
         description: "Within ten minutes: weights read ahead of a start, and weights that left memory.",
         unit: Unit::Count,
         queries: &[
-            query("sum by (outcome) (increase(foreshock_weights_prefetches_total[10m]))", "read ahead: {{outcome}}"),
-            query("sum by (reason) (increase(foreshock_weights_evictions_total[10m]))", "left: {{reason}}"),
+            query(
+                "sum by (outcome) (increase(foreshock_weights_prefetches_total[10m])) or vector(0)",
+                "read ahead: {{outcome}}",
+            ),
+            query(
+                "sum by (reason) (increase(foreshock_weights_evictions_total[10m])) or vector(0)",
+                "left: {{reason}}",
+            ),
         ],
     },
     Panel {
