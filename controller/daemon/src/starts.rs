@@ -87,6 +87,7 @@ mod tests {
             model: "m".to_owned(),
             revision: "r".to_owned(),
             instance: "m-1-1".to_owned(),
+            spare: false,
             tier,
             read_bytes,
             decision_ms: 1.0,
