@@ -130,6 +130,7 @@ async fn a_folder_is_registered_with_what_it_is_rounded_to() {
         let body = json!({"name": "tiny", "path": model.path(), "quantise": quantise}).to_string();
         let (status, text) = ask(addr, POST, &body).await;
         let answer: Value = serde_json::from_str(&text).unwrap();
+        assert!(status < 300, "{status}: {text}");
         (status, answer["outcome"].clone(), answer["model"].clone())
     };
     let (status, outcome, plain) = add(Value::Null).await;
