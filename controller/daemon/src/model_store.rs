@@ -68,15 +68,7 @@ impl ModelStore {
 
     fn lock(&self, lock: fn(&File) -> Result<(), TryLockError>) -> Result<File, StoreError> {
         let store = Store::open(&self.root)?;
-        let path = store.root().join(LOCK_FILE);
-        let describe = |action, source| StoreError::Io { action, path: path.clone(), source };
-        let file = File::options().create(true).truncate(false).write(true).open(&path);
-        let file = file.map_err(|source| describe("open", source))?;
-        match lock(&file) {
-            Ok(()) => Ok(file),
-            Err(TryLockError::WouldBlock) => Err(StoreError::Busy { path }),
-            Err(TryLockError::Error(source)) => Err(describe("lock", source)),
-        }
+        engine_store::locked(&store.root().join(LOCK_FILE), lock)
     }
 
     /// Takes an examined model in, unless it is there. Call it under [`Self::adding`].

@@ -47,7 +47,7 @@ pub use packer::{AsStored, Packer};
 pub use quantise::{Quantisation, UnknownQuantisation};
 pub use safetensors::{Safetensors, SafetensorsError, shard_names};
 pub use segment::Segments;
-pub use store::{Damage, Freed, Store, StoreError};
+pub use store::{Damage, Freed, Store, StoreError, locked};
 pub use tensor::{GgmlType, TensorData, TensorView};
 pub use validate::RUNNABLE_TYPES;
 pub use value::{Array, Strings, Value};

@@ -29,7 +29,12 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
+
+/// From the start of a process to its exec, at most, and how often a lock is tried meanwhile.
+const EXEC_LIMIT: Duration = Duration::from_millis(500);
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// An opened store. Cloning shares it.
 #[derive(Clone)]
@@ -148,14 +153,22 @@ impl Store {
     }
 }
 
-/// A lock that ends with the file, and so with the process. Nobody waits: who holds it may take minutes.
-pub(crate) fn locked(path: &Path, lock: fn(&File) -> Result<(), TryLockError>) -> Result<File, StoreError> {
+/// A lock that ends with the file, and so with the process. Nobody waits for who holds it, since that may take minutes; but
+/// a process that is being started has the files of its parent until its exec, and so a lock that was given back already.
+///
+/// # Errors
+/// [`StoreError::Busy`] when somebody else has it.
+pub fn locked(path: &Path, lock: fn(&File) -> Result<(), TryLockError>) -> Result<File, StoreError> {
     let file = File::options().create(true).truncate(false).write(true).open(path);
     let file = file.map_err(|source| StoreError::io("open", path, source))?;
-    match lock(&file) {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::Busy { path: path.to_owned() }),
-        Err(TryLockError::Error(source)) => Err(StoreError::io("lock", path, source)),
+    let deadline = Instant::now() + EXEC_LIMIT;
+    loop {
+        match lock(&file) {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(LOOK_EVERY),
+            Err(TryLockError::WouldBlock) => return Err(StoreError::Busy { path: path.to_owned() }),
+            Err(TryLockError::Error(source)) => return Err(StoreError::io("lock", path, source)),
+        }
     }
 }
 
