@@ -39,6 +39,15 @@ fn signal(pid: i32, signal: Signal) -> Result<()> {
     Ok(kill_process(Pid::from_raw(pid).context("no pid")?, signal)?)
 }
 
+/// Kills a process that may have ended by itself since it was listed.
+fn kill(pid: i32) -> Result<()> {
+    let gone = Path::new("/proc").join(pid.to_string()).exists().then(|| signal(pid, Signal::KILL));
+    match gone {
+        Some(Err(error)) if Path::new("/proc").join(pid.to_string()).exists() => Err(error),
+        _ => Ok(()),
+    }
+}
+
 fn until_zero(foreshock: &Foreshock) -> Result<()> {
     foreshock.wait_until("the model is at zero", |running| Ok(engine_pids(running.state()).is_empty()))
 }
@@ -98,19 +107,17 @@ fn no_kill_of_a_spare_process_loses_a_request() -> Result<()> {
         let pid = spare(&foreshock)?;
         let asked = std::thread::scope(|scope| -> Result<String> {
             if wait_us.is_none() {
-                signal(pid, Signal::KILL)?;
+                kill(pid)?;
             }
             let asking = scope.spawn(|| ask(&foreshock));
             if let Some(wait_us) = wait_us {
                 std::thread::sleep(Duration::from_micros(wait_us));
-                signal(pid, Signal::KILL)?;
+                kill(pid)?;
             }
             asking.join().expect("the client panicked")
         })?;
         ensure!(asked == text, "{wait_us:?}: {asked:?}");
-        for engine in engine_pids(foreshock.state()) {
-            signal(engine, Signal::KILL)?;
-        }
+        engine_pids(foreshock.state()).into_iter().try_for_each(kill)?;
         until_zero(&foreshock)?;
     }
     ensure!(foreshock.metric_sum("foreshock_failed_streams_total", &[])? == 0.0, "a stream failed");
