@@ -28,7 +28,8 @@ impl Gaps {
     /// How often holding something from now on is paid back: the highest quotient, over times to hold it for, of the share
     /// of gaps that end by then and of the time held. 0 where too few gaps have lasted for as long as this silence.
     pub(crate) fn payback_per_s(&self, silent_s: f64) -> f64 {
-        let longer = self.longer(silent_s);
+        let mut longer: Vec<f64> = self.longer(silent_s).collect();
+        longer.sort_by(f64::total_cmp);
         let all = longer.len() as f64 + DOUBT;
         let (mut best, mut before_s): (f64, f64) = (0.0, 0.0);
         for (at, left_s) in longer.iter().enumerate() {
@@ -45,17 +46,17 @@ impl Gaps {
     /// for what comes later.
     pub(crate) fn ahead_per_s(&self, silent_s: f64, lead_s: f64) -> f64 {
         let window_s = lead_s.max(WINDOW_LEAST_S);
-        let longer = self.longer(silent_s);
-        let hits = longer.iter().filter(|left_s| (lead_s..lead_s + window_s).contains(*left_s)).count() as f64;
-        if hits < HITS_LEAST { 0.0 } else { hits / (longer.len() as f64 + DOUBT) / window_s }
+        let (mut hits, mut all) = (0.0, DOUBT);
+        for left_s in self.longer(silent_s) {
+            hits += f64::from((lead_s..lead_s + window_s).contains(&left_s));
+            all += 1.0;
+        }
+        if hits < HITS_LEAST { 0.0 } else { hits / all / window_s }
     }
 
-    /// What was left of the gaps that have lasted for as long, s, shortest first.
-    fn longer(&self, silent_s: f64) -> Vec<f64> {
-        let mut left: Vec<f64> =
-            self.0.iter().map(|gap| f64::from(*gap) - silent_s).filter(|left| *left > 0.0).collect();
-        left.sort_by(f64::total_cmp);
-        left
+    /// What was left of the gaps that have lasted for as long, s.
+    fn longer(&self, silent_s: f64) -> impl Iterator<Item = f64> {
+        self.0.iter().map(move |gap| f64::from(*gap) - silent_s).filter(|left_s| *left_s > 0.0)
     }
 }
 

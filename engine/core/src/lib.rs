@@ -4,6 +4,7 @@
 //! No clock, no thread, no I/O: a step is a function of what was submitted and of the step times that were put in, so the same code runs live
 //! behind a CPU or a GPU and inside the simulator behind a cost model.
 
+mod batch;
 pub mod blocks;
 pub mod cost;
 pub mod encode;
@@ -18,6 +19,7 @@ mod sharing;
 pub mod speculation;
 pub mod step;
 
+pub use batch::{all_finite, malformed};
 pub use blocks::{BlockPool, NO_BLOCK};
 pub use cost::StepCost;
 pub use encode::{Encode, EncodeBatch, EncodeId, EncodeQueue, EncodeShape, EncodeStep};

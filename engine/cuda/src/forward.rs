@@ -19,7 +19,7 @@ use crate::{
     weights::Weights,
 };
 use cudarc::driver::{CudaGraph, sys};
-use engine_core::{Batch, BlockId, Forward, ForwardError, ForwardShape, TokenId};
+use engine_core::{Batch, BlockId, Forward, ForwardError, ForwardShape, TokenId, malformed};
 use engine_store::Checkpoint;
 use std::collections::HashMap;
 
@@ -152,8 +152,7 @@ impl CudaForward {
         out.clear();
         let wanted: usize = batch.sequences.iter().map(|sequence| sequence.logits).sum();
         if choices.len() != wanted {
-            let message = format!("malformed batch: {} choices for {wanted} rows of logits", choices.len());
-            return Err(ForwardError::Device { message });
+            return Err(malformed(format!("{} choices for {wanted} rows of logits", choices.len())));
         }
         let choices = choices.iter().map(Choice::args).collect::<Result<Vec<_>, _>>()?;
         for parts in plan::pieces(batch, self.room).iter().filter(|parts| !parts.is_empty()) {
@@ -245,6 +244,6 @@ impl Forward for CudaForward {
         for parts in plan::pieces(batch, self.room) {
             self.piece(batch, &parts, &mut Results::Logits(&mut *out))?;
         }
-        plan::check_finite(batch, self.shape.vocab, out)
+        batch.check_finite(self.shape.vocab, out)
     }
 }

@@ -2,69 +2,17 @@
 //! of 32-bit numbers that is copied in one go.
 
 use crate::kernels::{SPLIT_TOKENS, WARP_ROWS};
-use engine_core::{Batch, BatchSequence, ForwardError, ForwardShape, NO_BLOCK};
+use engine_core::{Batch, BatchSequence, ForwardError, ForwardShape, malformed};
 
-/// Checks everything that a kernel would otherwise have to trust.
+/// Checks a batch, and that nothing is asked of this device that it cannot do.
 pub(crate) fn check(batch: &Batch, shape: &ForwardShape, window_tokens: Option<usize>) -> Result<(), ForwardError> {
-    let total: usize = batch.sequences.iter().map(|sequence| sequence.new_tokens).sum();
-    if total != batch.tokens.len() {
-        return Err(bad(format!("{} tokens, but the sequences have {total}", batch.tokens.len())));
-    }
-    if let Some(token) = batch.tokens.iter().find(|token| **token as usize >= shape.vocab) {
-        return Err(bad(format!("token {token} is outside the vocabulary of {}", shape.vocab)));
-    }
-    for (index, sequence) in batch.sequences.iter().enumerate() {
-        check_sequence(sequence, shape, window_tokens)
-            .map_err(|message| bad(format!("sequence {index}: {message}")))?;
-    }
-    Ok(())
-}
-
-fn check_sequence(sequence: &BatchSequence, shape: &ForwardShape, window_tokens: Option<usize>) -> Result<(), String> {
-    if sequence.new_tokens == 0 {
-        return Err("no new token".into());
-    }
-    if sequence.logits > sequence.new_tokens {
-        let (wanted, new) = (sequence.logits, sequence.new_tokens);
-        return Err(format!("logits of {wanted} tokens are wanted, but only {new} are new"));
-    }
-    if let Some(adapter) = sequence.adapter {
-        return Err(format!("adapter {adapter} is not loaded: this device computes none"));
-    }
-    let end = sequence.start.checked_add(sequence.new_tokens).filter(|end| *end <= shape.context_tokens);
-    let Some(end) = end else {
-        return Err(format!("reaches past the context of {} tokens", shape.context_tokens));
-    };
-    let needed = end.div_ceil(shape.kv_block_tokens);
-    if sequence.blocks.len() < needed {
-        return Err(format!("has {} KV blocks, needs {needed}", sequence.blocks.len()));
-    }
-    // What no new token sees is not read, and may be gone.
-    let first_seen = window_tokens.map_or(0, |window_tokens| (sequence.start + 1).saturating_sub(window_tokens));
-    let (passed, seen) = sequence.blocks.split_at(first_seen / shape.kv_block_tokens);
-    let passed = passed.iter().filter(|block| **block != NO_BLOCK);
-    match passed.chain(seen).find(|block| **block as usize >= shape.kv_blocks) {
-        Some(block) => Err(format!("KV block {block} is outside the pool of {}", shape.kv_blocks)),
+    batch.check(shape, window_tokens)?;
+    match batch.sequences.iter().enumerate().find_map(|(index, sequence)| Some((index, sequence.adapter?))) {
+        Some((index, adapter)) => {
+            Err(malformed(format!("sequence {index}: adapter {adapter} is not loaded: this device computes none")))
+        }
         None => Ok(()),
     }
-}
-
-/// Names the first sequence whose first row of logits is not all finite. Rows after it may rest on guessed tokens,
-/// which must not fail a step.
-pub(crate) fn check_finite(batch: &Batch, vocab: usize, logits: &[f32]) -> Result<(), ForwardError> {
-    let mut rest = logits;
-    for (index, sequence) in batch.sequences.iter().enumerate().filter(|(_, sequence)| sequence.logits > 0) {
-        let (rows, others) = rest.split_at_checked(sequence.logits * vocab).unwrap_or((rest, &[]));
-        rest = others;
-        if !rows[..vocab.min(rows.len())].iter().all(|logit| logit.is_finite()) {
-            return Err(ForwardError::NonFinite { sequence: index });
-        }
-    }
-    Ok(())
-}
-
-fn bad(message: String) -> ForwardError {
-    ForwardError::Device { message: format!("malformed batch: {message}") }
 }
 
 /// What the device's buffers hold, and what the layout depends on.

@@ -9,9 +9,9 @@ mod history;
 mod logprobs;
 mod weights;
 
+pub use engine_core::all_finite;
 pub use history::{History, adjust};
 pub use logprobs::logprobs;
-pub use weights::all_finite;
 
 use engine_core::TokenId;
 use engine_wire::sampling::Sampling;

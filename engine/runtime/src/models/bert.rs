@@ -10,7 +10,7 @@ use crate::kernels::cpu::{
     quant::Quantised,
     whole_attention::{WholeAttention, attend_whole},
 };
-use engine_core::{Encode, EncodeBatch, EncodeShape, ForwardError};
+use engine_core::{Encode, EncodeBatch, EncodeShape, ForwardError, malformed};
 use engine_store::{EncoderCheckpoint, EncoderConfig, EncoderError, Pooling};
 use std::ops::Range;
 
@@ -185,21 +185,23 @@ impl Bert {
 
     /// Rows of each text, checked: everything that a kernel would otherwise have to trust.
     fn texts(&self, batch: &EncodeBatch) -> Result<Vec<Range<usize>>, ForwardError> {
-        let bad = |message: String| ForwardError::Device { message: format!("malformed batch: {message}") };
         let mut texts = Vec::with_capacity(batch.lengths.len());
         let mut end = 0;
         for length in &batch.lengths {
             if *length == 0 || *length > self.config.context_tokens {
-                return Err(bad(format!("a text of {length} tokens; 1 to {} can be", self.config.context_tokens)));
+                return Err(malformed(format!(
+                    "a text of {length} tokens; 1 to {} can be",
+                    self.config.context_tokens
+                )));
             }
             texts.push(end..end + length);
             end += length;
         }
         if end != batch.tokens.len() {
-            return Err(bad(format!("{} tokens, but the texts have {end}", batch.tokens.len())));
+            return Err(malformed(format!("{} tokens, but the texts have {end}", batch.tokens.len())));
         }
         match batch.tokens.iter().find(|token| **token as usize >= self.config.vocab) {
-            Some(token) => Err(bad(format!("token {token} is outside the vocabulary of {}", self.config.vocab))),
+            Some(token) => Err(malformed(format!("token {token} is outside the vocabulary of {}", self.config.vocab))),
             None => Ok(texts),
         }
     }

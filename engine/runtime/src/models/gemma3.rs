@@ -223,6 +223,6 @@ impl<E: KvElement> Forward for Gemma3<E> {
         let epsilon = self.config.norm_epsilon;
         self.device.logits(&mut self.buffers, &plan, (&weights.output_norm, epsilon), matrix, out);
         self.device.settling.step(&mut self.device.pool, self.weights.matrices_mut());
-        batch::check_finite(batch, self.shape.vocab, out)
+        batch.check_finite(self.shape.vocab, out)
     }
 }

@@ -252,6 +252,6 @@ impl<E: KvElement> Forward for Llama<E> {
         let epsilon = self.config.norm_epsilon;
         self.device.logits(&mut self.buffers, &plan, (&weights.output_norm, epsilon), matrix, out);
         self.device.settling.step(&mut self.device.pool, self.weights.matrices_mut());
-        batch::check_finite(batch, self.shape.vocab, out)
+        batch.check_finite(self.shape.vocab, out)
     }
 }

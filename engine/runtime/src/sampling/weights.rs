@@ -15,13 +15,6 @@ static ISA: LazyLock<Isa> = LazyLock::new(Isa::detect);
 /// Logits that are looked at together before a decision is made.
 pub(super) const BLOCK: usize = 256;
 
-/// Whether all are finite numbers. By bits and without branches, so that it vectorises.
-pub fn all_finite(logits: &[f32]) -> bool {
-    /// An exponent of all ones.
-    const EXPONENT: u32 = 0x7f80_0000;
-    logits.iter().fold(true, |finite, x| finite & (x.to_bits() & EXPONENT != EXPONENT))
-}
-
 /// The largest; negative infinity of none. NaN is passed over.
 pub(super) fn highest(logits: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if b > a { b } else { a };
@@ -137,6 +130,7 @@ impl WideKernel for Weigh<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use engine_core::all_finite;
     use proptest::prelude::*;
 
     proptest! {
