@@ -6,17 +6,18 @@ use crate::shared::Shared;
 use engine_wire::control::Telemetry;
 use metrics::{counter, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use std::sync::Arc;
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use telemetry::{Kind, table, vllm};
 
 /// One recorder for a process, whoever asks first.
-static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
+static RECORDER: Mutex<Option<PrometheusHandle>> = Mutex::new(None);
 
 /// Installs the recorder of this process, once.
 pub(crate) fn install() -> Result<PrometheusHandle, EngineError> {
-    if let Some(handle) = RECORDER.get() {
+    // Held to the end: of two engines of one process, the one that comes second must get the recorder that was installed.
+    let mut installed = RECORDER.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(handle) = &*installed {
         return Ok(handle.clone());
     }
     let failed = |message: String| EngineError::BadOption { message: format!("metrics: {message}") };
@@ -35,7 +36,7 @@ pub(crate) fn install() -> Result<PrometheusHandle, EngineError> {
         tracing::warn!("another metrics recorder is installed: /metrics stays empty");
     }
     tokio::spawn(keep_up(handle.clone()));
-    Ok(RECORDER.get_or_init(|| handle).clone())
+    Ok(installed.insert(handle).clone())
 }
 
 /// Between two compactions of histogram samples that nobody has scraped.
